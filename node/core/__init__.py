@@ -1,0 +1,13 @@
+"""The event store as a pure state machine: what every node computes alike.
+
+Nothing here does IO, reads a clock, draws a random number, logs or awaits. Whatever varies from
+node to node (time, ids) enters as data inside a command. Read in this order:
+
+* `frames`    how one event is encoded, once, for the log, memory, disk and CBOR readers
+* `commands`  what can be asked of the replicated state, encoded where the request enters
+* `outcomes`  what the state answers; refusals are values, never exceptions
+* `stream`    one stream: the positions of its events
+* `recent`    which event ids are remembered, so that a retry gets its original answer
+* `store`     one store: events in position order, streams, checkpoints
+* `state`     all stores, and `apply`, the one door through which anything changes
+"""

@@ -1,0 +1,99 @@
+"""What the state answers to a command.
+
+A refusal is a value like a success: `apply` never raises, because PySyncObj stops for ever at an
+entry whose application raised, on every node at once. Outcomes are the same on every node, and the
+node that took the request turns its own into an HTTP answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class Appended(NamedTuple):
+    """Events are stored: just now, or by an earlier try of the same request (`idempotent`).
+
+    `first_version` and `last_version` are event numbers in the stream of the first event;
+    `positions` has one store position per event of the request, in the request's order; `streams`
+    tells the number of the last event of the request in each stream it wrote to. An append of
+    nothing but a checkpoint has no positions and -1 for both versions.
+    """
+
+    first_version: int
+    last_version: int
+    positions: Sequence[int]
+    streams: Mapping[str, int]
+    idempotent: bool
+
+
+class WrongExpectedVersion(NamedTuple):
+    """The stream is not where the writer believed; `current` is -1 for a stream that does not exist."""
+
+    stream: str
+    expected: int
+    current: int
+
+
+class EventIdReused(NamedTuple):
+    """An event id of the request is stored already, and not as part of this same request."""
+
+    event_id: bytes
+    detail: str
+
+
+class StoreNotFound(NamedTuple):
+    """No such store at this point of the history."""
+
+    store: str
+
+
+class StoreCreated(NamedTuple):
+    """The store exists now; `created` is False if it did before."""
+
+    created: bool
+
+
+class StoreDeleted(NamedTuple):
+    """The store and all it held are gone."""
+
+    store: str
+
+
+class CheckpointMoved(NamedTuple):
+    """The checkpoint stands at `position` now."""
+
+    name: str
+    position: int
+
+
+class CheckpointNotIncreasing(NamedTuple):
+    """The checkpoint stands at `current` already; nothing was written."""
+
+    name: str
+    position: int
+    current: int
+
+
+class BarrierPassed(NamedTuple):
+    """A command that changes nothing has come through the log."""
+
+
+class Malformed(NamedTuple):
+    """The bytes are no command of this version; nothing was changed, on any node."""
+
+    detail: str
+
+
+Outcome = (
+    Appended
+    | WrongExpectedVersion
+    | EventIdReused
+    | StoreNotFound
+    | StoreCreated
+    | StoreDeleted
+    | CheckpointMoved
+    | CheckpointNotIncreasing
+    | BarrierPassed
+    | Malformed
+)

@@ -1,0 +1,145 @@
+"""The replicated state: all stores, and `apply`, the one door through which anything changes.
+
+The contract of `apply`, on which everything above it relies:
+
+* total: any bytes at all are answered by an outcome; nothing is raised;
+* deterministic: the outcome and the state after it depend on the state before it and the command
+  alone, never on the node, the clock or the order of a dictionary;
+* atomic: it checks everything, then changes everything; a refusal has changed nothing.
+
+A Raft entry carries several commands (group commit). They are applied in order, and the entry's
+index is reached when all of them are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from node.core import commands
+from node.core.commands import (
+    Append,
+    AppendMany,
+    Barrier,
+    CreateStore,
+    DeleteStore,
+    MalformedCommand,
+    PutCheckpoint,
+)
+from node.core.outcomes import (
+    Appended,
+    BarrierPassed,
+    CheckpointMoved,
+    Malformed,
+    Outcome,
+    StoreCreated,
+    StoreDeleted,
+    StoreNotFound,
+)
+from node.core.store import Store
+
+_PLACES_BITS = 20  # an entry holds fewer than 2**20 commands
+
+
+def _ignore(_: str) -> None:
+    """Nobody listens yet."""
+
+
+class State:
+    """Every store of the cluster, as of `applied_index` (whose entry had the term `applied_term`).
+
+    `on_change` is called once an entry with the name of each store that the entry changed.
+    """
+
+    def __init__(self) -> None:
+        self.applied_index = 0
+        self.applied_term = 0
+        self.stores: dict[str, Store] = {}
+        self.on_change: Callable[[str], None] = _ignore
+        self._changed: set[str] = set()
+        self._appliers: dict[type, Callable[[Any, int], Outcome]] = {
+            Append: self._append,
+            AppendMany: self._append_many,
+            CreateStore: self._create_store,
+            DeleteStore: self._delete_store,
+            PutCheckpoint: self._put_checkpoint,
+            Barrier: self._barrier,
+        }
+
+    def apply(self, index: int, term: int, encoded: Sequence[bytes]) -> list[Outcome]:
+        """Apply the commands of the entry at `index`; one outcome a command, in order."""
+        base = index << _PLACES_BITS
+        outcomes = [self._apply_one(command, base + at) for at, command in enumerate(encoded)]
+        self.applied_index = index
+        self.applied_term = term
+        if self._changed:
+            changed, self._changed = self._changed, set()
+            for store in sorted(changed):
+                self.on_change(store)
+        return outcomes
+
+    def check(self) -> None:
+        """Raise `AssertionError` unless every store is as it must be."""
+        for name, store in self.stores.items():
+            assert store.name == name
+            store.check()
+
+    def _apply_one(self, encoded: bytes, place: int) -> Outcome:
+        try:
+            command = commands.decode(encoded)
+        except MalformedCommand as error:
+            return Malformed(str(error))
+        return self._appliers[type(command)](command, place)
+
+    def _append(self, command: Append, _: int) -> Outcome:
+        store = self.stores.get(command.store)
+        if store is None:
+            return StoreNotFound(command.store)
+        outcome = store.append(
+            command.stream, command.expected, command.frames, command.created_us
+        )
+        return self._noting(outcome, store)
+
+    def _append_many(self, command: AppendMany, place: int) -> Outcome:
+        store = self.stores.get(command.store)
+        if store is None:
+            return StoreNotFound(command.store)
+        outcome = store.append_many(
+            command.events,
+            command.checks,
+            command.checkpoint,
+            command.created_us,
+            place >> _PLACES_BITS,
+        )
+        return self._noting(outcome, store)
+
+    def _put_checkpoint(self, command: PutCheckpoint, place: int) -> Outcome:
+        store = self.stores.get(command.store)
+        if store is None:
+            return StoreNotFound(command.store)
+        outcome = store.put_checkpoint(command.name, command.position, place >> _PLACES_BITS)
+        return self._noting(outcome, store)
+
+    def _create_store(self, command: CreateStore, place: int) -> Outcome:
+        if command.store in self.stores:
+            return StoreCreated(False)
+        self.stores[command.store] = Store(command.store, place, command.created_us)
+        self._changed.add(command.store)
+        return StoreCreated(True)
+
+    def _delete_store(self, command: DeleteStore, _: int) -> Outcome:
+        if self.stores.pop(command.store, None) is None:
+            return StoreNotFound(command.store)
+        self._changed.add(command.store)
+        return StoreDeleted(command.store)
+
+    def _barrier(self, _: Barrier, __: int) -> Outcome:
+        return BarrierPassed()
+
+    def _noting(self, outcome: Outcome, store: Store) -> Outcome:
+        changed = isinstance(outcome, CheckpointMoved) or (
+            isinstance(outcome, Appended) and not outcome.idempotent
+        )
+        if changed:
+            self._changed.add(store.name)
+        return outcome
