@@ -236,7 +236,7 @@ class StreamDeleted(Conflict):
 
 
 class EventIdReused(Conflict):
-    """An event id is stored already, with other content or only some of the request's; `event_id`."""
+    """An id is stored with other content, or only some of the request's are; `event_id`."""
 
     code = "event_id_reused"
     status = 422

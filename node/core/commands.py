@@ -210,7 +210,7 @@ def _need(condition: bool, field: str) -> None:
 
 
 def _is_name(value: object) -> bool:
-    # The byte length is what is limited; most names are short and ASCII, so ask the cheap thing first.
+    # The limit is in bytes; most names are short, so ask the cheap thing first.
     if type(value) is not str or not value:
         return False
     try:
@@ -239,7 +239,10 @@ def _is_expected(value: object) -> bool:
 
 def _is_check(value: object) -> bool:
     return (
-        isinstance(value, list) and len(value) == 2 and _is_name(value[0]) and _is_expected(value[1])
+        isinstance(value, list)
+        and len(value) == 2
+        and _is_name(value[0])
+        and _is_expected(value[1])
     )
 
 

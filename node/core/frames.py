@@ -57,7 +57,7 @@ def encode_frame(
     data_content_type: str,
     metadata_content_type: str,
 ) -> bytes:
-    """Encode one event. `data` and `metadata` are encoded CBOR items (`ABSENT` where there is none)."""
+    """Encode one event. `data` and `metadata` are encoded CBOR items, `ABSENT` for none."""
     return cbor2.dumps(
         (
             FORMAT,

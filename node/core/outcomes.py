@@ -28,7 +28,7 @@ class Appended(NamedTuple):
 
 
 class WrongExpectedVersion(NamedTuple):
-    """The stream is not where the writer believed; `current` is -1 for a stream that does not exist."""
+    """The stream is not where the writer believed; `current` is -1 where there is none."""
 
     stream: str
     expected: int

@@ -95,9 +95,7 @@ class State:
         store = self.stores.get(command.store)
         if store is None:
             return StoreNotFound(command.store)
-        outcome = store.append(
-            command.stream, command.expected, command.frames, command.created_us
-        )
+        outcome = store.append(command.stream, command.expected, command.frames, command.created_us)
         return self._noting(outcome, store)
 
     def _append_many(self, command: AppendMany, place: int) -> Outcome:

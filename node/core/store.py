@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from sortedcontainers import SortedList
@@ -134,6 +135,7 @@ class Store:
             self._created[after:until],
             self._type_of[after:until],
             self._frames[after:until],
+            strict=False,
         )
 
     # --- appending ---------------------------------------------------------------------------
@@ -200,7 +202,7 @@ class Store:
                 return EventIdReused(frame_id(frame), "stored with other content or elsewhere")
         if len(positions) < len(events):
             return EventIdReused(frame_id(self.frame(positions[0])), "only some events are stored")
-        if any(later <= sooner for sooner, later in zip(positions, positions[1:], strict=False)):
+        if any(later <= sooner for sooner, later in pairwise(positions)):
             return EventIdReused(frame_id(events[0][1]), "stored in another order")
         return self._appended(events, positions, True)
 
@@ -341,7 +343,7 @@ class Store:
         assert sum(len(stream.positions) for stream in self.stream_list) == size
         for ordinal, stream in enumerate(self.stream_list):
             self._check_stream(ordinal, stream)
-        assert all(a <= b for a, b in zip(self._created, self._created[1:], strict=False))
+        assert all(a <= b for a, b in pairwise(self._created))
         assert self.checkpoints.keys() == self.checkpoint_index.keys()
         for at, frame in enumerate(self._frames):
             kind = self.type_names[self._type_of[at]]

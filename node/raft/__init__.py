@@ -1,0 +1,21 @@
+"""Replication: PySyncObj's Raft, guarded, driven by the node's event loop.
+
+PySyncObj decides who leads and what is committed. Everything around it is ours, because what it
+brings is not safe (see "What the library gets wrong" in ARCHITECTURE): transport, codec, log,
+durable promises, replication to a peer, group commit, forwarding, recovery. Read in this order:
+
+* `ports`      what this package needs from the node around it
+* `messages`   what nodes say to one another, with a limit on everything
+* `session`    one authenticated connection to a peer
+* `transport`  one live session a peer, dialling, bounded queues
+* `journal`    the Raft log in memory, and the promises that must be durable
+* `library`    the only module that touches PySyncObj and its mangled names
+* `guard`      what may reach the library, and what it may say
+* `election`   when to stand for election: only after a majority would agree (PreVote)
+* `recovery`   how a node that may have forgotten promises comes back
+* `entries`    the content of a log entry: the commands of one group commit
+* `proposals`  from a command to its outcome: queue, group commit, forwarding, deadlines
+* `fill`       how a node that is further behind than the log reaches is brought up
+* `requests`   questions between nodes that want an answer
+* `replica`    the whole, as the rest of the node sees it
+"""

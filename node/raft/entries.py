@@ -1,0 +1,58 @@
+"""The content of a log entry: the commands of one group commit, and whose they are.
+
+An entry is the CBOR array ``[1, [[origin, incarnation, sequences, commands], …]]``. Each group has
+the commands that one node took; `sequences` are that node's own numbers for them. When the entry is
+applied, every node knows by that which of its own requests it has just learned the outcome of, so
+that a follower's answer needs no word from the leader, and the follower has already applied what it
+answers for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cbor2
+
+FORMAT = 1
+
+
+class MalformedEntry(ValueError):
+    """The bytes are no entry of this version."""
+
+
+class Group(NamedTuple):
+    """Commands of one node, in order."""
+
+    origin: str
+    incarnation: int
+    sequences: list[int]
+    commands: list[bytes]
+
+
+def encode(groups: Sequence[Group]) -> bytes:
+    """The bytes of an entry."""
+    return cbor2.dumps((FORMAT, groups))
+
+
+def decode(entry: bytes) -> list[Group]:
+    """The groups of an entry; raises `MalformedEntry`, and nothing else."""
+    try:
+        version, groups = cbor2.loads(entry)
+        decoded = [Group(*group) for group in groups]
+    except Exception as error:
+        raise MalformedEntry(f"no entry: {error!r}") from error
+    if version != FORMAT or not all(map(_is_group, decoded)):
+        raise MalformedEntry("not an entry of this version")
+    return decoded
+
+
+def _is_group(group: Group) -> bool:
+    return (
+        isinstance(group.origin, str)
+        and type(group.incarnation) is int
+        and isinstance(group.sequences, list)
+        and isinstance(group.commands, list)
+        and len(group.sequences) == len(group.commands)
+        and all(type(command) is bytes for command in group.commands)
+    )

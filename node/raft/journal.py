@@ -1,0 +1,148 @@
+"""The Raft log in memory, and the promises that must outlive it.
+
+PySyncObj gets this object where it would make its own journal. It looks like one (items are tuples
+``(entry, index, term)``; ``journal[0]`` is the base, an entry that is already part of the state),
+and is more careful:
+
+* term and vote go to disk before `setCurrentTerm` returns, so before any message of that term
+  leaves; the term is never below that of the last entry;
+* the commit index that the library reads at its start is the one whose state was loaded;
+* an open-ended slice gives at most two items, because the only place that takes one asks whether
+  anything follows, and the stock answer copied the whole log for every message;
+* its size in bytes is known.
+
+Cutting the log behind what is persisted belongs into `cut_to`, which only drops what is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from node.raft.ports import Promises, StartingPoint
+
+NO_OP = b"\x01"
+
+Item = tuple[bytes, int, int]
+
+
+class Journal:
+    """The log from its base to its last entry; indexes are contiguous."""
+
+    def __init__(self, start: StartingPoint, promises: Promises) -> None:
+        # The library's first entry has index 1; a log that begins with nothing begins there, too.
+        self._items: list[Item] = [(NO_OP, max(start.index, 1), start.index_term)]
+        self._promises = promises
+        self._term = max(start.term, start.index_term)
+        self._vote = start.vote
+        self.bytes = 0
+        for index, term, entry in start.tail:
+            if index > self.last_index:
+                self.add(entry, index, term)
+        if self._term < self.last_term:
+            self._term, self._vote = self.last_term, None
+
+    # --- what the replica asks ---------------------------------------------------------------
+
+    @property
+    def base_index(self) -> int:
+        """The index of the base: what stands before it can no longer be sent from the log."""
+        return self._items[0][1]
+
+    @property
+    def last_index(self) -> int:
+        """The index of the last entry."""
+        return self._items[-1][1]
+
+    @property
+    def last_term(self) -> int:
+        """The term of the last entry."""
+        return self._items[-1][2]
+
+    def term_at(self, index: int) -> int | None:
+        """The term of the entry at `index`; None if the log does not hold it."""
+        at = index - self._items[0][1]
+        return self._items[at][2] if 0 <= at < len(self._items) else None
+
+    def item(self, index: int) -> Item:
+        """The entry at an index that the log holds."""
+        return self._items[index - self._items[0][1]]
+
+    def items_from(self, index: int, items_max: int, bytes_max: int) -> list[Item]:
+        """Entries from `index` on: at most `items_max`, and none after `bytes_max` is reached."""
+        start = index - self._items[0][1]
+        items = self._items[start : start + items_max]
+        size = 0
+        for at, item in enumerate(items):
+            size += len(item[0])
+            if size >= bytes_max:
+                return items[: at + 1]
+        return items
+
+    def tail_after(self, index: int) -> list[tuple[int, int, bytes]]:
+        """All entries behind `index` as (index, term, entry), for the tail file."""
+        return [(at, term, entry) for entry, at, term in self._items if at > index]
+
+    def restart_at(self, index: int, term: int) -> None:
+        """Begin anew with a base at `index`: the state up to there came another way."""
+        self._items = [(NO_OP, index, term)]
+        self.bytes = 0
+
+    # --- what the library asks ---------------------------------------------------------------
+
+    def add(self, entry: bytes, index: int, term: int) -> None:
+        """Add the entry that follows the last one."""
+        assert index == self._items[-1][1] + 1, "a log has no gaps"
+        self._items.append((entry, index, term))
+        self.bytes += len(entry)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, key: int | slice) -> Item | list[Item]:
+        if isinstance(key, slice) and key.stop is None and key.start is not None:
+            return self._items[key.start : key.start + 2]
+        return self._items[key]
+
+    def deleteEntriesFrom(self, at: int) -> None:
+        """Drop everything from item `at` on: a leader has other entries there."""
+        self._forget(self._items[at:])
+        del self._items[at:]
+
+    def deleteEntriesTo(self, at: int) -> None:
+        """Not used: the library's own compaction is switched off."""
+        raise AssertionError("the library must not compact the log")
+
+    def clear(self) -> None:
+        """Not used: the library's own snapshots are switched off."""
+        raise AssertionError("the library must not clear the log")
+
+    def setCurrentTerm(self, term: int, vote: str | None) -> None:
+        """Promise: durable when this returns."""
+        if (term, vote) == (self._term, self._vote):
+            return
+        self._promises.save(term, vote)
+        self._term, self._vote = term, vote
+
+    def getCurrentTerm(self) -> int:
+        """The durable term, never below that of the last entry."""
+        return self._term
+
+    def getVotedForNodeId(self) -> str | None:
+        """Whom this node voted for in that term."""
+        return self._vote
+
+    def getRaftCommitIndex(self) -> int:
+        """What is known to be committed at the start: the state that was loaded."""
+        return self.base_index
+
+    def setRaftCommitIndex(self, index: int) -> None:
+        """The commit index needs no record: it follows from what is persisted."""
+
+    def onOneSecondTimer(self) -> None:
+        """Nothing to flush."""
+
+    def _destroy(self) -> None:
+        """Nothing to close."""
+
+    def _forget(self, items: Iterable[Item]) -> None:
+        self.bytes -= sum(len(entry) for entry, _, _ in items)

@@ -1,0 +1,63 @@
+"""What replication needs from the node around it, and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ssl import SSLContext
+from typing import Protocol
+
+
+class Promises(Protocol):
+    """Where term and vote are kept. `save` returns when they are on disk, or ends the process."""
+
+    def save(self, term: int, vote: str | None) -> None:
+        """Make the promise durable before anything is said in that term."""
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a node knows when it starts.
+
+    `index` and `term` are the cut up to which its state was loaded; `tail` are the log entries
+    behind it (index, term, entry), contiguous. `forgetful` says that it may have acknowledged
+    entries that it no longer has: it then starts recovering.
+    """
+
+    incarnation: int
+    term: int
+    vote: str | None
+    index: int
+    index_term: int
+    forgetful: bool
+    tail: tuple[tuple[int, int, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class RaftSettings:
+    """Addresses, times and bounds of replication. Times are in milliseconds, sizes in bytes."""
+
+    node_id: str
+    raft_address: str
+    http_address: str
+    peers: dict[str, str]
+    secret: bytes
+    heartbeat_ms: int = 50
+    election_min_ms: int = 400
+    election_max_ms: int = 900
+    leader_fallback_ms: int = 1000
+    leader_wait_ms: int = 2000
+    handshake_ms: int = 3000
+    silence_ms: int = 3000
+    proposals_max: int = 10_000
+    proposal_bytes_max: int = 64 * 1024 * 1024
+    entry_commands_max: int = 1000
+    entry_bytes_max: int = 1024 * 1024
+    entries_in_flight_max: int = 2
+    peer_queue_bytes_max: int = 64 * 1024 * 1024
+    peer_window_bytes: int = 8 * 1024 * 1024
+    frame_bytes_max: int = 64 * 1024 * 1024
+    strangers_max: int = 64
+    server_tls: SSLContext | None = None
+    client_tls: SSLContext | None = None
+    clock: Callable[[], float] = field(default=lambda: 0.0, compare=False)

@@ -1,0 +1,328 @@
+"""From a command to its outcome: queue, group commit, forwarding, deadlines.
+
+Whoever takes a request calls `submit` and awaits the outcome. Commands that arrive in one turn of
+the event loop, or while `entries_in_flight_max` entries are under way, share the next log entry. A
+follower sends its commands to the leader, which puts them into its entries under the follower's
+name; every node resolves its own when it applies the entry (see `entries`).
+
+What is certain, and what is not, decides how a submission ends:
+
+* resolved           this node has applied it;
+* `NoLeader`         it never left this node, or the leader said that it did not take it, or another
+                     entry was committed in its place: certainly not stored;
+* `Overloaded`       a bound was reached before it was taken: certainly not stored;
+* `OutcomeUnknown`   it was handed on and not heard of in time: perhaps stored. A command is never
+                     sent twice; the client repeats it with the same event ids.
+
+Bounds: `proposals_max` submissions of this node and as many of peers, `proposal_bytes_max` for
+each; beyond them `Overloaded`. A submission without a leader waits for `leader_wait_ms`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from node.core.outcomes import Outcome
+from node.errors import ExesdbError, NoLeader, OutcomeUnknown, Overloaded
+from node.raft import entries
+from node.raft.entries import Group
+from node.raft.library import Engine, now
+from node.raft.messages import Message, Propose, Refused
+from node.raft.ports import RaftSettings
+
+Resolved = tuple[Outcome, int]
+
+_NOT_LEADING = "not leading"
+_FULL = "full"
+
+
+class _Pending:
+    """A submission of this node that has no outcome yet."""
+
+    __slots__ = ("command", "deadline", "future", "handed_on", "since")
+
+    def __init__(self, command: bytes, future: asyncio.Future[Resolved], timeout_s: float) -> None:
+        self.command = command
+        self.future = future
+        self.since = now()
+        self.deadline = self.since + timeout_s
+        self.handed_on = False
+
+
+class _Foreign(NamedTuple):
+    """A command that a peer asked this leader to propose."""
+
+    origin: str
+    incarnation: int
+    sequence: int
+    command: bytes
+
+
+class _InFlight(NamedTuple):
+    """An entry of this leader that is not applied yet."""
+
+    raft_index: int
+    term: int
+    groups: list[Group]
+
+
+class Proposals:
+    """Submissions of this node, and what peers ask it to propose while it leads."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: RaftSettings,
+        incarnation: int,
+        send: Callable[[str, Message], bool],
+        overloaded: Callable[[], bool],
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self.paused = False
+        self._engine = engine
+        self._settings = settings
+        self._incarnation = incarnation
+        self._send = send
+        self._overloaded = overloaded
+        self._sequence = 0
+        self._pending: dict[int, _Pending] = {}
+        self._pending_bytes = 0
+        self._unsent: deque[int] = deque()
+        self._foreign: deque[_Foreign] = deque()
+        self._foreign_bytes = 0
+        self._in_flight: deque[_InFlight] = deque()
+        self._pump_scheduled = False
+
+    # --- this node's submissions -------------------------------------------------------------
+
+    def submit(self, command: bytes, timeout_ms: int) -> asyncio.Future[Resolved]:
+        """Queue a command; the future gives (outcome, Raft index) or one of the errors above."""
+        self._check_bounds(len(command))
+        loop = asyncio.get_running_loop()
+        self._sequence += 1
+        sequence = self._sequence
+        pending = _Pending(command, loop.create_future(), timeout_ms / 1000)
+        self._pending[sequence] = pending
+        self._pending_bytes += len(command)
+        self._unsent.append(sequence)
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            loop.call_soon(self.pump)
+        return pending.future
+
+    def pump(self) -> None:
+        """Move what waits: into the log if this node leads, else to the leader."""
+        self._pump_scheduled = False
+        if self._engine.leads:
+            self._fill_entries()
+        else:
+            self._refuse_foreign()
+            if self._unsent and self._engine.leader is not None:
+                self._forward(self._engine.leader)
+
+    def sweep(self) -> None:
+        """End the submissions whose time is over; called several times a second."""
+        moment = now()
+        patience_s = self._settings.leader_wait_ms / 1000
+        leaderless = self._engine.leader is None
+        for sequence, pending in list(self._pending.items()):
+            if pending.future.done():
+                if not pending.handed_on:
+                    self._take(sequence)
+            elif pending.handed_on:
+                if moment >= pending.deadline:
+                    self._end(sequence, OutcomeUnknown("the outcome was not learned in time"))
+            elif moment >= pending.deadline or (
+                leaderless and moment >= pending.since + patience_s
+            ):
+                self._end(sequence, NoLeader("no leader took the request in time"))
+
+    def stop(self) -> None:
+        """End everything that waits."""
+        for sequence, pending in list(self._pending.items()):
+            if pending.handed_on:
+                self._end(
+                    sequence, OutcomeUnknown("the node stopped before it learned the outcome")
+                )
+            else:
+                self._end(sequence, NoLeader("the node is stopping"))
+
+    @property
+    def waiting(self) -> int:
+        """Submissions of this node that have no outcome yet."""
+        return len(self._pending)
+
+    def _check_bounds(self, size: int) -> None:
+        settings = self._settings
+        if len(self._pending) >= settings.proposals_max:
+            raise Overloaded("too many requests wait for an outcome", limit="proposals_max")
+        if self._pending and self._pending_bytes + size > settings.proposal_bytes_max:
+            raise Overloaded("too many bytes wait for an outcome", limit="proposal_bytes_max")
+        if self._overloaded():
+            raise Overloaded("the disk is too far behind the memory", limit="unpersisted_bytes_max")
+
+    # --- leading -----------------------------------------------------------------------------
+
+    def _fill_entries(self) -> None:
+        while (
+            (self._unsent or self._foreign)
+            and len(self._in_flight) < self._settings.entries_in_flight_max
+            and not self.paused
+        ):
+            groups = list(self._next_groups())
+            if not groups:
+                return
+            term = self._engine.term
+            index = self._engine.append(entries.encode(groups))
+            self._in_flight.append(_InFlight(index, term, groups))
+            self.counters["entries_proposed"] += 1
+
+    def _next_groups(self) -> Iterator[Group]:
+        """The groups of the next entry, within its bounds; at least one command if there is one."""
+        room = [self._settings.entry_commands_max, self._settings.entry_bytes_max]
+        own = Group(self._settings.node_id, self._incarnation, [], [])
+        while self._unsent and room[0] > 0 and room[1] > 0:
+            sequence = self._unsent.popleft()
+            pending = self._pending.get(sequence)
+            if pending is None or pending.future.done():
+                continue
+            pending.handed_on = True
+            own.sequences.append(sequence)
+            own.commands.append(pending.command)
+            room[0] -= 1
+            room[1] -= len(pending.command)
+        if own.commands:
+            yield own
+        yield from self._foreign_groups(room)
+
+    def _foreign_groups(self, room: list[int]) -> Iterator[Group]:
+        groups: dict[tuple[str, int], Group] = {}
+        while self._foreign and room[0] > 0 and room[1] > 0:
+            one = self._foreign.popleft()
+            self._foreign_bytes -= len(one.command)
+            key = one.origin, one.incarnation
+            group = groups.setdefault(key, Group(one.origin, one.incarnation, [], []))
+            group.sequences.append(one.sequence)
+            group.commands.append(one.command)
+            room[0] -= 1
+            room[1] -= len(one.command)
+        yield from groups.values()
+
+    def proposed(self, peer: str, incarnation: int, message: Propose) -> None:
+        """A peer asks this node to propose."""
+        if not self._engine.leads:
+            self._send(peer, Refused(message.sequences, _NOT_LEADING))
+            return
+        if (
+            len(self._foreign) + len(message.commands) > self._settings.proposals_max
+            or self._foreign_bytes > self._settings.proposal_bytes_max
+            or self._overloaded()
+        ):
+            self._send(peer, Refused(message.sequences, _FULL))
+            return
+        for sequence, command in zip(message.sequences, message.commands, strict=True):
+            self._foreign.append(_Foreign(peer, incarnation, sequence, command))
+            self._foreign_bytes += len(command)
+        self.counters["commands_forwarded_here"] += len(message.commands)
+
+    def _refuse_foreign(self) -> None:
+        """This node leads no more: what it has not put into its log it certainly will not."""
+        while self._foreign:
+            one = self._foreign.popleft()
+            self._foreign_bytes -= len(one.command)
+            self._send(one.origin, Refused([one.sequence], _NOT_LEADING))
+
+    # --- following ---------------------------------------------------------------------------
+
+    def _forward(self, leader: str) -> None:
+        while self._unsent:
+            sequences, commands = self._next_forward()
+            if not sequences:
+                return
+            if not self._send(leader, Propose(sequences, commands)):
+                self._unsent.extendleft(reversed(sequences))
+                return
+            for sequence in sequences:
+                self._pending[sequence].handed_on = True
+
+    def _next_forward(self) -> tuple[list[int], list[bytes]]:
+        sequences: list[int] = []
+        commands: list[bytes] = []
+        size = 0
+        while self._unsent and size < self._settings.entry_bytes_max:
+            if len(sequences) >= self._settings.entry_commands_max:
+                break
+            sequence = self._unsent.popleft()
+            pending = self._pending.get(sequence)
+            if pending is None or pending.future.done():
+                continue
+            sequences.append(sequence)
+            commands.append(pending.command)
+            size += len(pending.command)
+        return sequences, commands
+
+    def refused(self, message: Refused) -> None:
+        """The leader did not take these: certainly not stored."""
+        for sequence in message.sequences:
+            pending = self._pending.get(sequence)
+            if pending is None:
+                continue
+            if message.reason == _FULL:
+                self._end(sequence, Overloaded("the leader has too much to do", limit="leader"))
+            else:
+                # Another node leads, or will: it waits for that as if it had just come.
+                pending.handed_on = False
+                self._unsent.append(sequence)
+
+    # --- outcomes ----------------------------------------------------------------------------
+
+    def applied(
+        self, index: int, term: int, groups: Sequence[Group], outcomes: Sequence[Outcome]
+    ) -> bool:
+        """An entry is applied; True if it held commands of another node than the leader."""
+        self._settle_in_flight(index, term)
+        foreign, at = False, 0
+        for group in groups:
+            if group.origin == self._settings.node_id and group.incarnation == self._incarnation:
+                for sequence, outcome in zip(group.sequences, outcomes[at:], strict=False):
+                    self._resolve(sequence, outcome, index)
+            else:
+                foreign = True
+            at += len(group.commands)
+        return foreign
+
+    def _settle_in_flight(self, index: int, term: int) -> None:
+        """Forget this leader's entries up to `index`; others were committed in place of some."""
+        while self._in_flight and self._in_flight[0].raft_index <= index:
+            entry = self._in_flight.popleft()
+            if entry.raft_index == index and entry.term == term:
+                continue
+            for group in entry.groups:
+                self._displaced(group)
+
+    def _displaced(self, group: Group) -> None:
+        if group.origin != self._settings.node_id:
+            self._send(group.origin, Refused(group.sequences, _NOT_LEADING))
+            return
+        for sequence in group.sequences:
+            self._end(sequence, NoLeader("another leader's entry took the place of the request"))
+
+    def _resolve(self, sequence: int, outcome: Outcome, index: int) -> None:
+        pending = self._take(sequence)
+        if pending is not None and not pending.future.done():
+            pending.future.set_result((outcome, index))
+
+    def _end(self, sequence: int, error: ExesdbError) -> None:
+        pending = self._take(sequence)
+        if pending is not None and not pending.future.done():
+            self.counters[f"ended_{error.code}"] += 1
+            pending.future.set_exception(error)
+
+    def _take(self, sequence: int) -> _Pending | None:
+        pending = self._pending.pop(sequence, None)
+        if pending is not None:
+            self._pending_bytes -= len(pending.command)
+        return pending

@@ -1,0 +1,142 @@
+"""How a node that may have forgotten promises comes back.
+
+An acknowledgement means: in the memory of a majority. A node that lost its memory may have
+forgotten what it promised, and if it went on voting as if nothing had happened, acknowledged events
+could be lost. So whoever is not certain to have forgotten nothing starts RECOVERING: it gives no
+vote, stands for no election, serves no client, and takes entries from a leader.
+
+It asks all members, again and again, each time with a fresh nonce: who leads, in which term, how
+far is your log? It leaves when the answering leader's term is at least its own durable term, that
+node still leads in that term as far as it knows, and its own log, as verified by that leader, has
+reached the index in the answer.
+
+If every other member answered one nonce and none leads, then so many have forgotten that nobody can
+be elected the ordinary way (a cold start). Then the greatest (last term, last index) among all is
+the floor: a recovering node may vote for, and be, a candidate that reaches it. It stays recovering
+until somebody leads. That needs all members, because one that is missing might remember more.
+
+Nodes that never ran before come up the same way: a node without a state file cannot know whether it
+is new or has lost everything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from node.raft.library import Engine, now
+from node.raft.messages import Message, RecoveryReport, RecoveryRequest
+
+log = logging.getLogger(__name__)
+
+_ASK_AGAIN_S = 0.25  # where somebody leads, one exchange is enough
+_COLD_AGAIN_S = 0.6  # long enough for an election under the floor of the last round
+
+
+class Recovery:
+    """The recovering state of one node. `active` is True while it lasts."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        peers: list[str],
+        incarnation: int,
+        forgetful: bool,
+        send: Callable[[str, Message], bool],
+    ) -> None:
+        self._engine = engine
+        self._peers = peers
+        self._send = send
+        self._nonce = incarnation << 32
+        self._reports: dict[str, RecoveryReport] = {}
+        self._floor: tuple[int, int] | None = None
+        self._target: tuple[int, str, int] | None = None
+        self._next_round = 0.0
+        self._asked_under: str | None = None
+        self.active = forgetful
+
+    def waits_for(self) -> str:
+        """What a recovering node is waiting for, in words for an operator."""
+        if self._target is not None:
+            return f"entries up to {self._target[2]} from leader {self._target[1]}"
+        silent = sorted(set(self._peers) - self._reports.keys())
+        if silent:
+            return f"a leader, or an answer from every member (silent: {', '.join(silent)})"
+        return "an election among all members"
+
+    def may_vote_for(self, last_term: int, last_index: int) -> bool:
+        """Whether a candidate with such a log may have this node's vote."""
+        return not self.active or (
+            self._floor is not None and (last_term, last_index) >= self._floor
+        )
+
+    def may_stand(self) -> bool:
+        """Whether this node may be a candidate."""
+        journal = self._engine.journal
+        return self.may_vote_for(journal.last_term, journal.last_index)
+
+    def tick(self) -> None:
+        """Leave if it may; else ask again when it is time."""
+        if not self.active:
+            return
+        leader = self._engine.leader
+        if self._engine.leads or self._caught_up():
+            self._leave()
+        elif now() >= self._next_round or (leader is not None and leader != self._asked_under):
+            self._asked_under = leader
+            self._set_floor()
+            self._ask()
+
+    def request(self, peer: str, message: RecoveryRequest) -> None:
+        """Another node asks: answer, and step down if it knows a higher term."""
+        engine = self._engine
+        if message.term > engine.term and not self.active:
+            engine.step_down(peer, message.term)
+        journal = engine.journal
+        self._send(
+            peer,
+            RecoveryReport(
+                message.nonce,
+                engine.term,
+                engine.leads,
+                self.active,
+                journal.last_term,
+                journal.last_index,
+            ),
+        )
+
+    def report(self, peer: str, message: RecoveryReport) -> None:
+        """An answer; one to an older nonce may be from before a crash and is not looked at."""
+        if not self.active or message.nonce != self._nonce:
+            return
+        self._reports[peer] = message
+        if message.leads and not message.recovering and message.term >= self._engine.term:
+            self._target = (message.term, peer, message.last_index)
+
+    def _caught_up(self) -> bool:
+        if self._target is None:
+            return False
+        term, leader, index = self._target
+        engine = self._engine
+        return term == engine.term and engine.leader == leader and engine.verified_index >= index
+
+    def _leave(self) -> None:
+        self.active = False
+        log.info("recovered at index %d in term %d", self._engine.verified_index, self._engine.term)
+
+    def _set_floor(self) -> None:
+        """A cold start: all answered the last nonce and none leads."""
+        reports = self._reports
+        if len(reports) < len(self._peers) or any(report.leads for report in reports.values()):
+            return
+        journal = self._engine.journal
+        logs = [(report.last_term, report.last_index) for report in reports.values()]
+        self._floor = max([*logs, (journal.last_term, journal.last_index)])
+
+    def _ask(self) -> None:
+        complete = len(self._reports) == len(self._peers)
+        self._next_round = now() + (_COLD_AGAIN_S if complete and self._floor else _ASK_AGAIN_S)
+        self._nonce += 1
+        self._reports = {}
+        for peer in self._peers:
+            self._send(peer, RecoveryRequest(self._nonce, self._engine.term))

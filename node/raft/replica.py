@@ -1,0 +1,540 @@
+"""One replica of the store, as the rest of the node sees it.
+
+It owns the parts of this package and the order in which they act. Everything happens on the event
+loop: a message, a submission or the timer leads to `_turn`, at most once a loop turn, which lets
+every part do what is due:
+
+    recovery.tick, election.tick   may this node stand, and should it?
+    engine.tick                    roles, commitment, heartbeats; applies what is committed
+    proposals.pump                 the next group commit, which carries the new commit index along
+
+`_apply` is the one place where a committed entry meets the state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from node.core import commands
+from node.core.outcomes import Outcome
+from node.core.state import State
+from node.errors import MemberMissing, NoLeader, NotReady, ReadBarrierTimeout
+from node.raft import entries
+from node.raft.election import Election
+from node.raft.fill import FillReceiver, FillRefused, FillSource
+from node.raft.guard import Guard
+from node.raft.journal import NO_OP, Journal
+from node.raft.library import Engine, now
+from node.raft.messages import (
+    Answer,
+    Ask,
+    Behind,
+    Gossip,
+    Message,
+    PreVote,
+    PreVoteRequest,
+    Propose,
+    RecoveryReport,
+    RecoveryRequest,
+    Refused,
+)
+from node.raft.ports import Promises, RaftSettings, StartingPoint
+from node.raft.proposals import Proposals
+from node.raft.recovery import Recovery
+from node.raft.requests import Handler, NoAnswer, Requests
+from node.raft.session import Identity
+from node.raft.transport import Transport
+from node.raft.waiting import Waiting
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.02
+_SWEEP_S = 0.05
+_GOSSIP_S = 0.2
+_HAND_OVER_STEP_S = 0.01
+
+
+class MemberStatus(NamedTuple):
+    """What is known here of one member; `last_contact_ms` is None for the node itself."""
+
+    id: str
+    http_address: str
+    raft_address: str
+    role: str
+    commit_index: int
+    applied_index: int
+    persisted_index: int
+    last_contact_ms: int | None
+
+
+class ClusterStatus(NamedTuple):
+    """The cluster as this node sees it."""
+
+    node_id: str
+    leader: str | None
+    term: int
+    members: list[MemberStatus]
+
+
+class Replica:
+    """The replicated state on this node, and the door to change it.
+
+    `overloaded` tells whether the disk is too far behind; `persisted_index` how far it is.
+    """
+
+    def __init__(
+        self,
+        settings: RaftSettings,
+        cluster: str,
+        start: StartingPoint,
+        state: State,
+        promises: Promises,
+        overloaded: Callable[[], bool],
+        persisted_index: Callable[[], int],
+    ) -> None:
+        self.settings = settings
+        self.state = state
+        self.requests = Requests(self._send)
+        self._persisted_index = persisted_index
+        self._journal = Journal(start, promises)
+        state.applied_index = self._journal.base_index
+        state.applied_term = self._journal.term_at(self._journal.base_index) or 0
+        identity = Identity(settings.node_id, cluster, start.incarnation, settings.secret)
+        self._transport = Transport(settings, identity)
+        self._engine = Engine(settings, start, self._journal, self, self._apply)
+        self._recovery = Recovery(
+            self._engine, list(settings.peers), start.incarnation, start.forgetful, self._send
+        )
+        chance = random.Random(f"{settings.node_id}/{start.incarnation}/{time.time_ns()}")
+        self._election = Election(self._engine, self._recovery, settings, self._send, chance)
+        self._guard = Guard(self._engine, self._recovery, self._send, self._election.heard)
+        self._proposals = Proposals(
+            self._engine, settings, start.incarnation, self._send, overloaded
+        )
+        self._source = FillSource(state)
+        self._receiver = FillReceiver(state, self.requests)
+        self._waiting = Waiting()
+        self._gossip: dict[str, tuple[float, Gossip]] = {}
+        self._filling: asyncio.Task[None] | None = None
+        self._timers: list[asyncio.Task[None]] = []
+        self._turn_scheduled = False
+        self._announce = False
+        self._last_view: tuple[str | None, int] = (None, 0)
+        self._elections_won = 0
+        self.on_elected: Callable[[], None] = lambda: None
+
+    # --- life --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the raft port and take part. The state must be loaded by now."""
+        self.requests.serve("read_index", self._serve_read_index)
+        self.requests.serve("hand_over", self._serve_hand_over)
+        self.requests.serve("fill_begin", self._source.begin)
+        self.requests.serve("fill_rows", self._source.rows)
+        await self._transport.start(self)
+        for pause_s, step in (
+            (_TICK_S, self._turn),
+            (_SWEEP_S, self._proposals.sweep),
+            (_GOSSIP_S, self._say_gossip),
+        ):
+            self._timers.append(asyncio.create_task(_repeat(pause_s, step)))
+
+    async def stop(self) -> None:
+        """Close the raft port. After it this node says nothing more to anyone."""
+        self._proposals.paused = True
+        for task in [*self._timers, *([self._filling] if self._filling else [])]:
+            task.cancel()
+        await self.requests.stop()
+        await self._transport.stop()
+        self._proposals.stop()
+
+    def serve(self, topic: str, handler: Handler) -> None:
+        """Let the node answer another kind of question from its peers."""
+        self.requests.serve(topic, handler)
+
+    def log_tail(self, after: int) -> list[tuple[int, int, bytes]]:
+        """The log behind `after` as (index, term, entry): what a clean stop must keep."""
+        return self._journal.tail_after(after)
+
+    # --- changing and reading ----------------------------------------------------------------
+
+    def propose(self, command: bytes, timeout_ms: int) -> Awaitable[tuple[Outcome, int]]:
+        """Replicate a command; gives its outcome and Raft index when THIS node has applied it.
+
+        Raises `NotReady`, `NoLeader` or `Overloaded` (certainly not stored), `OutcomeUnknown`.
+        """
+        if self._recovery.active:
+            raise NotReady("this node is recovering", waits_for=self._recovery.waits_for())
+        return self._proposals.submit(command, timeout_ms)
+
+    async def barrier(self, level: str, timeout_ms: int) -> None:
+        """Wait until this node's state covers what the level promises.
+
+        `leader`: what the leader had applied when asked. `linearizable`: everything that was
+        acknowledged to anyone before, by way of a command through the log.
+        Raises `ReadBarrierTimeout`, `NoLeader`, `NotReady`, `Overloaded`.
+        """
+        if level == "linearizable":
+            await self.propose(commands.barrier(), timeout_ms)
+        elif level == "leader":
+            deadline = now() + timeout_ms / 1000
+            index = await self._leader_index(deadline)
+            await self.wait_applied(index, max(1, round((deadline - now()) * 1000)))
+
+    async def wait_applied(self, index: int, timeout_ms: int) -> None:
+        """Wait until this node has applied the entry at `index`. Raises `ReadBarrierTimeout`."""
+        await self._waiting.until(
+            lambda: self.applied_index >= index, timeout_ms, f"raft index {index}"
+        )
+
+    async def wait_position(self, store: str, position: int, timeout_ms: int) -> None:
+        """Wait until the store has that position here. Raises `ReadBarrierTimeout`."""
+
+        def holds() -> bool:
+            found = self.state.stores.get(store)
+            return found is not None and found.position >= position
+
+        await self._waiting.until(holds, timeout_ms, f"position {position} of store {store}")
+
+    @property
+    def applied_index(self) -> int:
+        """The Raft index up to which this node's state is."""
+        return self.state.applied_index
+
+    async def _leader_index(self, deadline: float) -> int:
+        while True:
+            leader = await self._known_leader(deadline)
+            if leader == self.settings.node_id:
+                await self._waiting.until(
+                    self._engine.leads_with_own_entry_applied,
+                    max(1, round((deadline - now()) * 1000)),
+                    "an entry of its own term",
+                )
+                return self.applied_index
+            try:
+                wait_s = max(0.01, deadline - now())
+                return int(await self.requests.ask(leader, "read_index", None, wait_s))
+            except NoAnswer as error:
+                if now() >= deadline:
+                    raise ReadBarrierTimeout(f"the leader did not answer: {error}") from error
+                await asyncio.sleep(_TICK_S)
+
+    async def _known_leader(self, deadline: float) -> str:
+        patience_ms = min(self.settings.leader_wait_ms, (deadline - now()) * 1000)
+        try:
+            await self._waiting.until(
+                lambda: self._engine.leader is not None, max(1, round(patience_ms)), "a leader"
+            )
+        except ReadBarrierTimeout as error:
+            raise NoLeader("no leader is known") from error
+        leader = self._engine.leader
+        assert leader is not None
+        return leader
+
+    async def _serve_read_index(self, _: str, __: Any) -> Any:
+        if not self._engine.leads_with_own_entry_applied():
+            raise NoLeader("not leading, or not yet sure of what is committed")
+        return self.applied_index
+
+    # --- the cluster -------------------------------------------------------------------------
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node believes that it leads."""
+        return self._engine.leads
+
+    @property
+    def leader(self) -> str | None:
+        """The leader's id, if known."""
+        return self._engine.leader
+
+    @property
+    def recovering(self) -> bool:
+        """Whether this node may have forgotten promises, and therefore serves nobody."""
+        return self._recovery.active
+
+    @property
+    def alarms(self) -> list[str]:
+        """What must never happen and did; empty in a healthy cluster."""
+        return self._guard.alarms
+
+    def not_ready_reasons(self) -> list[str]:
+        """Why this node should not be sent requests; empty if it should."""
+        reasons = []
+        if self._recovery.active:
+            reasons.append(f"recovering: waits for {self._recovery.waits_for()}")
+        if self._filling is not None:
+            reasons.append("being filled by the leader")
+        if self._engine.leader is None:
+            reasons.append("no leader is known")
+        elif self._engine.commit_index > self.applied_index:
+            behind = self._engine.commit_index - self.applied_index
+            reasons.append(f"{behind} committed entries are not applied yet")
+        elif self._engine.leads and not self._engine.leads_with_own_entry_applied():
+            reasons.append("the new leader has not committed an entry yet")
+        return reasons
+
+    def status(self) -> ClusterStatus:
+        """The members, as far as this node knows."""
+        members = [self._own_status(), *(self._peer_status(peer) for peer in self.settings.peers)]
+        members.sort(key=lambda member: member.id)
+        return ClusterStatus(self.settings.node_id, self._engine.leader, self._engine.term, members)
+
+    def counters(self) -> dict[str, int]:
+        """Numbers for the metrics, counted since the start."""
+        return {
+            **self._transport.counters,
+            **self._proposals.counters,
+            "proposals_waiting": self._proposals.waiting,
+            "prevote_rounds": self._election.rounds,
+            "elections_won": self._elections_won,
+            "raft_log_entries": len(self._journal),
+            "raft_log_bytes": self._journal.bytes,
+            "raft_alarms": len(self._guard.alarms),
+        }
+
+    async def transfer_leadership(self, to: str | None, timeout_ms: int) -> str:
+        """Hand leadership to a member (or to the one that is furthest); gives the new leader's id.
+
+        Asked of a follower, it asks the leader. Raises `MemberMissing`, `NoLeader`.
+        """
+        if to is not None and to != self.settings.node_id and to not in self.settings.peers:
+            raise MemberMissing(f"{to!r} is no member", member=to)
+        deadline = now() + timeout_ms / 1000
+        leader = await self._known_leader(deadline)
+        if leader == to:
+            return leader
+        if leader == self.settings.node_id:
+            await self._hand_over(to, deadline)
+        else:
+            try:
+                await self.requests.ask(leader, "hand_over", to, deadline - now())
+            except NoAnswer as error:
+                raise NoLeader(f"the leader did not hand over: {error}") from error
+        await self._waiting.until(
+            lambda: self._engine.leader not in (None, leader),
+            max(1, round((deadline - now()) * 1000)),
+            "a new leader",
+        )
+        return self._engine.leader or ""
+
+    async def _serve_hand_over(self, _: str, to: Any) -> Any:
+        await self._hand_over(to, now() + self.settings.leader_wait_ms / 1000)
+        return None
+
+    async def _hand_over(self, to: str | None, deadline: float) -> None:
+        """Stop proposing, let the target catch up, ask it to take over."""
+        self._proposals.paused = True
+        try:
+            while now() < deadline and self._engine.leads:
+                target = to or self._furthest_peer()
+                if target is not None and self._engine.hand_over(target):
+                    left_ms = max(1, round((deadline - now()) * 1000))
+                    await self._waiting.until(lambda: not self.leads, left_ms, "its successor")
+                    return
+                self._turn()
+                await asyncio.sleep(_HAND_OVER_STEP_S)  # acks of what is in flight arrive
+            raise NoLeader("no member could take over in time")
+        finally:
+            self._proposals.paused = False
+
+    def _furthest_peer(self) -> str | None:
+        peers = [peer for peer in self.settings.peers if self._transport.is_connected(peer)]
+        return max(peers, key=self._engine.match_index, default=None)
+
+    def _own_status(self) -> MemberStatus:
+        settings = self.settings
+        return MemberStatus(
+            settings.node_id,
+            settings.http_address,
+            settings.raft_address,
+            "recovering" if self._recovery.active else self._engine.role,
+            self._engine.commit_index,
+            self.applied_index,
+            self._persisted_index(),
+            None,
+        )
+
+    def _peer_status(self, peer: str) -> MemberStatus:
+        heard_at, said = self._gossip.get(peer, (0.0, None))
+        raft_address = self.settings.peers[peer]
+        if said is None:
+            return MemberStatus(peer, "", raft_address, "unreachable", 0, 0, 0, None)
+        role = said.role if self._transport.is_connected(peer) else "unreachable"
+        return MemberStatus(
+            peer,
+            said.http_address,
+            raft_address,
+            role,
+            said.commit_index,
+            said.applied_index,
+            said.persisted_index,
+            round((now() - heard_at) * 1000),
+        )
+
+    def _say_gossip(self) -> None:
+        own = self._own_status()
+        gossip = Gossip(
+            own.role,
+            self._engine.term,
+            own.commit_index,
+            own.applied_index,
+            own.persisted_index,
+            own.http_address,
+            own.raft_address,
+        )
+        for peer in self.settings.peers:
+            self._send(peer, gossip)
+
+    # --- what the transport tells ------------------------------------------------------------
+
+    def send(self, peer: str, message: Message) -> bool:
+        """The engine's outbox."""
+        return self._transport.send(peer, message)
+
+    def connected(self, peer: str, incarnation: int) -> None:
+        """A session with a peer is up."""
+        _, said = self._gossip.get(peer, (0.0, None))
+        if said is None or incarnation != self._transport.incarnation(peer):
+            self._engine.forget_peer(peer)
+        self._engine.connected(peer)
+        self._say_gossip()
+        self._kick()
+
+    def disconnected(self, peer: str) -> None:
+        """The session with a peer is gone."""
+        self._engine.disconnected(peer)
+        self.requests.disconnected(peer)
+        self._kick()
+
+    def received(self, peer: str, message: Message) -> None:
+        """A message of a proven peer; whatever it is, it stops nothing."""
+        try:
+            self._receive(peer, message)
+        except Exception:
+            log.exception("a message of %s could not be handled: %r", peer, message)
+
+    def batch_done(self) -> None:
+        """Act on what was received."""
+        self._kick()
+
+    def _receive(self, peer: str, message: Message) -> None:
+        if not self._engine.is_member(peer):
+            return
+        if isinstance(message, Propose):
+            self._proposals.proposed(peer, self._transport.incarnation(peer), message)
+        elif isinstance(message, Refused):
+            self._proposals.refused(message)
+        elif isinstance(message, PreVoteRequest):
+            self._election.request(peer, message)
+        elif isinstance(message, PreVote):
+            self._election.answer(peer, message)
+        elif isinstance(message, RecoveryRequest):
+            self._recovery.request(peer, message)
+        elif isinstance(message, RecoveryReport):
+            self._recovery.report(peer, message)
+        elif isinstance(message, Gossip):
+            self._gossip[peer] = now(), message
+        elif isinstance(message, Behind):
+            self._behind(peer, message)
+        elif isinstance(message, Ask):
+            self.requests.asked(peer, message)
+        elif isinstance(message, Answer):
+            self.requests.answered(peer, message)
+        else:
+            self._guard.receive(peer, message)
+
+    def _send(self, peer: str, message: Message) -> bool:
+        return self._transport.send(peer, message)
+
+    # --- being filled ------------------------------------------------------------------------
+
+    def _behind(self, peer: str, message: Behind) -> None:
+        current = message.term == self._engine.term and peer == self._engine.leader
+        if current and self._filling is None and self._engine.commit_index < message.first_index:
+            self._filling = asyncio.create_task(self._fill(peer))
+
+    async def _fill(self, leader: str) -> None:
+        try:
+            filled = await self._receiver.fetch(leader)
+            if self._engine.leader != leader or filled.raft_index <= self._engine.commit_index:
+                raise FillRefused("the leader changed meanwhile")
+            self._receiver.install(filled)
+            self._engine.restart_at(filled.raft_index, filled.term)
+            log.info("filled by %s up to index %d", leader, filled.raft_index)
+        except (FillRefused, NoAnswer, ValueError) as error:
+            log.warning("the fill by %s broke off and will begin again: %s", leader, error)
+        finally:
+            self._filling = None
+            self._waiting.advanced()
+            self._kick()
+
+    # --- the way of time ---------------------------------------------------------------------
+
+    def _kick(self) -> None:
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Let every part do what is due."""
+        self._turn_scheduled = False
+        committed = self._engine.commit_index
+        self._recovery.tick()
+        self._election.tick()
+        self._engine.tick()
+        last_index = self._journal.last_index
+        self._proposals.pump()
+        if self._engine.leads:
+            self._after_leading(committed, last_index)
+        if self._engine.commit_index > self._engine.applied_index:
+            self._kick()  # a long backlog is applied in several turns
+        self._notice_view()
+
+    def _after_leading(self, committed: int, last_index: int) -> None:
+        proposed = self._journal.last_index > last_index
+        if proposed and not self.settings.peers:
+            self._kick()  # a cluster of one has committed it already
+        elif not proposed and self._engine.commit_index > committed and self._announce:
+            # Followers answer for their own commands when they have applied them: let them know.
+            self._engine.announce_commit()
+        self._announce = False
+
+    def _notice_view(self) -> None:
+        view = self._engine.leader, self._engine.term
+        if view == self._last_view:
+            return
+        self._last_view = view
+        log.info("term %d, leader %s", view[1], view[0] or "unknown")
+        self._waiting.advanced()
+        if self._engine.leads:
+            self._elections_won += 1
+            self.on_elected()
+
+    def _apply(self, index: int, term: int, entry: bytes) -> None:
+        groups: list[entries.Group] = []
+        if entry != NO_OP:
+            try:
+                groups = entries.decode(entry)
+            except entries.MalformedEntry as error:
+                self._guard.alarms.append(f"entry {index} is malformed: {error}")
+                log.critical("entry %d is malformed and is passed over: %s", index, error)
+        batch = [command for group in groups for command in group.commands]
+        outcomes = self.state.apply(index, term, batch)
+        if self._proposals.applied(index, term, groups, outcomes):
+            self._announce = True
+        self._waiting.advanced()
+
+
+async def _repeat(pause_s: float, step: Callable[[], None]) -> None:
+    while True:
+        try:
+            step()
+        except Exception:
+            log.exception("a step of the replica failed and is tried again")
+        await asyncio.sleep(pause_s)

@@ -1,0 +1,97 @@
+"""Questions between nodes that want an answer.
+
+`ask` sends a question under a topic and waits for the answer, within a bound. `serve` names who
+answers a topic here. What is asked this way changes nothing by itself or may be asked twice: an
+answer that is lost, or comes too late, is asked for again by whoever needs it.
+
+At most `_SERVED_MAX` questions are worked on at once; more are answered "busy".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from node.raft.messages import Answer, Ask, Message
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[str, Any], Awaitable[Any]]
+
+_SERVED_MAX = 64
+
+
+class NoAnswer(Exception):
+    """The peer is not connected, did not answer in time, or said why it does not."""
+
+
+class Requests:
+    """Both sides of questions and answers, for one node."""
+
+    def __init__(self, send: Callable[[str, Message], bool]) -> None:
+        self._send = send
+        self._handlers: dict[str, Handler] = {}
+        self._waiting: dict[int, tuple[str, asyncio.Future[Any]]] = {}
+        self._served: set[asyncio.Task[None]] = set()
+        self._number = 0
+
+    def serve(self, topic: str, handler: Handler) -> None:
+        """Let `handler(peer, body)` answer a topic; an exception of its is the answer "no"."""
+        self._handlers[topic] = handler
+
+    async def ask(self, peer: str, topic: str, body: Any, timeout_s: float) -> Any:
+        """The peer's answer. Raises `NoAnswer`."""
+        self._number += 1
+        number = self._number
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if not self._send(peer, Ask(number, topic, body)):
+            raise NoAnswer(f"{peer} is not connected")
+        self._waiting[number] = peer, future
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        except TimeoutError as error:
+            raise NoAnswer(f"{peer} did not answer within {timeout_s:g} s") from error
+        finally:
+            self._waiting.pop(number, None)
+
+    def asked(self, peer: str, message: Ask) -> None:
+        """A peer's question: work on it, and answer."""
+        handler = self._handlers.get(message.topic)
+        if handler is None or len(self._served) >= _SERVED_MAX:
+            why = "busy" if handler else f"unknown topic {message.topic!r}"
+            self._send(peer, Answer(message.number, False, why))
+            return
+        task = asyncio.ensure_future(self._work(peer, message, handler))
+        self._served.add(task)
+        task.add_done_callback(self._served.discard)
+
+    def answered(self, peer: str, message: Answer) -> None:
+        """A peer's answer; one that nobody waits for is dropped."""
+        asked, future = self._waiting.get(message.number, ("", None))
+        if future is None or future.done() or asked != peer:
+            return
+        if message.ok:
+            future.set_result(message.body)
+        else:
+            future.set_exception(NoAnswer(f"{peer}: {message.body}"))
+
+    def disconnected(self, peer: str) -> None:
+        """Nothing that was asked of the peer will be answered."""
+        for asked, future in list(self._waiting.values()):
+            if asked == peer and not future.done():
+                future.set_exception(NoAnswer(f"lost the connection with {peer}"))
+
+    async def stop(self) -> None:
+        """End the work on questions."""
+        for task in self._served:
+            task.cancel()
+        await asyncio.gather(*self._served, return_exceptions=True)
+
+    async def _work(self, peer: str, message: Ask, handler: Handler) -> None:
+        try:
+            answer = Answer(message.number, True, await handler(peer, message.body))
+        except Exception as error:
+            answer = Answer(message.number, False, str(error) or repr(error))
+        self._send(peer, answer)

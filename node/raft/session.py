@@ -1,0 +1,241 @@
+"""One connection to a peer: framing, and proof of who is at the other end.
+
+A frame is a length of four bytes, most significant first, and so many bytes. The first three frames
+are the handshake, all CBOR arrays of at most `HELLO_BYTES_MAX` bytes:
+
+    dialler  -> acceptor   [magic, version, cluster, from, to, incarnation, nonce]
+    acceptor -> dialler    [magic, version, cluster, from, to, incarnation, nonce, proof]
+    dialler  -> acceptor   [proof]
+
+A proof is an HMAC-SHA256, keyed with the cluster secret, over the prover's side of the connection
+and both greetings: it binds both ids, both incarnations and both nonces, so it can be neither
+replayed nor used for another pair of nodes. Neither side looks at anything else before it has seen
+the other's proof. After it every frame is a message (see `messages`). Without TLS the messages
+themselves are neither secret nor signed: the raft port belongs on a private network.
+
+A frame that is too long or no message closes the connection, and with it nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import secrets
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, cast
+
+import cbor2
+
+from node.raft.messages import MalformedMessage, Message, decode
+
+log = logging.getLogger(__name__)
+
+MAGIC = "exesdb-raft"
+VERSION = 1
+HELLO_BYTES_MAX = 1024
+NONCE_BYTES = 32
+_LENGTH = struct.Struct(">I")
+
+
+class Identity(NamedTuple):
+    """Who this node is to its peers."""
+
+    node_id: str
+    cluster: str
+    incarnation: int
+    secret: bytes
+
+
+class SessionOwner(Protocol):
+    """The transport, as a session sees it."""
+
+    def established(self, session: Session) -> bool:
+        """The peer is proven; False refuses it."""
+
+    def received(self, session: Session, message: Message) -> None:
+        """A message of an established session."""
+
+    def batch_done(self) -> None:
+        """All messages that arrived together have been given to `received`."""
+
+    def lost(self, session: Session) -> None:
+        """The connection is gone, established or not."""
+
+
+class HandshakeRefused(ValueError):
+    """The other end did not prove to be the peer that it should be."""
+
+
+class Session(asyncio.Protocol):
+    """One connection, dialled by us (`expected_peer` is given) or accepted (None)."""
+
+    def __init__(
+        self,
+        owner: SessionOwner,
+        identity: Identity,
+        may_accept: Callable[[str], bool],
+        expected_peer: str | None,
+        frame_bytes_max: int,
+    ) -> None:
+        self.peer = expected_peer or ""
+        self.peer_incarnation = 0
+        self.up = False
+        self.heard_at = 0.0
+        self.transport: asyncio.Transport | None = None
+        self._owner = owner
+        self._identity = identity
+        self._may_accept = may_accept
+        self._dialled = expected_peer is not None
+        self._frame_bytes_max = frame_bytes_max
+        self._buffer = bytearray()
+        self._own_greeting: list[Any] = []
+        self._peer_greeting: list[Any] = []
+
+    # --- the connection ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake if we dialled."""
+        # uvloop's transports are no subclasses of asyncio.Transport, only like it.
+        self.transport = cast(asyncio.Transport, transport)
+        self.heard_at = asyncio.get_running_loop().time()
+        if self._dialled:
+            self._own_greeting = self._greeting(self.peer)
+            self.write(cbor2.dumps(self._own_greeting))
+
+    def data_received(self, data: bytes) -> None:
+        """Take the frames that are complete."""
+        self.heard_at = asyncio.get_running_loop().time()
+        self._buffer += data
+        try:
+            self._take_frames()
+        except (MalformedMessage, HandshakeRefused) as error:
+            log.warning("closing the connection with %s: %s", self.peer or self.address, error)
+            self.close()
+        if self.up:
+            self._owner.batch_done()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the owner."""
+        self.transport = None
+        self._owner.lost(self)
+
+    def write(self, payload: bytes) -> None:
+        """Queue one frame."""
+        if self.transport is not None:
+            self.transport.writelines((_LENGTH.pack(len(payload)), payload))
+
+    @property
+    def queued_bytes(self) -> int:
+        """How much waits to be sent."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+
+    @property
+    def address(self) -> str:
+        """The other end's address, for the log."""
+        peer = self.transport.get_extra_info("peername") if self.transport else None
+        return str(peer)
+
+    def close(self) -> None:
+        """Drop the connection and what is queued."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _take_frames(self) -> None:
+        buffer, at = self._buffer, 0
+        while len(buffer) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            if length > (self._frame_bytes_max if self.up else HELLO_BYTES_MAX):
+                raise MalformedMessage(f"a frame of {length} bytes is over the limit")
+            end = at + _LENGTH.size + length
+            if len(buffer) < end:
+                break
+            frame = bytes(memoryview(buffer)[at + _LENGTH.size : end])
+            at = end
+            if self.up:
+                self._owner.received(self, decode(frame))
+            else:
+                self._handshake(frame)
+            if self.transport is None or self.transport.is_closing():
+                break
+        if at:
+            del buffer[:at]
+
+    # --- the handshake -----------------------------------------------------------------------
+
+    def _handshake(self, frame: bytes) -> None:
+        try:
+            fields = cbor2.loads(frame)
+        except Exception as error:
+            raise HandshakeRefused("not CBOR") from error
+        if not isinstance(fields, list):
+            raise HandshakeRefused("not a greeting")
+        if self._dialled:
+            self._finish_as_dialler(fields)
+        elif not self._peer_greeting:
+            self._answer_as_acceptor(fields)
+        else:
+            self._finish_as_acceptor(fields)
+
+    def _answer_as_acceptor(self, fields: list[Any]) -> None:
+        self._check_greeting(fields)
+        self.peer, self.peer_incarnation = fields[3], fields[5]
+        if not self._may_accept(self.peer):
+            raise HandshakeRefused(f"{self.peer!r} is no member that dials this node")
+        self._peer_greeting = fields
+        self._own_greeting = self._greeting(self.peer)
+        self.write(cbor2.dumps([*self._own_greeting, self._proof("acceptor")]))
+
+    def _finish_as_dialler(self, fields: list[Any]) -> None:
+        greeting, proof = fields[:-1], fields[-1] if fields else b""
+        self._check_greeting(greeting)
+        if greeting[3] != self.peer:
+            raise HandshakeRefused(f"{greeting[3]!r} answers where {self.peer!r} should")
+        self._peer_greeting, self.peer_incarnation = greeting, greeting[5]
+        self._check_proof("acceptor", proof)
+        self.write(cbor2.dumps([self._proof("dialler")]))
+        self._establish()
+
+    def _finish_as_acceptor(self, fields: list[Any]) -> None:
+        self._check_proof("dialler", fields[0] if len(fields) == 1 else b"")
+        self._establish()
+
+    def _establish(self) -> None:
+        if not self._owner.established(self):
+            raise HandshakeRefused(f"{self.peer} has been seen in a later incarnation")
+        self.up = True
+
+    def _greeting(self, peer: str) -> list[Any]:
+        me = self._identity
+        return [
+            MAGIC,
+            VERSION,
+            me.cluster,
+            me.node_id,
+            peer,
+            me.incarnation,
+            secrets.token_bytes(NONCE_BYTES),
+        ]
+
+    def _check_greeting(self, fields: list[Any]) -> None:
+        if len(fields) != 7 or fields[:2] != [MAGIC, VERSION]:
+            raise HandshakeRefused("not a greeting of this version")
+        _, _, cluster, sender, receiver, incarnation, nonce = fields
+        if cluster != self._identity.cluster:
+            raise HandshakeRefused("a node of another cluster")
+        if not isinstance(sender, str) or receiver != self._identity.node_id:
+            raise HandshakeRefused(f"a greeting for {receiver!r}")
+        if type(incarnation) is not int or not 0 <= incarnation < 2**31:
+            raise HandshakeRefused("no incarnation")
+        if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
+            raise HandshakeRefused("no nonce")
+
+    def _proof(self, side: str) -> bytes:
+        mine, theirs = self._own_greeting, self._peer_greeting
+        greetings = [mine, theirs] if self._dialled else [theirs, mine]
+        return hmac.digest(self._identity.secret, cbor2.dumps([side, *greetings]), "sha256")
+
+    def _check_proof(self, side: str, proof: object) -> None:
+        if not isinstance(proof, bytes) or not hmac.compare_digest(proof, self._proof(side)):
+            raise HandshakeRefused(f"{self.peer} does not know the cluster secret")

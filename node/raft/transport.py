@@ -1,0 +1,226 @@
+"""One live session with every peer.
+
+Of two nodes the one with the greater id dials, so that there are never two connections of one pair;
+a new session takes the place of an older one, unless it is of an older incarnation. What is sent
+to a peer without a session, or whose queue is full, is dropped and `send` says so: Raft says
+everything again that matters.
+
+Bounds: connections that have not yet proven who they are (`strangers_max`, each for `handshake_ms`
+and a kilobyte a frame), bytes queued to a peer (`peer_queue_bytes_max`), frame size
+(`frame_bytes_max`), silence (`silence_ms`, then the session is closed and dialled again).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import Counter
+from typing import Protocol
+
+from node.raft.messages import Message, encode
+from node.raft.ports import RaftSettings
+from node.raft.session import Identity, Session
+
+log = logging.getLogger(__name__)
+
+_DIAL_AGAIN_S = 0.1
+_DIAL_AGAIN_MAX_S = 1.0
+_WATCH_S = 0.5
+
+
+class Listener(Protocol):
+    """The replica, as the transport sees it."""
+
+    def connected(self, peer: str, incarnation: int) -> None:
+        """A session with the peer is up."""
+
+    def disconnected(self, peer: str) -> None:
+        """The session with the peer is gone."""
+
+    def received(self, peer: str, message: Message) -> None:
+        """A message of the peer."""
+
+    def batch_done(self) -> None:
+        """A good moment to act on what was received."""
+
+
+class Transport:
+    """Sessions with all peers of one node."""
+
+    def __init__(self, settings: RaftSettings, identity: Identity) -> None:
+        self.counters: Counter[str] = Counter()
+        self._settings = settings
+        self._identity = identity
+        self._listener: Listener | None = None
+        self._sessions: dict[str, Session] = {}
+        self._strangers: set[Session] = set()
+        self._incarnations: dict[str, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: asyncio.Server | None = None
+        self._last_encoded: tuple[Message, bytes] | None = None
+
+    async def start(self, listener: Listener) -> None:
+        """Bind the raft address and begin to dial. Raises `OSError` if the address is taken."""
+        self._listener = listener
+        host, port = split_address(self._settings.raft_address)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            self._accept, host, port, ssl=self._settings.server_tls
+        )
+        for peer in self._settings.peers:
+            if self._identity.node_id > peer:
+                self._tasks.append(asyncio.create_task(self._dial(peer)))
+        self._tasks.append(asyncio.create_task(self._watch()))
+
+    async def stop(self) -> None:
+        """Close everything. What was sent before has been handed to the kernel."""
+        self._listener = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._server is not None:
+            self._server.close()
+        for session in [*self._sessions.values(), *self._strangers]:
+            if session.transport is not None:
+                session.transport.close()
+
+    def send(self, peer: str, message: Message) -> bool:
+        """Queue a message; False if there is no session or its queue is full."""
+        session = self._sessions.get(peer)
+        if session is None:
+            return False
+        encoded = self._encode(message)
+        if session.queued_bytes + len(encoded) > self._settings.peer_queue_bytes_max:
+            self.counters["messages_dropped"] += 1
+            return False
+        session.write(encoded)
+        self.counters["messages_sent"] += 1
+        self.counters["bytes_sent"] += len(encoded)
+        return True
+
+    def is_connected(self, peer: str) -> bool:
+        """Whether there is a session with the peer."""
+        return peer in self._sessions
+
+    def incarnation(self, peer: str) -> int:
+        """The latest incarnation in which the peer has been seen; 0 if never."""
+        return self._incarnations.get(peer, 0)
+
+    def _encode(self, message: Message) -> bytes:
+        # The leader sends one and the same object to every follower that is up to date.
+        if self._last_encoded is None or self._last_encoded[0] is not message:
+            self._last_encoded = message, encode(message)
+        return self._last_encoded[1]
+
+    # --- what sessions tell ------------------------------------------------------------------
+
+    def established(self, session: Session) -> bool:
+        """Let a proven session take its place, unless the peer is known in a later incarnation."""
+        peer = session.peer
+        if self._listener is None or session.peer_incarnation < self.incarnation(peer):
+            return False
+        self._strangers.discard(session)
+        older = self._sessions.pop(peer, None)
+        if older is not None:
+            self._listener.disconnected(peer)
+            older.close()
+        self._sessions[peer] = session
+        self._incarnations[peer] = session.peer_incarnation
+        # The session is in its place before the listener speaks through it.
+        asyncio.get_running_loop().call_soon(self._announce, session)
+        return True
+
+    def received(self, session: Session, message: Message) -> None:
+        """Pass on a message of a session that is in its place."""
+        self.counters["messages_received"] += 1
+        if self._listener is not None and self._sessions.get(session.peer) is session:
+            self._listener.received(session.peer, message)
+
+    def batch_done(self) -> None:
+        """Pass on."""
+        if self._listener is not None:
+            self._listener.batch_done()
+
+    def lost(self, session: Session) -> None:
+        """Take a session out of its place."""
+        self._strangers.discard(session)
+        if not session.up:
+            self.counters["connections_refused"] += 1
+        if self._sessions.get(session.peer) is session:
+            del self._sessions[session.peer]
+            if self._listener is not None:
+                log.info("lost the connection with %s", session.peer)
+                self._listener.disconnected(session.peer)
+
+    def _announce(self, session: Session) -> None:
+        if self._listener is not None and self._sessions.get(session.peer) is session:
+            log.info("connected with %s, incarnation %d", session.peer, session.peer_incarnation)
+            self._listener.connected(session.peer, session.peer_incarnation)
+
+    # --- making connections ------------------------------------------------------------------
+
+    def _accept(self) -> Session:
+        session = self._session(None)
+        if len(self._strangers) >= self._settings.strangers_max:
+            # One over the bound: it is closed as soon as it exists.
+            asyncio.get_running_loop().call_soon(session.close)
+        self._watch_stranger(session)
+        return session
+
+    def _watch_stranger(self, session: Session) -> None:
+        """Give a connection until the end of `handshake_ms` to become a session."""
+        self._strangers.add(session)
+        asyncio.get_running_loop().call_later(
+            self._settings.handshake_ms / 1000, self._close_stranger, session
+        )
+
+    def _close_stranger(self, session: Session) -> None:
+        if session in self._strangers:
+            self._strangers.discard(session)
+            session.close()
+
+    def _session(self, peer: str | None) -> Session:
+        return Session(self, self._identity, self._may_accept, peer, self._settings.frame_bytes_max)
+
+    def _may_accept(self, peer: str) -> bool:
+        return peer in self._settings.peers and peer > self._identity.node_id
+
+    async def _dial(self, peer: str) -> None:
+        pause_s = _DIAL_AGAIN_S
+        while True:
+            if peer in self._sessions:
+                pause_s = _DIAL_AGAIN_S
+            else:
+                await self._dial_once(peer)
+                pause_s = min(pause_s * 1.5, _DIAL_AGAIN_MAX_S)
+            await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
+
+    async def _dial_once(self, peer: str) -> None:
+        host, port = split_address(self._settings.peers[peer])
+        session = self._session(peer)
+        self._watch_stranger(session)
+        with contextlib.suppress(OSError, TimeoutError):
+            await asyncio.wait_for(
+                asyncio.get_running_loop().create_connection(
+                    lambda: session, host, port, ssl=self._settings.client_tls
+                ),
+                self._settings.handshake_ms / 1000,
+            )
+
+    async def _watch(self) -> None:
+        """Close sessions that have gone silent: a dead machine closes nothing by itself."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            for session in list(self._sessions.values()):
+                if (loop.time() - session.heard_at) * 1000 > self._settings.silence_ms:
+                    log.warning("%s is silent; closing the connection", session.peer)
+                    session.close()
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port`; an IPv6 host stands in brackets."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
