@@ -96,6 +96,11 @@ def now() -> float:
     return float(upstream.monotonicTime())
 
 
+def use_clock(clock: Callable[[], float]) -> None:
+    """Let the library, and with it this package, measure time by another clock (simulations)."""
+    upstream.monotonicTime = clock
+
+
 class Outbox(Protocol):
     """Where the engine puts what it wants said. `send` is False where the message was dropped."""
 
@@ -245,7 +250,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         return Node(peer) in self._SyncObj__otherNodes
 
     def leads_with_own_entry_applied(self) -> bool:
-        """Whether this leader has applied an entry of its own term: it then knows what is committed."""
+        """Whether it has applied an entry of its own term, and so knows what is committed."""
         return self.leads and self.journal.term_at(self.applied_index) == self.term
 
     def tick(self) -> None:

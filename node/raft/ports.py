@@ -1,11 +1,13 @@
-"""What replication needs from the node around it, and its settings."""
+"""What replication needs from the node around it, its settings, and the port to its peers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Protocol
+
+from node.raft.messages import Message
 
 
 class Promises(Protocol):
@@ -13,6 +15,45 @@ class Promises(Protocol):
 
     def save(self, term: int, vote: str | None) -> None:
         """Make the promise durable before anything is said in that term."""
+
+
+class Listener(Protocol):
+    """The replica, as the network sees it. All calls are made on the event loop."""
+
+    def connected(self, peer: str, incarnation: int) -> None:
+        """A session with the peer is up."""
+
+    def disconnected(self, peer: str) -> None:
+        """The session with the peer is gone."""
+
+    def received(self, peer: str, message: Message) -> None:
+        """A message of the peer, in the order in which it was sent."""
+
+    def batch_done(self) -> None:
+        """A good moment to act on what was received."""
+
+
+class Network(Protocol):
+    """Sessions with the peers: `transport.Transport`, or a simulated one."""
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Numbers for the metrics."""
+
+    async def start(self, listener: Listener) -> None:
+        """Begin to connect; from now on the listener is told."""
+
+    async def stop(self) -> None:
+        """Close everything."""
+
+    def send(self, peer: str, message: Message) -> bool:
+        """Queue a message; False if it was dropped."""
+
+    def is_connected(self, peer: str) -> bool:
+        """Whether there is a session with the peer."""
+
+    def incarnation(self, peer: str) -> int:
+        """The latest incarnation in which the peer has been seen; 0 if never."""
 
 
 @dataclass(frozen=True)
@@ -60,4 +101,3 @@ class RaftSettings:
     strangers_max: int = 64
     server_tls: SSLContext | None = None
     client_tls: SSLContext | None = None
-    clock: Callable[[], float] = field(default=lambda: 0.0, compare=False)

@@ -43,12 +43,10 @@ from node.raft.messages import (
     RecoveryRequest,
     Refused,
 )
-from node.raft.ports import Promises, RaftSettings, StartingPoint
+from node.raft.ports import Network, Promises, RaftSettings, StartingPoint
 from node.raft.proposals import Proposals
 from node.raft.recovery import Recovery
 from node.raft.requests import Handler, NoAnswer, Requests
-from node.raft.session import Identity
-from node.raft.transport import Transport
 from node.raft.waiting import Waiting
 
 log = logging.getLogger(__name__)
@@ -90,7 +88,7 @@ class Replica:
     def __init__(
         self,
         settings: RaftSettings,
-        cluster: str,
+        network: Network,
         start: StartingPoint,
         state: State,
         promises: Promises,
@@ -100,12 +98,11 @@ class Replica:
         self.settings = settings
         self.state = state
         self.requests = Requests(self._send)
+        self._network = network
         self._persisted_index = persisted_index
         self._journal = Journal(start, promises)
         state.applied_index = self._journal.base_index
         state.applied_term = self._journal.term_at(self._journal.base_index) or 0
-        identity = Identity(settings.node_id, cluster, start.incarnation, settings.secret)
-        self._transport = Transport(settings, identity)
         self._engine = Engine(settings, start, self._journal, self, self._apply)
         self._recovery = Recovery(
             self._engine, list(settings.peers), start.incarnation, start.forgetful, self._send
@@ -136,7 +133,7 @@ class Replica:
         self.requests.serve("hand_over", self._serve_hand_over)
         self.requests.serve("fill_begin", self._source.begin)
         self.requests.serve("fill_rows", self._source.rows)
-        await self._transport.start(self)
+        await self._network.start(self)
         for pause_s, step in (
             (_TICK_S, self._turn),
             (_SWEEP_S, self._proposals.sweep),
@@ -150,7 +147,7 @@ class Replica:
         for task in [*self._timers, *([self._filling] if self._filling else [])]:
             task.cancel()
         await self.requests.stop()
-        await self._transport.stop()
+        await self._network.stop()
         self._proposals.stop()
 
     def serve(self, topic: str, handler: Handler) -> None:
@@ -288,7 +285,7 @@ class Replica:
     def counters(self) -> dict[str, int]:
         """Numbers for the metrics, counted since the start."""
         return {
-            **self._transport.counters,
+            **self._network.counters,
             **self._proposals.counters,
             "proposals_waiting": self._proposals.waiting,
             "prevote_rounds": self._election.rounds,
@@ -344,7 +341,7 @@ class Replica:
             self._proposals.paused = False
 
     def _furthest_peer(self) -> str | None:
-        peers = [peer for peer in self.settings.peers if self._transport.is_connected(peer)]
+        peers = [peer for peer in self.settings.peers if self._network.is_connected(peer)]
         return max(peers, key=self._engine.match_index, default=None)
 
     def _own_status(self) -> MemberStatus:
@@ -365,7 +362,7 @@ class Replica:
         raft_address = self.settings.peers[peer]
         if said is None:
             return MemberStatus(peer, "", raft_address, "unreachable", 0, 0, 0, None)
-        role = said.role if self._transport.is_connected(peer) else "unreachable"
+        role = said.role if self._network.is_connected(peer) else "unreachable"
         return MemberStatus(
             peer,
             said.http_address,
@@ -395,12 +392,12 @@ class Replica:
 
     def send(self, peer: str, message: Message) -> bool:
         """The engine's outbox."""
-        return self._transport.send(peer, message)
+        return self._network.send(peer, message)
 
     def connected(self, peer: str, incarnation: int) -> None:
         """A session with a peer is up."""
         _, said = self._gossip.get(peer, (0.0, None))
-        if said is None or incarnation != self._transport.incarnation(peer):
+        if said is None or incarnation != self._network.incarnation(peer):
             self._engine.forget_peer(peer)
         self._engine.connected(peer)
         self._say_gossip()
@@ -427,7 +424,7 @@ class Replica:
         if not self._engine.is_member(peer):
             return
         if isinstance(message, Propose):
-            self._proposals.proposed(peer, self._transport.incarnation(peer), message)
+            self._proposals.proposed(peer, self._network.incarnation(peer), message)
         elif isinstance(message, Refused):
             self._proposals.refused(message)
         elif isinstance(message, PreVoteRequest):
@@ -450,7 +447,7 @@ class Replica:
             self._guard.receive(peer, message)
 
     def _send(self, peer: str, message: Message) -> bool:
-        return self._transport.send(peer, message)
+        return self._network.send(peer, message)
 
     # --- being filled ------------------------------------------------------------------------
 

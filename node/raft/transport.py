@@ -17,10 +17,8 @@ import contextlib
 import logging
 import random
 from collections import Counter
-from typing import Protocol
-
 from node.raft.messages import Message, encode
-from node.raft.ports import RaftSettings
+from node.raft.ports import Listener, RaftSettings
 from node.raft.session import Identity, Session
 
 log = logging.getLogger(__name__)
@@ -28,22 +26,6 @@ log = logging.getLogger(__name__)
 _DIAL_AGAIN_S = 0.1
 _DIAL_AGAIN_MAX_S = 1.0
 _WATCH_S = 0.5
-
-
-class Listener(Protocol):
-    """The replica, as the transport sees it."""
-
-    def connected(self, peer: str, incarnation: int) -> None:
-        """A session with the peer is up."""
-
-    def disconnected(self, peer: str) -> None:
-        """The session with the peer is gone."""
-
-    def received(self, peer: str, message: Message) -> None:
-        """A message of the peer."""
-
-    def batch_done(self) -> None:
-        """A good moment to act on what was received."""
 
 
 class Transport:
