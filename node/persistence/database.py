@@ -1,0 +1,276 @@
+"""All database files of a node, and one cycle over them from start to end.
+
+Everything here runs in the one thread that may use SQLite; the connections live and die there. The
+worker hands over a plan taken on the event loop and gets a result back: failures are values in it,
+because one failing store must not stop the others.
+
+A cycle, in the order that makes it safe:
+
+1. each store file gets what is new in a transaction of its own, with the mark it reaches;
+2. only if all of them succeeded, node.db moves the cut and lists the marks: the cycle has happened;
+3. only then are the files of deleted stores removed.
+
+A crash between 1 and 2 leaves store files ahead of the cut; the loader rolls them back. What any
+failure leaves behind is treated as unknown: the connection is closed, and the file is opened again,
+and rolled back to its last certain mark, before the next try.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from node.persistence.directory import DataDirectory, sync_directory
+from node.persistence.faults import FileFault, StoreDamaged
+from node.persistence.node_file import Cut, NodeFile, StoreEntry
+from node.persistence.schema import Connect, connect, fault_of
+from node.persistence.store_file import StoreCut, StoreFile
+
+log = logging.getLogger(__name__)
+
+# Connections kept open; beyond it the one that was used longest ago is closed.
+OPEN_FILES_MAX = 64
+# A WAL is folded into its database, between cycles, once it is larger than this.
+WAL_BYTES_MAX = 8 * 1024 * 1024
+# Beyond this a reader must be holding the WAL, and an operator should know.
+WAL_BYTES_ALARM = 256 * 1024 * 1024
+
+_FAILURES = (sqlite3.Error, OSError, FileFault)
+
+
+@dataclass(frozen=True, slots=True)
+class CyclePlan:
+    """What one cycle is to make durable: the state at `cut`.
+
+    `gone` are (name, uid) of stores that no longer exist there. `whole` is False if a store with
+    something new is left out (its breaker is open): the cut then stays where it is.
+    """
+
+    cut: Cut
+    stores: Sequence[StoreCut]
+    gone: Sequence[tuple[str, int]]
+    whole: bool
+
+
+@dataclass(slots=True)
+class CycleResult:
+    """What became of a plan. Each planned store is in `written` or in `errors`.
+
+    `lost` are the failed stores whose file is gone or damaged: they have to be written from
+    their first event again. `durations_ms` has the time that each store took. `node_error` says
+    why the cut did not move although every store was written.
+    """
+
+    written: dict[str, StoreEntry] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    durations_ms: dict[str, float] = field(default_factory=dict)
+    cut_moved: bool = False
+    node_error: str | None = None
+
+
+class Database:
+    """The files of one node. Every method belongs to the persistence thread."""
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        connect: Connect = connect,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._directory = directory
+        self._connect = connect
+        self._clock = clock
+        self._node: NodeFile | None = None
+        self._safe_cut = Cut()
+        self._files: OrderedDict[int, StoreFile] = OrderedDict()
+        self._marks: dict[int, int] = {}  # uid -> raft index of the last certain mark
+        self._unlisted: dict[str, StoreEntry] = {}  # written, but not in node.db yet
+        self._gone: dict[tuple[str, int], Path] = {}  # to be unlisted, then removed
+        self._grown: dict[int, StoreFile] = {}  # written since their WAL was last looked at
+
+    def open(self) -> tuple[Cut, list[StoreEntry]]:
+        """Open node.db: the cut, and the stores at it. Raises FileFault."""
+        try:
+            node = self._node_file()
+            self._safe_cut = node.cut()
+            entries = node.stores()
+        except (sqlite3.Error, OSError) as error:
+            raise fault_of(self._directory.node_path, error) from error
+        self._marks = {entry.uid: entry.cut_index for entry in entries}
+        return self._safe_cut, entries
+
+    def run(self, plan: CyclePlan) -> CycleResult:
+        """One cycle. Never raises for what a file or disk does."""
+        result = CycleResult()
+        for name, uid in plan.gone:
+            self._forget(name, uid)
+        for cut in plan.stores:
+            self._write(cut, plan.cut, result)
+        if plan.whole and not result.errors:
+            self._move_cut(plan.cut, result)
+        return result
+
+    def tidy(self) -> None:
+        """Between cycles: fold WALs that grew too large into their files, without waiting."""
+        grown, self._grown = self._grown, {}
+        for uid, file in grown.items():
+            if self._files.get(uid) is file and _wal_bytes(file.path) > WAL_BYTES_MAX:
+                self._fold(uid, file)
+        if self._node is not None and _wal_bytes(self._node.path) > WAL_BYTES_MAX:
+            try:
+                self._node.checkpoint_wal()
+            except _FAILURES as error:
+                self._close_node()
+                log.warning("Cannot fold the WAL of %s: %s", self._directory.node_path, error)
+
+    def close(self) -> None:
+        """Close everything; what is left then are plain .db files (unless a reader holds one)."""
+        for uid in list(self._files):
+            self._close_file(uid)
+        self._close_node()
+
+    # --- one store ---------------------------------------------------------------------------
+
+    def _write(self, cut: StoreCut, at: Cut, result: CycleResult) -> None:
+        store = cut.store
+        path = self._directory.store_path(store.name, store.uid)
+        started = self._clock()
+        try:
+            file = self._store_file(path, store.uid)
+            file.append(cut, at.raft_index, at.term, self._safe_cut.raft_index)
+            if file.created:
+                sync_directory(path.parent)
+                file.created = False
+        except _FAILURES as error:
+            self._close_file(store.uid)
+            result.errors[store.name] = f"{path}: {error}"
+            if isinstance(_as_fault(path, error), StoreDamaged):
+                self._start_over(path, store.uid)
+                result.lost.add(store.name)
+        else:
+            self._marks[store.uid] = at.raft_index
+            self._grown[store.uid] = file
+            self._unlisted[store.name] = result.written[store.name] = _entry(cut, at)
+        result.durations_ms[store.name] = (self._clock() - started) * 1000
+
+    def _store_file(self, path: Path, uid: int) -> StoreFile:
+        """The open file of a store, at its last certain mark."""
+        mark = self._marks.get(uid, 0)
+        if mark and not path.exists():
+            raise StoreDamaged(path, "was removed while the node ran; it is written anew")
+        file = self._files.get(uid)
+        if file is None:
+            file = self._files[uid] = StoreFile(path, mark, self._connect)
+            while len(self._files) > OPEN_FILES_MAX:
+                self._close_file(next(iter(self._files)))
+        self._files.move_to_end(uid)
+        return file
+
+    def _start_over(self, path: Path, uid: int) -> None:
+        """Put a damaged file aside. Memory holds all of the store: a new file will."""
+        self._marks.pop(uid, None)
+        try:
+            if path.exists():
+                log.error("Set aside %s", self._directory.set_aside(path, "damaged"))
+        except OSError as error:
+            log.error("Cannot set aside %s: %s", path, error)
+
+    def _fold(self, uid: int, file: StoreFile) -> None:
+        try:
+            left = file.checkpoint_wal()
+        except _FAILURES as error:
+            self._close_file(uid)
+            log.warning("Cannot fold the WAL of %s: %s", file.path, error)
+            return
+        if left > WAL_BYTES_ALARM:
+            log.warning(
+                "The WAL of %s has %d bytes; another process seems to read the file at length",
+                file.path,
+                left,
+            )
+
+    def _forget(self, name: str, uid: int) -> None:
+        self._close_file(uid)
+        self._marks.pop(uid, None)
+        self._gone[name, uid] = self._directory.store_path(name, uid)
+        if name in self._unlisted and self._unlisted[name].uid == uid:
+            del self._unlisted[name]
+
+    def _close_file(self, uid: int) -> None:
+        self._grown.pop(uid, None)
+        file = self._files.pop(uid, None)
+        if file is not None:
+            _close_quietly(file)
+
+    # --- the cut -----------------------------------------------------------------------------
+
+    def _move_cut(self, cut: Cut, result: CycleResult) -> None:
+        try:
+            node = self._node_file()
+            node.move(cut, self._unlisted.values(), [name for name, _ in self._gone])
+            if node.created:
+                sync_directory(self._directory.path)
+                node.created = False
+        except _FAILURES as error:
+            self._close_node()
+            result.node_error = f"{self._directory.node_path}: {error}"
+            return
+        self._safe_cut = cut
+        self._unlisted.clear()
+        result.cut_moved = True
+        self._remove_gone()
+
+    def _remove_gone(self) -> None:
+        gone, self._gone = self._gone, {}
+        for path in gone.values():
+            try:
+                self._directory.remove(path)
+            except OSError as error:
+                # It is listed nowhere any more: the next start sets it aside.
+                log.warning("Cannot remove %s of a deleted store: %s", path, error)
+
+    def _node_file(self) -> NodeFile:
+        if self._node is None:
+            self._node = NodeFile(self._directory.node_path, self._connect)
+        return self._node
+
+    def _close_node(self) -> None:
+        node, self._node = self._node, None
+        if node is not None:
+            _close_quietly(node)
+
+
+def _entry(cut: StoreCut, at: Cut) -> StoreEntry:
+    store = cut.store
+    return StoreEntry(
+        name=store.name,
+        uid=store.uid,
+        created_us=store.created_us,
+        cut_index=at.raft_index,
+        position=cut.position,
+        bytes=cut.frame_bytes,
+    )
+
+
+def _as_fault(path: Path, error: Exception) -> FileFault:
+    return error if isinstance(error, FileFault) else fault_of(path, error)
+
+
+def _close_quietly(file: StoreFile | NodeFile) -> None:
+    try:
+        file.close()
+    except sqlite3.Error as error:
+        log.warning("Closing %s: %s", file.path, error)
+
+
+def _wal_bytes(path: Path) -> int:
+    try:
+        return path.with_name(path.name + "-wal").stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,163 @@
+"""The data directory: who may use it, and where in it everything stands.
+
+    DIR/lock                     held with flock by the process that runs on DIR
+    DIR/state.1, DIR/state.2     the state file, in two copies (`state_file`)
+    DIR/tail                     raft log entries past the cut (`tail_file`)
+    DIR/node.db                  the cut, and the list of stores at the cut (`node_file`)
+    DIR/stores/NAME.UID.db       one store (`store_file`)
+    …damaged-TIME, …unused-TIME  set aside at a start: never read again, never deleted
+
+Two rules. One process at a time: `lock` is taken before anything is read, and the kernel gives it
+back however the process ends. And a new name is durable only once its directory has been fsynced,
+so whoever creates, renames or removes a file here calls `sync` before relying on it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from node.persistence.faults import DirectoryInUse, FilesUnreadable
+
+# SQLite keeps these beside a database; they belong to it and move with it.
+SQLITE_COMPANIONS = ("-wal", "-shm", "-journal")
+
+
+class DataDirectory:
+    """One node's directory, created if it is not there, locked until `close`.
+
+    Raises DirectoryInUse if another process (or another object of this one) holds it, and
+    FilesUnreadable if it cannot be created or opened. `now_s` stamps the names of set-aside files.
+    """
+
+    def __init__(self, path: Path | str, now_s: Callable[[], float] = time.time) -> None:
+        self.path = Path(path).absolute()
+        self._now_s = now_s
+        try:
+            self.stores_path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise FilesUnreadable(
+                self.path, f"cannot be used as data directory: {error}"
+            ) from error
+        self._take_lock()
+        sync_directory(self.path)
+
+    @property
+    def stores_path(self) -> Path:
+        """Where the store files stand."""
+        return self.path / "stores"
+
+    @property
+    def node_path(self) -> Path:
+        """The node's own database."""
+        return self.path / "node.db"
+
+    @property
+    def tail_path(self) -> Path:
+        """The raft log's tail."""
+        return self.path / "tail"
+
+    @property
+    def state_paths(self) -> tuple[Path, Path]:
+        """Both copies of the state file."""
+        return self.path / "state.1", self.path / "state.2"
+
+    def store_path(self, name: str, uid: int) -> Path:
+        """The file of the store `name` in its incarnation `uid`.
+
+        A store's name has no separator and no upper case (API.md), so it is a safe file name on
+        every file system; the uid keeps a store that was deleted and created again apart.
+        """
+        return self.stores_path / f"{name}.{uid}.db"
+
+    def store_files(self) -> Iterator[Path]:
+        """The store files that are there, whether or not they belong to the cut."""
+        return (path for path in sorted(self.stores_path.iterdir()) if path.suffix == ".db")
+
+    def set_aside(self, path: Path, why: str) -> Path:
+        """Rename a database and its companions to `<name>.<why>-<time>`; return the new path.
+
+        Nothing is ever overwritten: a taken name gets a counter. Durable when this returns.
+        """
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._now_s()))
+        target = _free_name(path.with_name(f"{path.name}.{why}-{stamp}"))
+        for companion in ("", *SQLITE_COMPANIONS):
+            source = path.with_name(path.name + companion)
+            if source.exists():
+                source.rename(target.with_name(target.name + companion))
+        sync_directory(path.parent)
+        return target
+
+    def remove(self, path: Path) -> None:
+        """Delete a database and its companions. Durable when this returns; absence is no error."""
+        for companion in ("", *SQLITE_COMPANIONS):
+            path.with_name(path.name + companion).unlink(missing_ok=True)
+        sync_directory(path.parent)
+
+    def close(self) -> None:
+        """Give the lock back. Nothing of the directory may be used afterwards."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> DataDirectory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _take_lock(self) -> None:
+        """Lock, and leave our process id in the file for whoever finds it locked."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
+            self.close()
+            raise DirectoryInUse(
+                self.path, f"in use by another process (id {holder}); give each node its own"
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Put `content` at `path`: afterwards the whole of it is there, and before, the old one.
+
+    The order matters. The bytes must be on disk before the name points at them, and the name must
+    be on disk before anyone acts on it. Raises OSError; `path` then holds the old or the new bytes.
+    """
+    draft = path.with_name(path.name + ".new")
+    with open(draft, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
+    sync_directory(path.parent)
+
+
+def _free_name(path: Path) -> Path:
+    """`path`, or `path` with the first counter that nothing has."""
+    candidate, count = path, 1
+    while candidate.exists():
+        count += 1
+        candidate = path.with_name(f"{path.name}-{count}")
+    return candidate

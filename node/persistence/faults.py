@@ -1,0 +1,50 @@
+"""What can be wrong with the files at start, drawn as a tree.
+
+    FileFault
+    ├── DirectoryInUse        another process holds the data directory
+    ├── FormatTooNew          written by a newer version of this program; start that one
+    ├── FilesUnreadable       the system refuses (permissions, a full disk); nothing was moved
+    ├── StateFileDamaged      both copies of the state file; a person has to decide
+    ├── TailFileDamaged       a bad checksum in the middle of the raft log's tail
+    └── StoreDamaged          one database; the loader sets it aside and the leader refills the node
+
+All but the last stop the start, with a sentence that names the file. They are not answers to a
+client, which is why they do not stand in `node.errors`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class FileFault(Exception):
+    """A file of the data directory at `path` cannot be used; the message says why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class DirectoryInUse(FileFault):
+    """Another process runs on this data directory. Two of them would destroy it."""
+
+
+class FormatTooNew(FileFault):
+    """The file has a format version that this program does not know."""
+
+
+class FilesUnreadable(FileFault):
+    """The operating system, not the content, is the trouble. Files are left where they are."""
+
+
+class StateFileDamaged(FileFault):
+    """Neither copy of the state file can be trusted, so neither can a vote of this node."""
+
+
+class TailFileDamaged(FileFault):
+    """A record inside the tail file is wrong while others follow: not an end, but a corruption."""
+
+
+class StoreDamaged(FileFault):
+    """A database does not hold what it must hold at the cut."""

@@ -1,0 +1,274 @@
+"""The books of the persistence worker: what is pending, what is on disk, what it cost.
+
+Everything here happens on the event loop, in single steps, so it needs no lock. `changed` is called
+for every applied entry and costs a dictionary look-up; a cycle costs in proportion to the stores
+that have something new, never to those that exist.
+
+`take` is the moment of the cut: the names that are pending leave the pending set and the counts of
+each store are read, all in one step, so a plan is the state at one raft index. `settle` books the
+outcome; what failed is pending again, as old as it was.
+
+A store's `covered_index` is the raft index up to which its own file is complete. A store with
+nothing new is complete up to every cut that passes, so only failing stores need one of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from node.core.state import State
+from node.core.store import Store
+from node.persistence.breaker import Breaker, BreakerState, worst
+from node.persistence.database import CyclePlan, CycleResult
+from node.persistence.node_file import Cut, StoreEntry
+from node.persistence.store_file import CheckpointMove, StoreCut
+
+# How old the sum of the backlog may be. At 100 MB/s it is 2 MB short of the truth by then.
+_BACKLOG_SAMPLE_S = 0.02
+
+
+@dataclass(slots=True)
+class Totals:
+    """What was done since the start."""
+
+    cycles: int = 0
+    events: int = 0
+    bytes: int = 0
+    failures: int = 0
+    requests: int = 0
+
+
+@dataclass(slots=True)
+class Account:
+    """One store, as far as this node's disk is concerned.
+
+    `moves_after` is the raft index up to which checkpoint moves are in the file. `failing_since` is
+    the raft index that its file covered when it began to fail; None while it does not.
+    """
+
+    name: str
+    uid: int
+    breaker: Breaker
+    position: int = 0
+    bytes: int = 0
+    moves_after: int = 0
+    failing_since: int | None = None
+    last_duration_ms: float = 0.0
+    last_error: str | None = None
+    totals: Totals = field(default_factory=Totals)
+
+
+class Ledger:
+    """The accounts of all stores of one state. `clock` is monotonic, in seconds."""
+
+    def __init__(
+        self, state: State, new_breaker: Callable[[], Breaker], clock: Callable[[], float]
+    ) -> None:
+        self._state = state
+        self._new_breaker = new_breaker
+        self._clock = clock
+        self._accounts: dict[str, Account] = {}
+        self._pending: dict[str, float] = {}  # name -> when its oldest unpersisted change came
+        self._taken: dict[str, float] = {}  # the same for the cycle that is under way
+        self._forgotten: list[tuple[str, int]] = []  # stores to unlist, until a cut passes
+        self._node_breaker = new_breaker()
+        self._backlog = (0.0, 0)  # when it was summed, and the sum
+        self.cut = Cut()
+        self.covered_index = 0  # up to here every store that is not failing is in its file
+        self.node_error: str | None = None
+
+    def open(self, cut: Cut, entries: Collection[StoreEntry]) -> None:
+        """Begin from what node.db says, and note what memory has beyond it already.
+
+        Raises ValueError if memory is behind the disk: then it was not loaded from it.
+        """
+        if self._state.applied_index < cut.raft_index:
+            raise ValueError(
+                f"the state is at raft index {self._state.applied_index}, the disk is at "
+                f"{cut.raft_index}: load the state before starting the worker"
+            )
+        self.cut, self.covered_index = cut, cut.raft_index
+        for entry in entries:
+            account = self._accounts[entry.name] = Account(
+                entry.name, entry.uid, self._new_breaker(), entry.position, entry.bytes
+            )
+            account.moves_after = cut.raft_index
+        for name in {entry.name for entry in entries} | self._state.stores.keys():
+            if self._is_new(name):
+                self.changed(name)
+
+    # --- noting ------------------------------------------------------------------------------
+
+    def changed(self, name: str) -> None:
+        """A store has something that is not on disk, or was created or deleted."""
+        if name not in self._pending:
+            self._pending[name] = self._clock()
+
+    def requested(self, name: str) -> None:
+        """Somebody asked for this store to be persisted; twice is once."""
+        account = self._accounts.get(name)
+        if account is not None:
+            account.totals.requests += 1
+        self.changed(name)
+
+    @property
+    def behind(self) -> bool:
+        """Whether a cycle has anything to do, be it only to move the cut."""
+        return bool(self._pending) or self._state.applied_index > self.cut.raft_index
+
+    # --- a cycle -----------------------------------------------------------------------------
+
+    def take(self, forced: bool) -> CyclePlan:
+        """The plan of a cycle that starts now. `forced` tries also where a breaker is open."""
+        now = self._clock()
+        due = [
+            name
+            for name in self._pending
+            if forced or name not in self._accounts or self._accounts[name].breaker.allows(now)
+        ]
+        self._taken = {name: self._pending.pop(name) for name in due}
+        cuts = [cut for name in due if (cut := self._cut_of(name)) is not None]
+        whole = not self._pending and (forced or self._node_breaker.allows(now))
+        at = Cut(self._state.applied_index, self._state.applied_term)
+        return CyclePlan(at, cuts, tuple(self._forgotten), whole)
+
+    def settle(self, plan: CyclePlan, result: CycleResult) -> None:
+        """Book what became of a plan."""
+        before = self.covered_index
+        for cut in plan.stores:
+            account = self._accounts[cut.store.name]
+            account.last_duration_ms = result.durations_ms[account.name]
+            if account.name in result.errors:
+                self._book_failure(account, result, before)
+            else:
+                _book_success(account, cut, plan.cut.raft_index)
+        self.covered_index = plan.cut.raft_index
+        self._taken = {}
+        self._backlog = (0.0, 0)
+        self._book_cut(plan, result)
+
+    def _book_cut(self, plan: CyclePlan, result: CycleResult) -> None:
+        self.node_error = result.node_error
+        if result.node_error is not None:
+            self._node_breaker.failed(self._clock())
+        if result.cut_moved:
+            self._node_breaker.succeeded()
+            self.cut = plan.cut
+            self._forgotten = self._forgotten[len(plan.gone) :]
+
+    def _book_failure(self, account: Account, result: CycleResult, covered: int) -> None:
+        since = self._taken[account.name]
+        self._pending[account.name] = min(since, self._pending.get(account.name, since))
+        account.breaker.failed(self._clock())
+        account.last_error = result.errors[account.name]
+        account.totals.failures += 1
+        if account.failing_since is None:
+            account.failing_since = covered
+        if account.name in result.lost:
+            account.position = account.bytes = account.moves_after = account.failing_since = 0
+
+    def _cut_of(self, name: str) -> StoreCut | None:
+        """What a pending store's plan is; None if it is gone, or has nothing new after all."""
+        store = self._state.stores.get(name)
+        account = self._accounts.get(name)
+        if account is not None and (store is None or store.uid != account.uid):
+            self._forgotten.append((name, account.uid))
+            del self._accounts[name]
+            account = None
+        if store is None:
+            return None
+        if account is None:
+            account = self._accounts[name] = Account(name, store.uid, self._new_breaker())
+            return _cut(store, account)
+        return _cut(store, account) if _differs(store, account) else None
+
+    def _is_new(self, name: str) -> bool:
+        """Whether memory and disk differ about a store, at the start."""
+        store, account = self._state.stores.get(name), self._accounts.get(name)
+        if store is None or account is None or store.uid != account.uid:
+            return True
+        return _differs(store, account)
+
+    # --- looking -----------------------------------------------------------------------------
+
+    def account(self, name: str) -> Account | None:
+        """The books of one store; None before its first cycle."""
+        return self._accounts.get(name)
+
+    def is_behind(self, name: str) -> bool:
+        """Whether a store waits for a cycle, or is in one."""
+        return name in self._pending or name in self._taken
+
+    def covered(self, name: str) -> int:
+        """The raft index up to which this store's own file is complete."""
+        account = self._accounts.get(name)
+        if account is not None and account.failing_since is not None:
+            return account.failing_since
+        return self.covered_index
+
+    def oldest_ms(self, name: str) -> int:
+        """The age of the oldest change that is not on disk; 0 if there is none."""
+        times = [held[name] for held in (self._pending, self._taken) if name in held]
+        return int((self._clock() - min(times)) * 1000) if times else 0
+
+    def unpersisted_bytes(self, name: str) -> int:
+        """How many bytes of frames of a store are in memory only."""
+        store, account = self._state.stores.get(name), self._accounts.get(name)
+        if store is None:
+            return 0
+        known = account is not None and account.uid == store.uid
+        return store.frame_bytes - (account.bytes if known and account is not None else 0)
+
+    def backlog_bytes(self) -> int:
+        """The same of all stores, at most `_BACKLOG_SAMPLE_S` old: it is asked at every append."""
+        now = self._clock()
+        summed_at, total = self._backlog
+        if not summed_at or now - summed_at > _BACKLOG_SAMPLE_S:
+            total = sum(map(self.unpersisted_bytes, self._pending.keys() | self._taken.keys()))
+            self._backlog = (now, total)
+        return total
+
+    def breaker(self) -> BreakerState:
+        """The worst state among the breakers of the stores and of node.db."""
+        now = self._clock()
+        breakers = [self._node_breaker, *(account.breaker for account in self._accounts.values())]
+        return worst([breaker.state(now) for breaker in breakers])
+
+
+def _book_success(account: Account, cut: StoreCut, raft_index: int) -> None:
+    account.totals.cycles += 1
+    account.totals.events += cut.position - account.position
+    account.totals.bytes += cut.frame_bytes - account.bytes
+    account.position, account.bytes = cut.position, cut.frame_bytes
+    account.moves_after = raft_index
+    account.failing_since = None
+    account.last_error = None
+    account.breaker.succeeded()
+
+
+def _differs(store: Store, account: Account) -> bool:
+    """Whether memory has more of a store than its file, or the file has to be tried again."""
+    if account.failing_since is not None or store.position != account.position:
+        return True
+    return any(index > account.moves_after for index in store.checkpoint_index.values())
+
+
+def _cut(store: Store, account: Account) -> StoreCut:
+    return StoreCut(
+        store=store,
+        position=store.position,
+        streams=len(store.stream_list),
+        types=len(store.type_names),
+        frame_bytes=store.frame_bytes,
+        moves=_moves(store, account.moves_after),
+    )
+
+
+def _moves(store: Store, after: int) -> tuple[CheckpointMove, ...]:
+    """The checkpoints that moved after a raft index."""
+    return tuple(
+        CheckpointMove(name, index, store.checkpoints[name])
+        for name, index in store.checkpoint_index.items()
+        if index > after
+    )

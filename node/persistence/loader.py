@@ -1,0 +1,168 @@
+"""From files to a state, before the node takes part in anything.
+
+Every store is rolled back to the node's cut, read, verified, and put into memory, so that memory is
+exactly the replicated history up to the cut. Raft replays from there.
+
+What does not fit is never deleted and never guessed at:
+
+* a file that the cut does not list (a store being created or deleted when the process died) is
+  renamed `…unused-TIME`;
+* if one database is damaged it is renamed `…damaged-TIME`, and *all others* `…unused-TIME`: the
+  state must be one prefix over all stores, and the only prefix left is the empty one. The node
+  comes up at cut 0 and is filled by the leader. A cluster of one has no one to be filled by; its
+  operator finds every byte under the new names.
+
+Trouble of the system (permissions, a disk that does not answer) is not damage: it stops the start
+and leaves all files where they are.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from node.core.state import State
+from node.core.store import Store
+from node.persistence.checksums import Checksums
+from node.persistence.directory import DataDirectory
+from node.persistence.faults import FileFault, StoreDamaged
+from node.persistence.node_file import Cut, NodeFile, StoreEntry
+from node.persistence.schema import connect, fault_of
+from node.persistence.store_file import StoreFile
+
+log = logging.getLogger(__name__)
+
+PROGRESS_EVERY_S = 2.0
+
+
+@dataclass(slots=True)
+class LoadedState:
+    """The state at the cut, and the new paths of files that were set aside on the way."""
+
+    state: State
+    cut_index: int = 0
+    cut_term: int = 0
+    set_aside: list[str] = field(default_factory=list)
+
+
+def load_state(
+    directory: DataDirectory, clock: Callable[[], float] = time.monotonic
+) -> LoadedState:
+    """Load everything. Blocks, about 2 s a million events; logs its progress.
+
+    Raises FilesUnreadable or FormatTooNew, having renamed nothing.
+    """
+    started = clock()
+    loaded = LoadedState(State())
+    try:
+        cut, entries = _read_node_file(directory)
+        with _no_collections():
+            stores = [_load_store(directory, entry, clock) for entry in entries]
+    except StoreDamaged as damage:
+        log.error("Cannot use %s; this node starts empty and is filled by the leader", damage)
+        loaded.set_aside = _set_all_aside(directory, damage.path)
+        return loaded
+    loaded.cut_index, loaded.cut_term = cut
+    loaded.state.applied_index, loaded.state.applied_term = cut
+    loaded.state.stores = {store.name: store for store in stores}
+    loaded.set_aside = _set_unlisted_aside(directory, entries)
+    events = sum(store.position for store in stores)
+    log.info(
+        "Loaded %d events of %d stores up to raft index %d in %.2f s",
+        events,
+        len(stores),
+        cut.raft_index,
+        clock() - started,
+    )
+    return loaded
+
+
+def _read_node_file(directory: DataDirectory) -> tuple[Cut, list[StoreEntry]]:
+    path = directory.node_path
+    if not path.exists():
+        return Cut(), []
+    with _faults_of(path), closing(NodeFile(path, connect)) as file:
+        return file.cut(), file.stores()
+
+
+def _load_store(directory: DataDirectory, entry: StoreEntry, clock: Callable[[], float]) -> Store:
+    path = directory.store_path(entry.name, entry.uid)
+    if not path.exists():
+        raise StoreDamaged(path, "is missing")
+    store = Store(entry.name, entry.uid, entry.created_us)
+    with _faults_of(path), closing(StoreFile(path, entry.cut_index, connect)) as file:
+        contents = _fill(store, file, clock)
+        if contents != file.mark.contents or store.position != file.mark.position:
+            raise StoreDamaged(path, "does not hold what was written: its checksums differ")
+        if (store.position, store.frame_bytes) != (entry.position, entry.bytes):
+            raise StoreDamaged(path, "does not hold as much as the node's database says")
+    return store
+
+
+def _fill(store: Store, file: StoreFile, clock: Callable[[], float]) -> Checksums:
+    """Load a file into an empty store; return the checksums of what was read."""
+    streams, types = file.stream_names(), file.type_names()
+    contents = Checksums().with_names(streams, types)
+    store.load_streams(streams)
+    store.load_types(types)
+    report_at = clock() + PROGRESS_EVERY_S
+    for batch in file.event_batches():
+        contents = contents.with_events(batch)
+        store.load_rows(batch)
+        if clock() >= report_at:
+            report_at += PROGRESS_EVERY_S
+            log.info(
+                "Loading store %s: %d of %d events", store.name, store.position, file.mark.position
+            )
+    store.load_checkpoints(file.checkpoints())
+    store.loaded()
+    return contents
+
+
+def _set_unlisted_aside(directory: DataDirectory, entries: list[StoreEntry]) -> list[str]:
+    listed = {directory.store_path(entry.name, entry.uid) for entry in entries}
+    strays = [path for path in directory.store_files() if path not in listed]
+    for path in strays:
+        log.warning("%s is not part of the state at the cut; it is set aside", path)
+    return [str(directory.set_aside(path, "unused")) for path in strays]
+
+
+def _set_all_aside(directory: DataDirectory, damaged: Path) -> list[str]:
+    """Rename every database. node.db goes first: without it none of the others counts."""
+    paths = [path for path in (directory.node_path, *directory.store_files()) if path.exists()]
+    return [
+        str(directory.set_aside(path, "damaged" if path == damaged else "unused")) for path in paths
+    ]
+
+
+@contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """Whatever reading a database raises becomes a fault of that file.
+
+    A flipped bit may surface as nearly any exception (a name that is no UTF-8, a number that is
+    none), so everything but the system's own trouble counts as damage.
+    """
+    try:
+        yield
+    except FileFault:
+        raise
+    except (sqlite3.Error, OSError, ValueError, TypeError, AssertionError, OverflowError) as error:
+        raise fault_of(path, error) from error
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Millions of new objects and no cycle among them: the collector would only walk them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

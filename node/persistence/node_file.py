@@ -1,0 +1,93 @@
+"""The node's database: the cut, and which store files belong to it.
+
+The cut is the one number that says up to where this node's disk holds the replicated history. It
+moves only after every store file holds its part, in a transaction of its own: that COMMIT is the
+moment at which a cycle has happened. Each store's row names the mark (`cut_index`) at which its
+file has to stand at the cut, so that a store file that is older than the cut is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from node.persistence.checksums import row_checksum
+from node.persistence.faults import StoreDamaged
+from node.persistence.schema import NODE_FILE, NODE_TABLES, Connect, ensure_tables
+from node.persistence.store_file import checkpoint_wal
+
+
+class Cut(NamedTuple):
+    """A place in the replicated history."""
+
+    raft_index: int = 0
+    term: int = 0
+
+
+class StoreEntry(NamedTuple):
+    """One store as of the cut; `bytes` is the sum of its frames."""
+
+    name: str
+    uid: int
+    created_us: int
+    cut_index: int
+    position: int
+    bytes: int
+
+
+class NodeFile:
+    """The open node.db. Belongs to the thread that opened it.
+
+    Raises sqlite3.Error, OSError, StoreDamaged, FormatTooNew.
+    """
+
+    def __init__(self, path: Path, connect: Connect) -> None:
+        self.path = path
+        self._connection = connect(path)
+        try:
+            self.created = ensure_tables(self._connection, path, NODE_FILE, NODE_TABLES)
+        except BaseException:
+            self.close()
+            raise
+
+    def cut(self) -> Cut:
+        """The cut; (0, 0) before the first cycle."""
+        row = self._connection.execute("SELECT raft_index, term, checksum FROM cut").fetchone()
+        if row is None:
+            return Cut()
+        if row_checksum(*row[:2]) != row[2]:
+            raise StoreDamaged(self.path, "has a damaged cut")
+        return Cut(*row[:2])
+
+    def stores(self) -> list[StoreEntry]:
+        """The stores as of the cut."""
+        entries: list[StoreEntry] = []
+        for row in self._connection.execute(
+            "SELECT name, uid, created_us, cut_index, position, bytes, checksum FROM stores"
+        ):
+            if row_checksum(*row[:6]) != row[6]:
+                raise StoreDamaged(self.path, f"has a damaged entry for store {row[0]!r}")
+            entries.append(StoreEntry(*row[:6]))
+        return entries
+
+    def move(self, cut: Cut, changed: Iterable[StoreEntry], gone: Iterable[str]) -> None:
+        """Move the cut, in one transaction. On any exception close the file and open it again."""
+        execute = self._connection.execute
+        execute("BEGIN IMMEDIATE")
+        for name in gone:
+            execute("DELETE FROM stores WHERE name = ?", (name,))
+        for entry in changed:
+            execute(
+                "REPLACE INTO stores VALUES (?, ?, ?, ?, ?, ?, ?)", (*entry, row_checksum(*entry))
+            )
+        execute("REPLACE INTO cut VALUES (1, ?, ?, ?)", (*cut, row_checksum(*cut)))
+        execute("COMMIT")
+
+    def checkpoint_wal(self) -> int:
+        """See `store_file.checkpoint_wal`."""
+        return checkpoint_wal(self._connection)
+
+    def close(self) -> None:
+        """Close; SQLite then folds the WAL into the file if nobody else has it open."""
+        self._connection.close()

@@ -1,0 +1,122 @@
+"""The state file: who this node is, and the term and vote it has promised.
+
+Raft is safe only if a node that voted in a term never votes again in that term, also after a
+crash. So term and vote are on disk *before* any message of that term leaves. Saving is synchronous
+on purpose, on the event loop as well: an election waits for one fsync, and nothing may overtake it.
+
+There are two copies, both written at every save, one after the other. A sequence number tells
+which is newer if a crash came between them, and a checksum tells whether a copy is whole. As
+`save` returns only when both are on disk, either copy alone holds every promise that was relied on:
+a damaged one falls back on the other. If both are damaged no one can tell what was promised, and
+the start is refused.
+
+A copy is two lines, readable with `cat`: JSON, and the SHA-256 of the first line. Fields may be
+added; a change of meaning raises `FORMAT`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from node.persistence.directory import DataDirectory, replace_durably
+from node.persistence.faults import FilesUnreadable, FormatTooNew, StateFileDamaged
+
+FORMAT = 1
+_BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """What a node must not forget.
+
+    `incarnation` counts starts; messages of older ones are dropped. `vote` is the member voted for
+    in `term`, or None. `boot_id` is the kernel's at the last save: the same one means that the
+    machine has not gone down, so what was written without fsync is still there. `clean` says that
+    the last stop wrote the whole log to disk first. `lineage` changes when an operator rebuilds the
+    cluster without some of its members.
+    """
+
+    cluster_id: str
+    node_id: str
+    incarnation: int
+    term: int
+    vote: str | None
+    boot_id: str
+    clean: bool
+    lineage: str
+
+
+class StateFile:
+    """Both copies of one node's state file. Not safe for two threads."""
+
+    def __init__(self, directory: DataDirectory) -> None:
+        self._paths = directory.state_paths
+        self._sequence: int | None = None
+
+    def load(self) -> NodeIdentity | None:
+        """The newest identity that is whole; None if there is no state file at all.
+
+        Raises StateFileDamaged if there are copies and none is whole, FormatTooNew, and
+        FilesUnreadable if the system will not let us read one.
+        """
+        copies = [path for path in self._paths if path.exists()]
+        whole = [found for found in map(_read_copy, copies) if found is not None]
+        if copies and not whole:
+            names = " and ".join(str(path) for path in copies)
+            raise StateFileDamaged(
+                copies[0],
+                f"no undamaged copy of the state file is left ({names}); this node cannot know "
+                "what it voted for. Restore one, or move the whole data directory away and let "
+                "the node join as a new one",
+            )
+        if not whole:
+            self._sequence = 0
+            return None
+        self._sequence, identity = max(whole, key=lambda found: found[0])
+        return identity
+
+    def save(self, identity: NodeIdentity) -> None:
+        """Make `identity` durable in both copies. Blocks for the fsyncs.
+
+        Raises OSError: the caller must act on nothing in `identity`, and best ends the process.
+        """
+        if self._sequence is None:
+            self.load()
+        sequence = (self._sequence or 0) + 1
+        content = _encode(sequence, identity)
+        for path in self._paths:
+            replace_durably(path, content)
+        self._sequence = sequence
+
+
+def kernel_boot_id() -> str:
+    """A string that is the same as long as the machine is up; empty where the system has none."""
+    try:
+        return _BOOT_ID_PATH.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _encode(sequence: int, identity: NodeIdentity) -> bytes:
+    body = {"format": FORMAT, "sequence": sequence, **asdict(identity)}
+    line = json.dumps(body, ensure_ascii=False).encode()
+    return line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
+
+
+def _read_copy(path: Path) -> tuple[int, NodeIdentity] | None:
+    """Sequence and identity of one copy; None if it is torn or changed."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise FilesUnreadable(path, f"cannot be read: {error}") from error
+    line, _, checksum = content.partition(b"\n")
+    if checksum != hashlib.sha256(line).hexdigest().encode() + b"\n":
+        return None
+    body = json.loads(line)
+    if body["format"] > FORMAT:
+        raise FormatTooNew(path, f"has format {body['format']}; this version knows {FORMAT}")
+    known = {field.name: body[field.name] for field in fields(NodeIdentity)}
+    return body["sequence"], NodeIdentity(**known)
