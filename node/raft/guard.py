@@ -1,7 +1,7 @@
 """What may reach the library, and what it is told.
 
 PySyncObj trusts every message. This guard stands between the sessions and the engine and lets
-through only what keeps Raft's rules (in brackets the defects, as ARCHITECTURE lists them):
+through only what keeps Raft's rules (in brackets the defects, see ARCHITECTURE):
 
 * a message of an old term is not obeyed; its sender learns the current term and steps down
   (A17, a);

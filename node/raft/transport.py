@@ -17,6 +17,7 @@ import contextlib
 import logging
 import random
 from collections import Counter
+
 from node.raft.messages import Message, encode
 from node.raft.ports import Listener, RaftSettings
 from node.raft.session import Identity, Session
