@@ -4,11 +4,12 @@ PySyncObj decides who leads and what is committed. Everything around it is ours,
 brings is not safe (see "What the library gets wrong" in ARCHITECTURE): transport, codec, log,
 durable promises, replication to a peer, group commit, forwarding, recovery. Read in this order:
 
-* `ports`      what this package needs from the node around it
+* `ports`      what this package needs from the node around it, and the port to its peers
 * `messages`   what nodes say to one another, with a limit on everything
 * `session`    one authenticated connection to a peer
 * `transport`  one live session a peer, dialling, bounded queues
 * `journal`    the Raft log in memory, and the promises that must be durable
+* `window`     how much may be under way to a peer
 * `library`    the only module that touches PySyncObj and its mangled names
 * `guard`      what may reach the library, and what it may say
 * `election`   when to stand for election: only after a majority would agree (PreVote)
@@ -17,5 +18,9 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 * `proposals`  from a command to its outcome: queue, group commit, forwarding, deadlines
 * `fill`       how a node that is further behind than the log reaches is brought up
 * `requests`   questions between nodes that want an answer
+* `waiting`    until this node has applied far enough
+* `members`    what is known here of every member
+* `reads`      barriers for reads
+* `handover`   giving leadership away
 * `replica`    the whole, as the rest of the node sees it
 """

@@ -8,7 +8,7 @@ through only what keeps Raft's rules (in brackets the defects, see ARCHITECTURE)
 * entries that are already in the log are taken out of a message before the library sees it, because
   it would cut everything behind them, also what this node has acknowledged (A1); a real conflict of
   terms cuts, but never at or below the commit index (I12);
-* an ack counts only for the term in which it was given, and never takes anything back (A15, A16, a);
+* an ack counts only for the term in which it was given, and never takes anything back (A15-16, a);
 * one vote a peer a term (j); a second leader in one term is refused and reported (k);
 * a node that is recovering gives no vote below its floor (see `recovery`).
 

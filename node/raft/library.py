@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -48,7 +47,8 @@ from node.raft.messages import (
     TimeoutNow,
     Vote,
 )
-from node.raft.ports import RaftSettings, StartingPoint
+from node.raft.ports import RaftSettings
+from node.raft.window import Window
 
 EXPECTED_VERSION = "0.3.17"
 EXPECTED_SHA256 = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
@@ -157,7 +157,6 @@ class Engine(SyncObj):  # type: ignore[misc]
     def __init__(
         self,
         settings: RaftSettings,
-        start: StartingPoint,
         journal: Journal,
         outbox: Outbox,
         apply: Callable[[int, int, bytes], None],
@@ -169,9 +168,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         self._outbox = outbox
         self._apply = apply
         self._settings = settings
-        self._windows: dict[str, deque[tuple[int, int]]] = {}
-        self._window_bytes: dict[str, int] = {}
-        self._rewound: dict[str, tuple[int, float]] = {}
+        self._windows = {peer: Window(settings.peer_window_bytes) for peer in settings.peers}
         self._last_append: tuple[tuple[int, ...], AppendEntries] | None = None
         self._bridge = _Bridge(outbox)
         conf = SyncObjConf(
@@ -295,11 +292,11 @@ class Engine(SyncObj):  # type: ignore[misc]
         if self.leads and node in self._SyncObj__otherNodes:
             self._SyncObj__raftMatchIndex[node] = 0
             self._SyncObj__raftNextIndex[node] = self.journal.last_index + 1
-        self._clear_window(peer)
+        self._windows[peer].clear()
 
     def connected(self, peer: str) -> None:
         """A session with the peer is up."""
-        self._clear_window(peer)
+        self._windows[peer].clear()
         known = self.match_index(peer)
         if self.leads and known:
             # Whatever was in flight on an earlier session may be lost.
@@ -311,19 +308,11 @@ class Engine(SyncObj):  # type: ignore[misc]
         self._bridge.disconnected(peer)
 
     def rewind(self, peer: str, next_index: int) -> None:
-        """Leader: go on from `next_index`, but never before what the peer is known to hold.
-
-        Every message behind the first that did not fit is answered by a reset, too. Only the first
-        counts within one heartbeat, or each would make the leader send everything again.
-        """
+        """Leader: go on from `next_index`, but never before what the peer is known to hold."""
         target = max(next_index, self.match_index(peer) + 1)
-        last_target, at = self._rewound.get(peer, (0, 0.0))
-        if target == last_target and (now() - at) * 1000 < self._settings.heartbeat_ms:
-            return
-        self._rewound[peer] = target, now()
-        self._SyncObj__raftNextIndex[Node(peer)] = target
-        self._clear_window(peer)
-        self._send_entries(peer, always=True)
+        if self._windows[peer].rewind(target, now(), self._settings.heartbeat_ms / 1000):
+            self._SyncObj__raftNextIndex[Node(peer)] = target
+            self._send_entries(peer, always=True)
 
     # --- messages that passed the guard ------------------------------------------------------
 
@@ -366,7 +355,7 @@ class Engine(SyncObj):  # type: ignore[misc]
             # The stock step sets the next index back to the ack's, and so sends again, and has
             # the follower cut and lose, all that is in flight behind it.
             self._SyncObj__raftNextIndex[node] = max(before, message.next_index)
-            self._shrink_window(peer, message.next_index - 1)
+            self._windows[peer].acknowledged(message.next_index - 1)
 
     def receive_vote_request(self, peer: str, message: RequestVote) -> None:
         """A candidate's request that may be granted."""
@@ -406,7 +395,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         self._SyncObj__sendAppendEntries()
 
     def _send_entries(self, peer: str, always: bool) -> None:
-        node, journal = Node(peer), self.journal
+        node, journal, window = Node(peer), self.journal, self._windows[peer]
         following = self._SyncObj__raftNextIndex[node]
         if following <= journal.base_index:
             if always:
@@ -414,11 +403,11 @@ class Engine(SyncObj):  # type: ignore[misc]
                 self._outbox.send(peer, Behind(self.term, journal.base_index))
             return
         sent = False
-        while following <= journal.last_index and self._window_open(peer):
+        while following <= journal.last_index and window.open:
             items = journal.items_from(following, _SEND_ENTRIES_MAX, _SEND_BYTES_MAX)
             if not self._outbox.send(peer, self._append_message(following, len(items))):
                 return  # nothing of it left: the next heartbeat tries again from here
-            self._widen_window(peer, items[-1][1], sum(len(item[0]) for item in items))
+            window.sent(items[-1][1], sum(len(item[0]) for item in items))
             following = self._SyncObj__raftNextIndex[node] = items[-1][1] + 1
             sent = True
         if always and not sent:
@@ -439,22 +428,6 @@ class Engine(SyncObj):  # type: ignore[misc]
             )
             self._last_append = key, message
         return self._last_append[1]
-
-    def _window_open(self, peer: str) -> bool:
-        return self._window_bytes.get(peer, 0) < self._settings.peer_window_bytes
-
-    def _widen_window(self, peer: str, last_index: int, size: int) -> None:
-        self._windows.setdefault(peer, deque()).append((last_index, size))
-        self._window_bytes[peer] = self._window_bytes.get(peer, 0) + size
-
-    def _shrink_window(self, peer: str, acked_index: int) -> None:
-        window = self._windows.get(peer)
-        while window and window[0][0] <= acked_index:
-            self._window_bytes[peer] -= window.popleft()[1]
-
-    def _clear_window(self, peer: str) -> None:
-        self._windows.pop(peer, None)
-        self._window_bytes.pop(peer, None)
 
     # --- steps of the library that are replaced ----------------------------------------------
 

@@ -18,18 +18,18 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
 
-from node.core import commands
 from node.core.outcomes import Outcome
 from node.core.state import State
-from node.errors import MemberMissing, NoLeader, NotReady, ReadBarrierTimeout
+from node.errors import NotReady, ReadBarrierTimeout
 from node.raft import entries
 from node.raft.election import Election
 from node.raft.fill import FillReceiver, FillRefused, FillSource
 from node.raft.guard import Guard
+from node.raft.handover import HandOver
 from node.raft.journal import NO_OP, Journal
-from node.raft.library import Engine, now
+from node.raft.library import Engine
+from node.raft.members import ClusterStatus, Members
 from node.raft.messages import (
     Answer,
     Ask,
@@ -45,6 +45,7 @@ from node.raft.messages import (
 )
 from node.raft.ports import Network, Promises, RaftSettings, StartingPoint
 from node.raft.proposals import Proposals
+from node.raft.reads import Reads
 from node.raft.recovery import Recovery
 from node.raft.requests import Handler, NoAnswer, Requests
 from node.raft.waiting import Waiting
@@ -54,29 +55,6 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.02
 _SWEEP_S = 0.05
 _GOSSIP_S = 0.2
-_HAND_OVER_STEP_S = 0.01
-
-
-class MemberStatus(NamedTuple):
-    """What is known here of one member; `last_contact_ms` is None for the node itself."""
-
-    id: str
-    http_address: str
-    raft_address: str
-    role: str
-    commit_index: int
-    applied_index: int
-    persisted_index: int
-    last_contact_ms: int | None
-
-
-class ClusterStatus(NamedTuple):
-    """The cluster as this node sees it."""
-
-    node_id: str
-    leader: str | None
-    term: int
-    members: list[MemberStatus]
 
 
 class Replica:
@@ -99,11 +77,10 @@ class Replica:
         self.state = state
         self.requests = Requests(self._send)
         self._network = network
-        self._persisted_index = persisted_index
         self._journal = Journal(start, promises)
         state.applied_index = self._journal.base_index
         state.applied_term = self._journal.term_at(self._journal.base_index) or 0
-        self._engine = Engine(settings, start, self._journal, self, self._apply)
+        self._engine = Engine(settings, self._journal, self, self._apply)
         self._recovery = Recovery(
             self._engine, list(settings.peers), start.incarnation, start.forgetful, self._send
         )
@@ -116,7 +93,23 @@ class Replica:
         self._source = FillSource(state)
         self._receiver = FillReceiver(state, self.requests)
         self._waiting = Waiting()
-        self._gossip: dict[str, tuple[float, Gossip]] = {}
+        self._members = Members(
+            self._engine, settings, network, lambda: self._recovery.active, persisted_index
+        )
+        self._reads = Reads(
+            self._engine, settings, state, self.requests, self._waiting, self.propose
+        )
+        self._hand_over = HandOver(
+            self._engine,
+            settings,
+            network,
+            self._proposals,
+            self.requests,
+            self._reads,
+            self._waiting,
+            self._turn,
+        )
+        self._incarnations: dict[str, int] = {}
         self._filling: asyncio.Task[None] | None = None
         self._timers: list[asyncio.Task[None]] = []
         self._turn_scheduled = False
@@ -129,15 +122,15 @@ class Replica:
 
     async def start(self) -> None:
         """Open the raft port and take part. The state must be loaded by now."""
-        self.requests.serve("read_index", self._serve_read_index)
-        self.requests.serve("hand_over", self._serve_hand_over)
+        self.requests.serve("read_index", self._reads.serve_read_index)
+        self.requests.serve("hand_over", self._hand_over.serve)
         self.requests.serve("fill_begin", self._source.begin)
         self.requests.serve("fill_rows", self._source.rows)
         await self._network.start(self)
         for pause_s, step in (
             (_TICK_S, self._turn),
             (_SWEEP_S, self._proposals.sweep),
-            (_GOSSIP_S, self._say_gossip),
+            (_GOSSIP_S, self._members.say),
         ):
             self._timers.append(asyncio.create_task(_repeat(pause_s, step)))
 
@@ -170,73 +163,28 @@ class Replica:
         return self._proposals.submit(command, timeout_ms)
 
     async def barrier(self, level: str, timeout_ms: int) -> None:
-        """Wait until this node's state covers what the level promises.
+        """Wait until this node's state covers what the level (`leader`, `linearizable`) promises.
 
-        `leader`: what the leader had applied when asked. `linearizable`: everything that was
-        acknowledged to anyone before, by way of a command through the log.
-        Raises `ReadBarrierTimeout`, `NoLeader`, `NotReady`, `Overloaded`.
+        Raises `ReadBarrierTimeout`, `NoLeader`, `NotReady`, `Overloaded`; see `reads`.
         """
-        if level == "linearizable":
-            await self.propose(commands.barrier(), timeout_ms)
-        elif level == "leader":
-            deadline = now() + timeout_ms / 1000
-            index = await self._leader_index(deadline)
-            await self.wait_applied(index, max(1, round((deadline - now()) * 1000)))
+        await self._reads.barrier(level, timeout_ms)
 
     async def wait_applied(self, index: int, timeout_ms: int) -> None:
         """Wait until this node has applied the entry at `index`. Raises `ReadBarrierTimeout`."""
-        await self._waiting.until(
-            lambda: self.applied_index >= index, timeout_ms, f"raft index {index}"
-        )
+        await self._reads.applied(index, timeout_ms)
 
-    async def wait_position(self, store: str, position: int, timeout_ms: int) -> None:
-        """Wait until the store has that position here. Raises `ReadBarrierTimeout`."""
-
-        def holds() -> bool:
-            found = self.state.stores.get(store)
-            return found is not None and found.position >= position
-
-        await self._waiting.until(holds, timeout_ms, f"position {position} of store {store}")
+    async def wait_position(self, store: str, position: int, timeout_ms: int) -> bool:
+        """Whether the store reached that position here within the time."""
+        try:
+            await self._reads.position(store, position, timeout_ms)
+        except ReadBarrierTimeout:
+            return False
+        return True
 
     @property
     def applied_index(self) -> int:
         """The Raft index up to which this node's state is."""
         return self.state.applied_index
-
-    async def _leader_index(self, deadline: float) -> int:
-        while True:
-            leader = await self._known_leader(deadline)
-            if leader == self.settings.node_id:
-                await self._waiting.until(
-                    self._engine.leads_with_own_entry_applied,
-                    max(1, round((deadline - now()) * 1000)),
-                    "an entry of its own term",
-                )
-                return self.applied_index
-            try:
-                wait_s = max(0.01, deadline - now())
-                return int(await self.requests.ask(leader, "read_index", None, wait_s))
-            except NoAnswer as error:
-                if now() >= deadline:
-                    raise ReadBarrierTimeout(f"the leader did not answer: {error}") from error
-                await asyncio.sleep(_TICK_S)
-
-    async def _known_leader(self, deadline: float) -> str:
-        patience_ms = min(self.settings.leader_wait_ms, (deadline - now()) * 1000)
-        try:
-            await self._waiting.until(
-                lambda: self._engine.leader is not None, max(1, round(patience_ms)), "a leader"
-            )
-        except ReadBarrierTimeout as error:
-            raise NoLeader("no leader is known") from error
-        leader = self._engine.leader
-        assert leader is not None
-        return leader
-
-    async def _serve_read_index(self, _: str, __: Any) -> Any:
-        if not self._engine.leads_with_own_entry_applied():
-            raise NoLeader("not leading, or not yet sure of what is committed")
-        return self.applied_index
 
     # --- the cluster -------------------------------------------------------------------------
 
@@ -278,9 +226,7 @@ class Replica:
 
     def status(self) -> ClusterStatus:
         """The members, as far as this node knows."""
-        members = [self._own_status(), *(self._peer_status(peer) for peer in self.settings.peers)]
-        members.sort(key=lambda member: member.id)
-        return ClusterStatus(self.settings.node_id, self._engine.leader, self._engine.term, members)
+        return self._members.status()
 
     def counters(self) -> dict[str, int]:
         """Numbers for the metrics, counted since the start."""
@@ -296,97 +242,11 @@ class Replica:
         }
 
     async def transfer_leadership(self, to: str | None, timeout_ms: int) -> str:
-        """Hand leadership to a member (or to the one that is furthest); gives the new leader's id.
+        """Hand leadership to a member (or to the one that is furthest); gives the leader's id.
 
-        Asked of a follower, it asks the leader. Raises `MemberMissing`, `NoLeader`.
+        Raises `MemberMissing`, `NoLeader`, `ReadBarrierTimeout`; see `handover`.
         """
-        if to is not None and to != self.settings.node_id and to not in self.settings.peers:
-            raise MemberMissing(f"{to!r} is no member", member=to)
-        deadline = now() + timeout_ms / 1000
-        leader = await self._known_leader(deadline)
-        if leader == to:
-            return leader
-        if leader == self.settings.node_id:
-            await self._hand_over(to, deadline)
-        else:
-            try:
-                await self.requests.ask(leader, "hand_over", to, deadline - now())
-            except NoAnswer as error:
-                raise NoLeader(f"the leader did not hand over: {error}") from error
-        await self._waiting.until(
-            lambda: self._engine.leader not in (None, leader),
-            max(1, round((deadline - now()) * 1000)),
-            "a new leader",
-        )
-        return self._engine.leader or ""
-
-    async def _serve_hand_over(self, _: str, to: Any) -> Any:
-        await self._hand_over(to, now() + self.settings.leader_wait_ms / 1000)
-        return None
-
-    async def _hand_over(self, to: str | None, deadline: float) -> None:
-        """Stop proposing, let the target catch up, ask it to take over."""
-        self._proposals.paused = True
-        try:
-            while now() < deadline and self._engine.leads:
-                target = to or self._furthest_peer()
-                if target is not None and self._engine.hand_over(target):
-                    left_ms = max(1, round((deadline - now()) * 1000))
-                    await self._waiting.until(lambda: not self.leads, left_ms, "its successor")
-                    return
-                self._turn()
-                await asyncio.sleep(_HAND_OVER_STEP_S)  # acks of what is in flight arrive
-            raise NoLeader("no member could take over in time")
-        finally:
-            self._proposals.paused = False
-
-    def _furthest_peer(self) -> str | None:
-        peers = [peer for peer in self.settings.peers if self._network.is_connected(peer)]
-        return max(peers, key=self._engine.match_index, default=None)
-
-    def _own_status(self) -> MemberStatus:
-        settings = self.settings
-        return MemberStatus(
-            settings.node_id,
-            settings.http_address,
-            settings.raft_address,
-            "recovering" if self._recovery.active else self._engine.role,
-            self._engine.commit_index,
-            self.applied_index,
-            self._persisted_index(),
-            None,
-        )
-
-    def _peer_status(self, peer: str) -> MemberStatus:
-        heard_at, said = self._gossip.get(peer, (0.0, None))
-        raft_address = self.settings.peers[peer]
-        if said is None:
-            return MemberStatus(peer, "", raft_address, "unreachable", 0, 0, 0, None)
-        role = said.role if self._network.is_connected(peer) else "unreachable"
-        return MemberStatus(
-            peer,
-            said.http_address,
-            raft_address,
-            role,
-            said.commit_index,
-            said.applied_index,
-            said.persisted_index,
-            round((now() - heard_at) * 1000),
-        )
-
-    def _say_gossip(self) -> None:
-        own = self._own_status()
-        gossip = Gossip(
-            own.role,
-            self._engine.term,
-            own.commit_index,
-            own.applied_index,
-            own.persisted_index,
-            own.http_address,
-            own.raft_address,
-        )
-        for peer in self.settings.peers:
-            self._send(peer, gossip)
+        return await self._hand_over.to(to, timeout_ms)
 
     # --- what the transport tells ------------------------------------------------------------
 
@@ -396,11 +256,12 @@ class Replica:
 
     def connected(self, peer: str, incarnation: int) -> None:
         """A session with a peer is up."""
-        _, said = self._gossip.get(peer, (0.0, None))
-        if said is None or incarnation != self._network.incarnation(peer):
+        if self._incarnations.get(peer) != incarnation:
+            # What it held in an earlier life it may have forgotten.
             self._engine.forget_peer(peer)
+            self._incarnations[peer] = incarnation
         self._engine.connected(peer)
-        self._say_gossip()
+        self._members.say()
         self._kick()
 
     def disconnected(self, peer: str) -> None:
@@ -436,7 +297,7 @@ class Replica:
         elif isinstance(message, RecoveryReport):
             self._recovery.report(peer, message)
         elif isinstance(message, Gossip):
-            self._gossip[peer] = now(), message
+            self._members.heard(peer, message)
         elif isinstance(message, Behind):
             self._behind(peer, message)
         elif isinstance(message, Ask):

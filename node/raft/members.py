@@ -1,0 +1,107 @@
+"""What is known here of the members: each says a few times a second how far it is (gossip)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from node.raft.library import Engine, now
+from node.raft.messages import Gossip
+from node.raft.ports import Network, RaftSettings
+
+
+class MemberStatus(NamedTuple):
+    """One member as this node knows it; `last_contact_ms` is None for the node itself."""
+
+    id: str
+    http_address: str
+    raft_address: str
+    role: str
+    commit_index: int
+    applied_index: int
+    persisted_index: int
+    last_contact_ms: int | None
+
+
+class ClusterStatus(NamedTuple):
+    """The cluster as this node sees it."""
+
+    node_id: str
+    leader: str | None
+    term: int
+    members: list[MemberStatus]
+
+
+class Members:
+    """The members' last words, and this node's own."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: RaftSettings,
+        network: Network,
+        recovering: Callable[[], bool],
+        persisted_index: Callable[[], int],
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._network = network
+        self._recovering = recovering
+        self._persisted_index = persisted_index
+        self._said: dict[str, tuple[float, Gossip]] = {}
+
+    def status(self) -> ClusterStatus:
+        """All members, in order of their ids."""
+        members = [self._own(), *(self._peer(peer) for peer in self._settings.peers)]
+        members.sort(key=lambda member: member.id)
+        return ClusterStatus(
+            self._settings.node_id, self._engine.leader, self._engine.term, members
+        )
+
+    def heard(self, peer: str, gossip: Gossip) -> None:
+        """A peer told how far it is."""
+        self._said[peer] = now(), gossip
+
+    def say(self) -> None:
+        """Tell every peer how far this node is."""
+        own = self._own()
+        gossip = Gossip(
+            own.role,
+            self._engine.term,
+            own.commit_index,
+            own.applied_index,
+            own.persisted_index,
+            own.http_address,
+            own.raft_address,
+        )
+        for peer in self._settings.peers:
+            self._network.send(peer, gossip)
+
+    def _own(self) -> MemberStatus:
+        settings = self._settings
+        return MemberStatus(
+            settings.node_id,
+            settings.http_address,
+            settings.raft_address,
+            "recovering" if self._recovering() else self._engine.role,
+            self._engine.commit_index,
+            self._engine.applied_index,
+            self._persisted_index(),
+            None,
+        )
+
+    def _peer(self, peer: str) -> MemberStatus:
+        heard_at, said = self._said.get(peer, (0.0, None))
+        raft_address = self._settings.peers[peer]
+        if said is None:
+            return MemberStatus(peer, "", raft_address, "unreachable", 0, 0, 0, None)
+        return MemberStatus(
+            peer,
+            said.http_address,
+            raft_address,
+            said.role if self._network.is_connected(peer) else "unreachable",
+            said.commit_index,
+            said.applied_index,
+            said.persisted_index,
+            round((now() - heard_at) * 1000),
+        )

@@ -1,0 +1,110 @@
+"""How much a read may rely on: waiting until this node's state covers what it asks for.
+
+`leader`: what the leader had applied when it was asked. Two nodes may believe to lead for up to the
+leader's fallback time, so this can be stale by that much. `linearizable`: everything that was
+acknowledged to anyone before; a command goes through the log, and shares its group commit with
+whatever else is under way. No leases, and so no clocks, are relied on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from node.core import commands
+from node.core.outcomes import Outcome
+from node.core.state import State
+from node.errors import NoLeader, ReadBarrierTimeout
+from node.raft.library import Engine, now
+from node.raft.ports import RaftSettings
+from node.raft.requests import NoAnswer, Requests
+from node.raft.waiting import Waiting
+
+_ASK_AGAIN_S = 0.02
+
+Propose = Callable[[bytes, int], Awaitable[tuple[Outcome, int]]]
+
+
+class Reads:
+    """Barriers for reads on one node."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: RaftSettings,
+        state: State,
+        requests: Requests,
+        waiting: Waiting,
+        propose: Propose,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._state = state
+        self._requests = requests
+        self._waiting = waiting
+        self._propose = propose
+
+    async def barrier(self, level: str, timeout_ms: int) -> None:
+        """Return when this node's state covers what the level promises.
+
+        Raises `ReadBarrierTimeout`, `NoLeader`, `NotReady`, `Overloaded`.
+        """
+        if level == "linearizable":
+            await self._propose(commands.barrier(), timeout_ms)
+        elif level == "leader":
+            deadline = now() + timeout_ms / 1000
+            await self.applied(await self._leader_index(deadline), _left_ms(deadline))
+
+    async def applied(self, index: int, timeout_ms: int) -> None:
+        """Return when this node has applied the entry at `index`. Raises `ReadBarrierTimeout`."""
+        await self._waiting.until(
+            lambda: self._state.applied_index >= index, timeout_ms, f"raft index {index}"
+        )
+
+    async def position(self, store: str, position: int, timeout_ms: int) -> None:
+        """Return when the store has that position here. Raises `ReadBarrierTimeout`."""
+
+        def holds() -> bool:
+            found = self._state.stores.get(store)
+            return found is not None and found.position >= position
+
+        await self._waiting.until(holds, timeout_ms, f"position {position} of store {store}")
+
+    async def leader(self, deadline: float) -> str:
+        """The leader's id, waited for within `leader_wait_ms`. Raises `NoLeader`."""
+        patience_ms = min(self._settings.leader_wait_ms, _left_ms(deadline))
+        try:
+            await self._waiting.until(
+                lambda: self._engine.leader is not None, patience_ms, "a leader"
+            )
+        except ReadBarrierTimeout as error:
+            raise NoLeader("no leader is known") from error
+        leader = self._engine.leader
+        assert leader is not None
+        return leader
+
+    async def serve_read_index(self, _: str, __: Any) -> Any:
+        """Answer a peer's `read_index`."""
+        if not self._engine.leads_with_own_entry_applied():
+            raise NoLeader("not leading, or not yet sure of what is committed")
+        return self._state.applied_index
+
+    async def _leader_index(self, deadline: float) -> int:
+        while True:
+            leader = await self.leader(deadline)
+            if leader == self._settings.node_id:
+                sure = self._engine.leads_with_own_entry_applied
+                await self._waiting.until(sure, _left_ms(deadline), "an entry of its own term")
+                return self._state.applied_index
+            try:
+                wait_s = max(0.01, deadline - now())
+                return int(await self._requests.ask(leader, "read_index", None, wait_s))
+            except NoAnswer as error:
+                if now() >= deadline:
+                    raise ReadBarrierTimeout(f"the leader did not answer: {error}") from error
+                await asyncio.sleep(_ASK_AGAIN_S)
+
+
+def _left_ms(deadline: float) -> int:
+    return max(1, round((deadline - now()) * 1000))
