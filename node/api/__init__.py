@@ -1,0 +1,15 @@
+"""The HTTP API of a node: the only package that imports aiohttp's server side.
+
+`server.ApiServer` is the way in: it listens, finds the route of each request, and turns errors into
+problems. What it needs from the rest of the node stands in `ports`. Read in this order:
+
+* `server`     the way of one request
+* `routes`     how a path finds its handler; one list that serves and documents
+* `appends`    the hot path: body -> frames -> command -> answer (`bodies`, `framing`, `values`)
+* `reads`      pages of events (`levels`, `filters`, `records`, `arrivals`)
+* `stores`, `checkpoints`, `persistence`, `cluster`, `metrics`   the other families
+* `later`      what the contract knows and this version does not serve yet
+* `openapi`, `schemas`   the document, made from the routes
+* `media`, `names`, `parameters`, `problems`, `refusals`, `limits`   the rules that all share
+* `wire`       the seam to aiohttp
+"""

@@ -1,0 +1,242 @@
+"""Appending: a body becomes one command, the command's outcome becomes the answer.
+
+    body -> events -> frames -> command -> replica.propose -> outcome -> 201, 200 or a refusal
+
+Nothing is judged here that depends on the state: expected versions, event ids and the existence
+of the store are judged where the command is applied, on every node alike. Time and ids are chosen
+here, before replication, because `apply` may choose nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from node.api.bodies import (
+    UNSET,
+    AppendBody,
+    AppendManyBody,
+    BodyReader,
+    Check,
+    Decoder,
+    NewEventIn,
+)
+from node.api.framing import Framer
+from node.api.limits import ApiLimits
+from node.api.media import sent
+from node.api.names import checked_name
+from node.api.parameters import NUMBER_MAX, choice, timeout
+from node.api.ports import Clock, Replica
+from node.api.refusals import refusal
+from node.api.routes import Reply, Route
+from node.api.wire import Answer, Request
+from node.core import commands
+from node.core.commands import ANY, NO_STREAM, STREAM_EXISTS
+from node.core.outcomes import Appended, Outcome, WrongExpectedVersion
+from node.errors import (
+    CheckpointNotIncreasing,
+    EventIdReused,
+    ExesdbError,
+    InvalidEvent,
+    InvalidExpectedVersion,
+    InvalidRequest,
+    NoLeader,
+    NotImplementedYet,
+    NotReady,
+    OutcomeUnknown,
+    Overloaded,
+    PayloadTooLarge,
+    StoreMissing,
+    UnsupportedMediaType,
+)
+from node.errors import WrongExpectedVersion as WrongExpectedVersionError
+
+_EXPECTED_WORDS = {"any": ANY, "no_stream": NO_STREAM, "stream_exists": STREAM_EXISTS}
+
+_PROBLEMS: tuple[type[ExesdbError], ...] = (
+    InvalidEvent,
+    InvalidExpectedVersion,
+    StoreMissing,
+    WrongExpectedVersionError,
+    EventIdReused,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    NotImplementedYet,
+    NoLeader,
+    Overloaded,
+    NotReady,
+    OutcomeUnknown,
+)
+
+
+def expected_code(given: Any) -> int:
+    """What the state machine is told to expect. Raises `InvalidExpectedVersion`."""
+    if given is UNSET:
+        return ANY
+    if type(given) is int and NO_STREAM <= given <= NUMBER_MAX:
+        return given
+    code = _EXPECTED_WORDS.get(given) if type(given) is str else None
+    if code is None:
+        raise InvalidExpectedVersion(
+            "expected_version: must be a version from 0, -1 or 'no_stream', 'stream_exists', 'any'"
+        )
+    return code
+
+
+class Appends:
+    """The two routes that append."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        clock: Clock,
+        bodies: BodyReader,
+        limits: ApiLimits,
+    ) -> None:
+        self._replica = replica
+        self._clock = clock
+        self._bodies = bodies
+        self._limits = limits
+        self._framer = Framer(limits)
+        self._decode = Decoder(AppendBody, limits)
+        self._decode_many = Decoder(AppendManyBody, limits)
+
+    def routes(self) -> list[Route]:
+        """What this family offers."""
+        parameters = (
+            choice(
+                "durability",
+                "`replicated`: a majority holds the events in memory; `persisted`: on disk.",
+                ("replicated", "persisted"),
+            ),
+            timeout(self._limits),
+        )
+        replies = (
+            Reply(201, "The events are stored.", "Appended"),
+            Reply(200, "They were stored already, by an earlier try.", "Appended"),
+        )
+        return [
+            Route(
+                "POST",
+                "/v1/stores/{store}/streams/{stream}/events",
+                self.to_stream,
+                "Append events to a stream.",
+                replies,
+                parameters,
+                body="AppendBody",
+                problems=_PROBLEMS,
+            ),
+            Route(
+                "POST",
+                "/v1/stores/{store}/append",
+                self.to_streams,
+                "Append events to several streams, and move a checkpoint, in one atomic step.",
+                replies,
+                parameters,
+                body="AppendManyBody",
+                problems=(*_PROBLEMS, CheckpointNotIncreasing),
+            ),
+        ]
+
+    async def to_stream(self, request: Request, store: str, stream: str) -> Answer:
+        """`POST /v1/stores/{store}/streams/{stream}/events`."""
+        media = sent(request.message.headers)
+        body = await self._bodies.read(request)
+        parsed = self._decode(body, media)
+        expected = expected_code(parsed.expected_version)
+        if not parsed.events:
+            raise InvalidRequest("events: must hold at least one event")
+        _check_durability(request)
+        now_us = self._clock()
+        frames = await self._framer.frames(parsed.events, body, media, now_us)
+        command = commands.append(store, now_us, stream, expected, frames)
+        outcome, index = await self._replica.propose(command, request.parameters["timeout_ms"])
+        if type(outcome) is Appended:
+            return _appended(request, outcome, index)
+        raise _refused(outcome, [(stream, expected, parsed.expected_version)])
+
+    async def to_streams(self, request: Request, store: str) -> Answer:
+        """`POST /v1/stores/{store}/append`."""
+        media = sent(request.message.headers)
+        body = await self._bodies.read(request)
+        parsed = self._decode_many(body, media)
+        checks = self._checks(parsed.checks)
+        checkpoint = _checkpoint(parsed)
+        if not parsed.events and checkpoint is None:
+            raise InvalidRequest("events: may be empty only together with a checkpoint")
+        _check_durability(request)
+        now_us = self._clock()
+        frames = await self._framer.frames(parsed.events, body, media, now_us)
+        events = list(zip(_streams(parsed.events), frames, strict=True))
+        pairs = [(stream, code) for stream, code, _ in checks]
+        command = commands.append_many(store, now_us, events, pairs, checkpoint)
+        outcome, index = await self._replica.propose(command, request.parameters["timeout_ms"])
+        if type(outcome) is Appended:
+            return _appended(request, outcome, index)
+        raise _refused(outcome, checks)
+
+    def _checks(self, checks: Sequence[Check]) -> list[tuple[str, int, Any]]:
+        limit = self._limits.events_per_append_max
+        if len(checks) > limit:
+            raise PayloadTooLarge("too many checks", limit=limit, actual=len(checks))
+        return [
+            (
+                checked_name(check.stream, "stream"),
+                expected_code(check.expected_version),
+                check.expected_version,
+            )
+            for check in checks
+        ]
+
+
+def _check_durability(request: Request) -> None:
+    if request.parameters["durability"] == "persisted":
+        raise NotImplementedYet("durability=persisted is not implemented yet")
+
+
+def _streams(events: Sequence[NewEventIn]) -> list[str]:
+    """The stream of each event; each distinct name is checked once."""
+    names = [event.stream for event in events]
+    for name in set(names):
+        checked_name(name, "stream")
+    return names
+
+
+def _checkpoint(parsed: AppendManyBody) -> tuple[str, int] | None:
+    move = parsed.checkpoint
+    if move is None:
+        return None
+    return checked_name(move.name, "checkpoint"), checked_position(move.position)
+
+
+def checked_position(position: int) -> int:
+    """`position` itself, if a checkpoint may stand there. Raises `InvalidRequest`."""
+    if not 0 <= position <= NUMBER_MAX:
+        raise InvalidRequest(f"position: must be from 0 to {NUMBER_MAX}", parameter="position")
+    return position
+
+
+def _appended(request: Request, outcome: Appended, index: int) -> Answer:
+    count = len(outcome.positions)
+    body: dict[str, Any] = {
+        "count": count,
+        "positions": list(outcome.positions),
+        "streams": dict(outcome.streams),
+        "raft_index": index,
+        "idempotent": outcome.idempotent,
+    }
+    if len(outcome.streams) == 1:
+        body["first_version"] = outcome.first_version
+        body["last_version"] = outcome.last_version
+    media = request.wants
+    return Answer(200 if outcome.idempotent else 201, media.encode(body), media.type)
+
+
+def _refused(outcome: Outcome, checks: Sequence[tuple[str, int, Any]]) -> ExesdbError:
+    """The error for a refusal. `expected` is told in the words of the client's own request."""
+    error = refusal(outcome)
+    if type(outcome) is WrongExpectedVersion:
+        for stream, code, given in checks:
+            if (stream, code) == (outcome.stream, outcome.expected):
+                error.fields["expected"] = given
+    return error

@@ -1,0 +1,194 @@
+"""Bodies: reading them within bounds, and decoding them into typed values.
+
+A body is never buffered beyond `body_bytes_max`, whatever `Content-Length` says or chunked
+encoding leaves open; the parts of all incomplete bodies together stay within `arriving_bytes_max`;
+and a body must be complete within `body_s`. Nearly every body arrives whole with its head, and
+then none of this costs anything.
+
+JSON is decoded by msgspec straight into the structs below, which refuse unknown fields and wrong
+types. CBOR is decoded first and then converted into the same structs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from aiohttp.web_protocol import RequestPayloadError
+
+from node.api.limits import ApiLimits
+from node.api.media import JSON, Media
+from node.api.values import NotPlain, decode_cbor
+from node.api.wire import Request
+from node.errors import InvalidEvent, InvalidRequest, Overloaded, PayloadTooLarge, RequestError
+
+UNSET = msgspec.UNSET
+
+_ENVELOPE_NESTING = 3  # the body, its list of events, the event
+_IN_EVENTS = re.compile(r"at `(?:key` in `)?\$\.events\[")
+
+
+class NewEvent(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """An event of an append. Absent and null are told apart only for `data` and `metadata`."""
+
+    event_type: str
+    event_id: Any = None  # text in both encodings, or 16 bytes in CBOR: judged in `frames`
+    data: Any = UNSET
+    metadata: Any = UNSET
+    data_content_type: str | None = None
+    data_base64: bytes | None = None
+    metadata_base64: bytes | None = None
+
+
+class NewEventIn(NewEvent, forbid_unknown_fields=True, gc=False, kw_only=True):
+    """An event of an append to several streams."""
+
+    stream: str
+
+
+class AppendBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST .../streams/{stream}/events`. The expected version is judged in `appends`."""
+
+    events: list[NewEvent]
+    expected_version: Any = UNSET
+
+
+class Check(msgspec.Struct, forbid_unknown_fields=True):
+    """What a stream must look like for an append to several streams."""
+
+    stream: str
+    expected_version: Any = UNSET
+
+
+class CheckpointMove(msgspec.Struct, forbid_unknown_fields=True):
+    """The checkpoint that moves together with an append."""
+
+    name: str
+    position: int
+
+
+class AppendManyBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST .../append`."""
+
+    events: list[NewEventIn]
+    checks: list[Check] = []
+    checkpoint: CheckpointMove | None = None
+
+
+class CheckpointBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`PUT .../checkpoints/{name}`."""
+
+    position: int
+
+
+class IntervalBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`PUT /v1/persistence`."""
+
+    interval_ms: int
+
+
+class LeaderBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /v1/cluster/leader`."""
+
+    to: str | None = None
+
+
+class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a route that needs none: nothing at all, or an empty map."""
+
+
+T = TypeVar("T")
+
+
+class Decoder(Generic[T]):
+    """Decodes bodies of one shape. `optional` lets nothing at all stand for an empty map."""
+
+    def __init__(self, shape: type[T], limits: ApiLimits, optional: bool = False) -> None:
+        self._shape = shape
+        self._json = msgspec.json.Decoder(shape)
+        self._nesting_max = limits.nesting_max + _ENVELOPE_NESTING
+        self._optional = optional
+
+    def __call__(self, body: bytes, media: Media) -> T:
+        """Raises `InvalidRequest`, or `InvalidEvent` where the fault is inside an event."""
+        if self._optional and not body:
+            return self._shape()
+        try:
+            if media is JSON:
+                return self._json.decode(body)
+            return msgspec.convert(decode_cbor(body, self._nesting_max), self._shape)
+        except msgspec.ValidationError as error:
+            raise _misfit(str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"malformed JSON: {error}") from None
+        except NotPlain as error:
+            raise InvalidRequest(str(error)) from None
+        except RecursionError:
+            raise InvalidRequest("malformed JSON: nested too deeply") from None
+
+
+def _misfit(words: str) -> RequestError:
+    text = words.replace("`", "'")
+    return InvalidEvent(text) if _IN_EVENTS.search(words) else InvalidRequest(text)
+
+
+class BodyReader:
+    """Reads the bodies of all requests, and knows how much of incomplete ones is held."""
+
+    def __init__(self, limits: ApiLimits) -> None:
+        self._limits = limits
+        self.arriving_bytes = 0
+
+    async def read(self, request: Request) -> bytes:
+        """The whole body; empty where there is none.
+
+        Raises `PayloadTooLarge`, `Overloaded`, `InvalidRequest` (too slow, or broken off). After
+        any of them the connection cannot be used again.
+        """
+        payload = request.payload
+        if not payload.is_eof():
+            return await self._read_in_parts(request)
+        body: bytes = payload.read_nowait()
+        if len(body) > self._limits.body_bytes_max:
+            raise self._too_large(len(body))
+        return body
+
+    async def _read_in_parts(self, request: Request) -> bytes:
+        announced = request.message.headers.get("Content-Length", "0")
+        if int(announced) > self._limits.body_bytes_max:  # the parser let only digits through
+            raise self._too_large(int(announced))
+        request.say_continue()
+        held = 0
+        parts: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                while part := await request.payload.readany():
+                    parts.append(part)
+                    held += len(part)
+                    self.arriving_bytes += len(part)
+                    self._check(held)
+        except TimeoutError:
+            raise InvalidRequest(
+                f"the body was not complete after {self._limits.body_s:g} seconds"
+            ) from None
+        except RequestPayloadError as error:
+            raise InvalidRequest(f"the body is broken: {error}") from None
+        finally:
+            self.arriving_bytes -= held
+        return b"".join(parts)
+
+    def _check(self, held: int) -> None:
+        if held > self._limits.body_bytes_max:
+            raise self._too_large(held)
+        if self.arriving_bytes > self._limits.arriving_bytes_max:
+            raise Overloaded("too many large bodies at once", limit="arriving_bytes_max")
+
+    def _too_large(self, actual: int) -> PayloadTooLarge:
+        limit = self._limits.body_bytes_max
+        return PayloadTooLarge(
+            f"the body has {actual} bytes or more, at most {limit} are allowed",
+            limit=limit,
+            actual=actual,
+        )

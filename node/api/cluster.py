@@ -1,0 +1,150 @@
+"""The cluster and this node in it: members, leadership, settings, health."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from node.api.bodies import BodyReader, Decoder, LeaderBody
+from node.api.limits import ApiLimits
+from node.api.media import sent
+from node.api.parameters import timeout
+from node.api.ports import MemberStatus, NodeInfo, Replica
+from node.api.routes import Reply, Route
+from node.api.wire import Answer, Request
+from node.errors import (
+    MemberMissing,
+    NoLeader,
+    NotReady,
+    ReadBarrierTimeout,
+    UnsupportedMediaType,
+)
+
+
+class Cluster:
+    """The routes about the cluster, this node's settings and its health."""
+
+    def __init__(
+        self, replica: Replica, info: NodeInfo, bodies: BodyReader, limits: ApiLimits
+    ) -> None:
+        self._replica = replica
+        self._info = info
+        self._bodies = bodies
+        self._limits = limits
+        self._decode_leader = Decoder(LeaderBody, limits, optional=True)
+        self._stopping = False
+
+    def routes(self) -> list[Route]:
+        """What this family offers."""
+        return [
+            Route(
+                "GET",
+                "/v1/cluster",
+                self.cluster,
+                "Look at the cluster, as this node sees it.",
+                (Reply(200, "Members, roles, progress.", "Cluster"),),
+            ),
+            Route(
+                "POST",
+                "/v1/cluster/leader",
+                self.leader,
+                "Hand leadership over.",
+                (Reply(200, "There is a new leader.", "Leader"),),
+                (timeout(self._limits),),
+                body="LeaderBody",
+                body_required=False,
+                problems=(
+                    MemberMissing,
+                    NoLeader,
+                    NotReady,
+                    ReadBarrierTimeout,
+                    UnsupportedMediaType,
+                ),
+            ),
+            Route(
+                "GET",
+                "/v1/info",
+                self.info,
+                "Version, limits and settings of this node.",
+                (Reply(200, "This node.", "Info"),),
+            ),
+            Route(
+                "GET",
+                "/health/live",
+                self.live,
+                "Whether the process runs.",
+                (Reply(200, "It does.", "Health"),),
+            ),
+            Route(
+                "GET",
+                "/health/ready",
+                self.ready,
+                "Whether this node should be sent requests.",
+                (Reply(200, "It should.", "Health"),),
+                problems=(NotReady,),
+            ),
+        ]
+
+    def stop(self) -> None:
+        """From now on this node is not ready."""
+        self._stopping = True
+
+    async def cluster(self, request: Request) -> Answer:
+        """`GET /v1/cluster`."""
+        status = self._replica.status()
+        body = {
+            "node_id": status.node_id,
+            "leader": status.leader,
+            "term": status.term,
+            "members": [_member(member) for member in status.members],
+        }
+        return _answer(request, body)
+
+    async def leader(self, request: Request) -> Answer:
+        """`POST /v1/cluster/leader`."""
+        body = await self._bodies.read(request)
+        media = sent(request.message.headers) if body else request.wants
+        to = self._decode_leader(body, media).to
+        leader = await self._replica.transfer_leadership(to, request.parameters["timeout_ms"])
+        return _answer(request, {"leader": leader})
+
+    async def info(self, request: Request) -> Answer:
+        """`GET /v1/info`."""
+        body = {
+            "node_id": self._info.node_id,
+            "version": self._info.version,
+            "limits": self._limits.published(),
+            "config": self._info.config(),
+        }
+        return _answer(request, body)
+
+    async def live(self, request: Request) -> Answer:
+        """`GET /health/live`."""
+        return _answer(request, {"status": "live"})
+
+    async def ready(self, request: Request) -> Answer:
+        """`GET /health/ready`."""
+        reasons = list(self._replica.not_ready_reasons())
+        if self._stopping:
+            reasons.append("this node is stopping")
+        if reasons:
+            raise NotReady("; ".join(reasons), reasons=reasons)
+        return _answer(request, {"status": "ready"})
+
+
+def _member(member: MemberStatus) -> dict[str, Any]:
+    return {
+        "id": member.id,
+        "http_address": member.http_address,
+        "raft_address": member.raft_address,
+        "role": member.role,
+        "commit_index": member.commit_index,
+        "applied_index": member.applied_index,
+        "persisted_index": member.persisted_index,
+        "last_contact_ms": member.last_contact_ms,
+    }
+
+
+def _answer(request: Request, body: Mapping[str, Any]) -> Answer:
+    media = request.wants
+    return Answer(200, media.encode(body), media.type)

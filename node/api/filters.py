@@ -1,0 +1,114 @@
+"""Filters and scans: reading a store in position order, and what was evaluated on the way.
+
+A scan goes through positions in one direction and keeps those that match. It stops at the first of:
+enough matches, enough bytes, the edge of the range, or `positions_per_scan_max` positions. It
+always tells the last position that it *evaluated*, which is where the next page begins: a filtered
+reader never sees a position twice and never skips one, even where nothing matched.
+
+Matching compares ordinals: the store numbers its event types and streams, so a filter looks up each
+type once, and each stream's name at most once a scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from node.api.limits import ApiLimits
+from node.api.records import Pacer
+from node.core.store import Record, Row, Store
+
+_SLICE_POSITIONS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which events a reader wants: of one of these types (all, if none is named), and of streams
+    whose names begin so."""
+
+    types: tuple[str, ...] = ()
+    stream_prefix: str = ""
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every event matches."""
+        return not self.types and not self.stream_prefix
+
+
+class _Matcher:
+    """A filter in the ordinals of one store, for one scan."""
+
+    __slots__ = ("_prefix", "_store", "_streams", "_types", "_types_matter")
+
+    def __init__(self, store: Store, wanted: Filter) -> None:
+        found = (store.find_type(name) for name in wanted.types)
+        self._types = {ordinal for ordinal in found if ordinal is not None}
+        self._types_matter = bool(wanted.types)
+        self._prefix = wanted.stream_prefix
+        self._streams: dict[int, bool] = {}
+        self._store = store
+
+    def matches(self, row: Row) -> bool:
+        if self._types_matter and row[4] not in self._types:
+            return False
+        if not self._prefix:
+            return True
+        known = self._streams.get(row[1])
+        if known is None:
+            name = self._store.stream_name(row[1])
+            known = self._streams[row[1]] = name.startswith(self._prefix)
+        return known
+
+
+@dataclass(slots=True)
+class Scan:
+    """A read of the store in position order, as far as it got.
+
+    It begins beside `next`, the last position evaluated before, and goes to `until` (included) or
+    to the edge of the store. `records` are the matches, in reading order; `frame_bytes` is their
+    size.
+    """
+
+    wanted: Filter
+    backward: bool
+    limit: int
+    next: int
+    until: int | None
+    records: list[Record]
+    frame_bytes: int = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the page has as many events as the reader asked for."""
+        return len(self.records) >= self.limit
+
+    def is_end(self, head: int) -> bool:
+        """Whether nothing is left to evaluate in a store whose last position is `head`."""
+        if self.backward:
+            return self.next <= max(1, self.until or 1)
+        return self.next >= min(head, head if self.until is None else self.until)
+
+    async def run(self, store: Store, limits: ApiLimits, pacer: Pacer, evaluate_max: int) -> None:
+        """Go on, for at most `evaluate_max` positions."""
+        matcher = None if self.wanted.takes_all else _Matcher(store, self.wanted)
+        streams = store.stream_list
+        left = evaluate_max
+        while left > 0 and not self.is_end(store.position):
+            for row in self._slice(store, min(left, _SLICE_POSITIONS)):
+                self.next = row[0]
+                left -= 1
+                if matcher is None or matcher.matches(row):
+                    position, ordinal, number, created_us, _, frame = row
+                    name = streams[ordinal].name
+                    self.records.append(Record(name, number, position, created_us, frame))
+                    self.frame_bytes += len(frame)
+                    if self.full or self.frame_bytes >= limits.page_bytes_max:
+                        return
+            await pacer.breathe()
+
+    def _slice(self, store: Store, count: int) -> Iterator[Row]:
+        if self.backward:
+            first = max(self.next - 1 - count, (self.until or 1) - 1, 0)
+            return reversed(list(store.rows(first, self.next - 1)))
+        last = min(self.next + count, store.position)
+        return store.rows(self.next, last if self.until is None else min(last, self.until))

@@ -1,0 +1,51 @@
+"""Routes that the contract knows and this version of the node does not serve yet.
+
+They answer 501 `not_implemented`, so that a client can tell "not yet" from a mistyped path. Whoever
+builds one of them takes it off this list; a route cannot stand twice.
+"""
+
+from __future__ import annotations
+
+from node.api.routes import Route
+from node.api.wire import Answer, Request
+from node.errors import NotImplementedYet
+
+_STORE = "/v1/stores/{store}"
+_SUBSCRIPTION = _STORE + "/subscriptions/{name}"
+_SNAPSHOTS = _STORE + "/snapshots"
+
+_LATER = (
+    ("DELETE", _STORE + "/streams/{stream}", "Delete a stream."),
+    ("PUT", _STORE + "/streams/{stream}/metadata", "Set what a stream keeps."),
+    ("GET", _STORE + "/subscribe", "Follow a store as server-sent events."),
+    ("GET", _STORE + "/ws", "Appends, reads and subscriptions over a WebSocket."),
+    ("GET", _STORE + "/subscriptions", "List the persistent subscriptions."),
+    ("GET", _SUBSCRIPTION, "Look at a persistent subscription."),
+    ("PUT", _SUBSCRIPTION, "Make a persistent subscription."),
+    ("DELETE", _SUBSCRIPTION, "Remove a persistent subscription."),
+    ("POST", _SUBSCRIPTION + "/fetch", "Fetch events of a persistent subscription."),
+    ("POST", _SUBSCRIPTION + "/ack", "Acknowledge events."),
+    ("POST", _SUBSCRIPTION + "/nack", "Refuse events."),
+    ("GET", _SUBSCRIPTION + "/parked", "List parked events."),
+    ("POST", _SUBSCRIPTION + "/parked/replay", "Deliver parked events again."),
+    ("GET", _SNAPSHOTS, "List snapshots."),
+    ("GET", _SNAPSHOTS + "/{source}/{stream}", "Read the snapshots of a stream."),
+    ("GET", _SNAPSHOTS + "/{source}/{stream}/{version}", "Read a snapshot."),
+    ("PUT", _SNAPSHOTS + "/{source}/{stream}/{version}", "Record a snapshot."),
+    ("DELETE", _SNAPSHOTS + "/{source}/{stream}/{version}", "Delete a snapshot."),
+    ("POST", "/v1/cluster/members", "Add a member."),
+    ("DELETE", "/v1/cluster/members/{id}", "Remove a member."),
+)
+
+
+async def not_yet(request: Request, *_: str) -> Answer:
+    """Refuse with 501."""
+    raise NotImplementedYet("this route is part of the contract, but not of this version")
+
+
+def routes() -> list[Route]:
+    """The routes that are still to come."""
+    return [
+        Route(method, path, not_yet, summary, (), problems=(NotImplementedYet,), any_query=True)
+        for method, path, summary in _LATER
+    ]

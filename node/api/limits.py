@@ -1,0 +1,80 @@
+"""Every bound of the HTTP API, with its unit, in one place.
+
+A client that breaks one of the published limits gets 413 `payload_too_large` with `limit` and
+`actual`; one that keeps the node waiting is disconnected; what would make the node hold too much
+at once is refused with 503 `overloaded`. `GET /v1/info` shows the published ones under the names
+that they have here.
+
+`check` holds the limits against one another, so that a bad combination stops the start instead of
+surfacing as a strange refusal later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class ApiLimits:
+    """The bounds of one node's API; the defaults are the contract's."""
+
+    # What one request may ask for. Published.
+    body_bytes_max: int = 16 * 1024 * 1024
+    event_bytes_max: int = 1024 * 1024  # data and metadata of one event, as stored
+    events_per_append_max: int = 10_000
+    events_per_page_max: int = 10_000
+    page_bytes_max: int = 16 * 1024 * 1024  # a page ends early here, but holds at least one event
+    nesting_max: int = 64  # arrays and maps inside one another, the outermost counted
+    types_per_filter_max: int = 64
+    positions_per_scan_max: int = 200_000  # a filtered page ends early here, with `next` to go on
+    wait_ms_max: int = 60_000
+    timeout_ms_max: int = 300_000
+
+    # What the node holds for all clients together. Past these it answers 503 `overloaded`.
+    connections_max: int = 4_096
+    waiting_reads_max: int = 1_000
+    arriving_bytes_max: int = 256 * 1024 * 1024  # parts of bodies that are not complete yet
+
+    # How long a client may keep the node waiting, in seconds.
+    idle_s: float = 75.0  # between requests, and from the first byte of a head to its last
+    body_s: float = 60.0  # from the head of a request to the end of its body
+    write_s: float = 60.0  # for taking an answer that does not fit into the socket's buffer
+    linger_s: float = 5.0  # for sending the rest of a body that was refused
+    stop_s: float = 10.0  # for running requests when the node stops
+
+    head_line_bytes_max: int = 16 * 1024  # the request line, and each header
+
+    def published(self) -> dict[str, int]:
+        """What `GET /v1/info` shows: the limits that a client can break with one request."""
+        return {name: getattr(self, name) for name in _PUBLISHED}
+
+    def check(self) -> list[str]:
+        """What is wrong with these limits, in words; empty where all is well."""
+        problems = [
+            f"{field.name} must be greater than 0"
+            for field in fields(self)
+            if getattr(self, field.name) <= 0
+        ]
+        if self.event_bytes_max > self.body_bytes_max:
+            problems.append("event_bytes_max must not be greater than body_bytes_max")
+        if self.body_bytes_max > self.arriving_bytes_max:
+            problems.append("body_bytes_max must not be greater than arriving_bytes_max")
+        if self.nesting_max > 256:
+            problems.append("nesting_max must not be greater than 256")
+        return problems
+
+
+_PUBLISHED = (
+    "body_bytes_max",
+    "event_bytes_max",
+    "events_per_append_max",
+    "events_per_page_max",
+    "page_bytes_max",
+    "nesting_max",
+    "types_per_filter_max",
+    "positions_per_scan_max",
+    "wait_ms_max",
+    "timeout_ms_max",
+    "connections_max",
+    "waiting_reads_max",
+)

@@ -1,0 +1,149 @@
+"""Metrics: `GET /metrics` in the text format of Prometheus.
+
+Nothing is computed on the way of a request but three additions: a count by route and status, the
+sum of the durations, and a bucket of the histogram. Everything else (positions, indexes, backlog)
+is looked up when somebody scrapes.
+
+Names begin with `exesdb_`. Counters of the replica appear under their own names, so a new counter
+there needs no change here.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from node.api.arrivals import Arrivals
+from node.api.bodies import BodyReader
+from node.api.ports import Replica, Worker
+from node.api.routes import Reply, Route
+from node.api.wire import Answer, Request
+from node.core.state import State
+
+UNMATCHED = "unmatched"
+
+_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 60.0)
+_NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_]")
+
+
+class Timings:
+    """Counts and durations of the requests of one route."""
+
+    __slots__ = ("buckets", "by_status", "sum_s")
+
+    def __init__(self) -> None:
+        self.by_status: dict[int, int] = {}
+        self.buckets = [0] * (len(_BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, status: int, duration_s: float) -> None:
+        """One request is answered."""
+        self.by_status[status] = self.by_status.get(status, 0) + 1
+        self.buckets[bisect_left(_BUCKETS_S, duration_s)] += 1
+        self.sum_s += duration_s
+
+    def cumulated(self) -> list[tuple[str, float]]:
+        """The buckets as Prometheus wants them: each holds all below it."""
+        total = 0
+        pairs = []
+        for bound, count in zip((*map(str, _BUCKETS_S), "+Inf"), self.buckets, strict=True):
+            total += count
+            pairs.append((bound, float(total)))
+        return pairs
+
+
+class Metrics(Collector):
+    """Collects when asked, from everything that the API can see."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        worker: Worker,
+        state: State,
+        arrivals: Arrivals,
+        bodies: BodyReader,
+    ) -> None:
+        self._replica = replica
+        self._worker = worker
+        self._state = state
+        self._arrivals = arrivals
+        self._bodies = bodies
+        self._timings: dict[tuple[str, str], Timings] = {}
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def timings(self, method: str, path: str) -> Timings:
+        """Where the requests of a route are counted."""
+        return self._timings.setdefault((method, path), Timings())
+
+    def routes(self) -> list[Route]:
+        """What this family offers."""
+        reply = Reply(200, "All metrics, in Prometheus' text format.", None, ("text/plain",))
+        return [Route("GET", "/metrics", self.scrape, "Metrics for Prometheus.", (reply,))]
+
+    async def scrape(self, request: Request) -> Answer:
+        """`GET /metrics`."""
+        return Answer(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by prometheus-client at each scrape."""
+        yield from self._requests()
+        yield from self._stores()
+        yield from self._node()
+        yield from self._raft()
+
+    def _requests(self) -> Iterator[Metric]:
+        labels = ("method", "route")
+        counts = CounterMetricFamily(
+            "exesdb_http_requests", "Answered requests.", labels=(*labels, "status")
+        )
+        durations = HistogramMetricFamily(
+            "exesdb_http_request_duration_seconds", "From head to answer.", labels=labels
+        )
+        for (method, path), timings in self._timings.items():
+            for status, count in timings.by_status.items():
+                counts.add_metric((method, path, str(status)), count)
+            durations.add_metric((method, path), timings.cumulated(), timings.sum_s)
+        yield counts
+        yield durations
+
+    def _stores(self) -> Iterator[Metric]:
+        position = GaugeMetricFamily("exesdb_store_position", "Last position.", labels=("store",))
+        streams = GaugeMetricFamily("exesdb_store_streams", "Streams.", labels=("store",))
+        frame_bytes = GaugeMetricFamily(
+            "exesdb_store_frame_bytes", "Bytes of all events.", labels=("store",)
+        )
+        for name, store in self._state.stores.items():
+            position.add_metric((name,), store.position)
+            streams.add_metric((name,), len(store.stream_list))
+            frame_bytes.add_metric((name,), store.frame_bytes)
+        yield from (position, streams, frame_bytes)
+
+    def _node(self) -> Iterator[Metric]:
+        for name, words, value in (
+            ("exesdb_applied_index", "Raft index applied here.", self._state.applied_index),
+            ("exesdb_persisted_index", "Raft index on disk.", self._worker.persisted_index),
+            ("exesdb_unpersisted_bytes", "In memory only.", self._worker.backlog_bytes),
+            ("exesdb_waiting_reads", "Long polls that wait.", self._arrivals.reads),
+            ("exesdb_arriving_bytes", "Of incomplete bodies.", self._bodies.arriving_bytes),
+        ):
+            yield GaugeMetricFamily(name, words, value=value)
+
+    def _raft(self) -> Iterator[Metric]:
+        status = self._replica.status()
+        yield GaugeMetricFamily("exesdb_raft_term", "Current term.", value=status.term)
+        leads = float(status.leader == status.node_id)
+        yield GaugeMetricFamily("exesdb_raft_is_leader", "1 on the leader.", value=leads)
+        for name, value in self._replica.counters().items():
+            yield CounterMetricFamily(
+                "exesdb_raft_" + _NOT_A_NAME.sub("_", name).removesuffix("_total"),
+                "Counted by the replica.",
+                value=value,
+            )

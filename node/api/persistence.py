@@ -1,0 +1,228 @@
+"""Persistence: asking for a flush, waiting for one on a node or on all, and looking at the worker.
+
+A flush covers all that was committed when the request came. That is known by the leader, so a read
+barrier comes first. Where no leader is to be had, a flush of this node alone goes on with what the
+node knows: an operator who wants the disk written before a repair must not be refused for want of a
+majority.
+
+A flush of the cluster asks every member at once. All succeed: 200. Some: 207, with those that
+failed named. None: the error that they share, or 504.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from node.api.bodies import BodyReader, Decoder, IntervalBody
+from node.api.levels import READ_PROBLEMS, Levels
+from node.api.limits import ApiLimits
+from node.api.media import sent
+from node.api.parameters import choice, timeout
+from node.api.ports import ForceOn, Replica, Worker
+from node.api.routes import Reply, Route
+from node.api.wire import Answer, Request
+from node.core.state import State
+from node.errors import (
+    ExesdbError,
+    InvalidRequest,
+    NoLeader,
+    NotReady,
+    PersistenceDisabled,
+    PersistenceFailed,
+    PersistenceTimeout,
+    ReadBarrierTimeout,
+    UnsupportedMediaType,
+)
+
+INTERVAL_MS_MAX = 24 * 3600 * 1000
+FORCE_TIMEOUT_MS = 30_000
+
+_FORCE_PROBLEMS: tuple[type[ExesdbError], ...] = (
+    PersistenceDisabled,
+    PersistenceTimeout,
+    PersistenceFailed,
+    NoLeader,
+    NotReady,
+    ReadBarrierTimeout,
+)
+
+
+class Persistence:
+    """The routes about the persistence workers."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        worker: Worker,
+        force_on: ForceOn,
+        state: State,
+        levels: Levels,
+        bodies: BodyReader,
+        limits: ApiLimits,
+    ) -> None:
+        self._replica = replica
+        self._worker = worker
+        self._force_on = force_on
+        self._state = state
+        self._levels = levels
+        self._bodies = bodies
+        self._decode_interval = Decoder(IntervalBody, limits)
+        self._force_parameters = (
+            choice("scope", "Flush this node, or every member.", ("node", "cluster")),
+            timeout(limits, FORCE_TIMEOUT_MS),
+        )
+
+    def routes(self) -> list[Route]:
+        """What this family offers."""
+        force_replies = (
+            Reply(200, "All of it is on disk.", "Flush"),
+            Reply(207, "Some members failed; they are named.", "PartialFlush"),
+        )
+        return [
+            Route(
+                "POST",
+                "/v1/stores/{store}/persistence/request",
+                self.request,
+                "Queue a store for this node's next cycle.",
+                (Reply(202, "It is queued.", "Queued"),),
+                problems=(*READ_PROBLEMS, PersistenceDisabled),
+            ),
+            Route(
+                "POST",
+                "/v1/stores/{store}/persistence/force",
+                self.force_store,
+                "Flush a store and wait for it.",
+                force_replies,
+                self._force_parameters,
+                problems=(*READ_PROBLEMS, *_FORCE_PROBLEMS),
+            ),
+            Route(
+                "POST",
+                "/v1/persistence/force",
+                self.force_all,
+                "Flush all stores and wait for it.",
+                force_replies,
+                self._force_parameters,
+                problems=_FORCE_PROBLEMS,
+            ),
+            Route(
+                "GET",
+                "/v1/persistence",
+                self.status,
+                "Look at this node's worker.",
+                (Reply(200, "The worker.", "PersistenceStatus"),),
+            ),
+            Route(
+                "PUT",
+                "/v1/persistence",
+                self.put,
+                "Change this node's interval while it runs.",
+                (Reply(200, "The worker, as it is now.", "PersistenceStatus"),),
+                body="IntervalBody",
+                problems=(UnsupportedMediaType,),
+            ),
+        ]
+
+    async def request(self, request: Request, name: str) -> Answer:
+        """`POST /v1/stores/{store}/persistence/request`."""
+        await self._levels.known(name, FORCE_TIMEOUT_MS)
+        self._worker.request(name)
+        return _answer(request, 202, {"store": name, "queued": True})
+
+    async def force_store(self, request: Request, name: str) -> Answer:
+        """`POST /v1/stores/{store}/persistence/force`."""
+        await self._levels.known(name, request.parameters["timeout_ms"])
+        return await self._force(request, [name])
+
+    async def force_all(self, request: Request) -> Answer:
+        """`POST /v1/persistence/force`."""
+        return await self._force(request, None)
+
+    async def status(self, request: Request) -> Answer:
+        """`GET /v1/persistence`."""
+        return _answer(request, 200, self._worker.status())
+
+    async def put(self, request: Request) -> Answer:
+        """`PUT /v1/persistence`."""
+        media = sent(request.message.headers)
+        body = self._decode_interval(await self._bodies.read(request), media)
+        if not 1 <= body.interval_ms <= INTERVAL_MS_MAX:
+            raise InvalidRequest(
+                f"interval_ms: must be from 1 to {INTERVAL_MS_MAX}", parameter="interval_ms"
+            )
+        self._worker.set_interval(body.interval_ms)
+        return _answer(request, 200, self._worker.status())
+
+    async def _force(self, request: Request, stores: Collection[str] | None) -> Answer:
+        timeout_ms = request.parameters["timeout_ms"]
+        began = time.monotonic()
+        on_node = request.parameters["scope"] == "node"
+        index = await self._committed_index(timeout_ms, on_node)
+        left_ms = max(1, timeout_ms - int((time.monotonic() - began) * 1000))
+        own_id = self._replica.status().node_id
+        if on_node:
+            entry = await self._force_here(stores, index, left_ms)
+            return _answer(request, 200, {"nodes": {own_id: entry}})
+        return _flushed(request, await self._force_members(own_id, stores, index, left_ms))
+
+    async def _committed_index(self, timeout_ms: int, on_node: bool) -> int:
+        try:
+            await self._replica.barrier("leader", timeout_ms)
+        except NoLeader:
+            if not on_node:
+                raise
+        return self._state.applied_index
+
+    async def _force_here(
+        self, stores: Collection[str] | None, index: int, timeout_ms: int
+    ) -> Mapping[str, Any]:
+        report = await self._worker.force(stores, index, timeout_ms)
+        return {
+            "persisted_index": report.persisted_index,
+            "persisted_position": report.persisted_position,
+            "bytes": report.bytes,
+            "duration_ms": report.duration_ms,
+        }
+
+    async def _force_members(
+        self, own_id: str, stores: Collection[str] | None, index: int, timeout_ms: int
+    ) -> dict[str, Mapping[str, Any] | ExesdbError]:
+        """What each member answered: its entry, or the error."""
+
+        async def one(member_id: str) -> Mapping[str, Any] | ExesdbError:
+            try:
+                async with asyncio.timeout(timeout_ms / 1000):
+                    if member_id == own_id:
+                        return await self._force_here(stores, index, timeout_ms)
+                    return await self._force_on(member_id, stores, index, timeout_ms)
+            except TimeoutError:
+                return PersistenceTimeout(f"{member_id} did not answer in {timeout_ms} ms")
+            except ExesdbError as error:
+                return error
+
+        members = [member.id for member in self._replica.status().members]
+        results = await asyncio.gather(*(one(member_id) for member_id in members))
+        return dict(zip(members, results, strict=True))
+
+
+def _flushed(request: Request, results: Mapping[str, Mapping[str, Any] | ExesdbError]) -> Answer:
+    errors = {id_: one for id_, one in results.items() if isinstance(one, ExesdbError)}
+    done = {id_: one for id_, one in results.items() if id_ not in errors}
+    if not errors:
+        return _answer(request, 200, {"nodes": done})
+    failed = {id_: {"code": one.code, "detail": one.detail} for id_, one in errors.items()}
+    if done:
+        return _answer(request, 207, {"code": "partial_success", "nodes": done, "failed": failed})
+    kinds = {type(error) for error in errors.values()}
+    if len(kinds) == 1:
+        kind = kinds.pop()
+        raise kind("no member could persist", failed=failed)
+    raise PersistenceTimeout("no member could persist", failed=failed)
+
+
+def _answer(request: Request, status: int, body: Mapping[str, Any]) -> Answer:
+    media = request.wants
+    return Answer(status, media.encode(body), media.type)

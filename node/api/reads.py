@@ -1,0 +1,309 @@
+"""Reading: one stream, the whole store in position order, and what streams there are.
+
+A page is bounded by the reader's `limit`, by `page_bytes_max` (but it always holds one event if
+there is one), and a filtered page by how many positions it evaluates; `next` says where to go on
+and `is_end` whether there is anything left. What a page shows is one moment of the store or later
+ones in order: events are only ever added at the end.
+
+With `wait_ms` a read of the store that found nothing waits for arrivals and looks on from where it
+was, until something matches or the time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from node.api.arrivals import Arrivals
+from node.api.filters import Filter, Scan
+from node.api.levels import READ_PROBLEMS, Levels
+from node.api.limits import ApiLimits
+from node.api.names import NAME_BYTES_MAX
+from node.api.parameters import Parameter, choice, flag, integer, page_limit, text
+from node.api.records import Pacer, written_page
+from node.api.routes import Reply, Route
+from node.api.wire import Answer, Request
+from node.core.state import State
+from node.core.store import Record, Store
+from node.core.stream import Stream
+from node.errors import (
+    InvalidCount,
+    InvalidRequest,
+    InvalidStartVersion,
+    Overloaded,
+    PayloadTooLarge,
+    StoreMissing,
+    StreamMissing,
+)
+
+END = "end"
+
+_DIRECTION = choice("direction", "Which way to read.", ("forward", "backward"))
+
+
+class Reads:
+    """The routes that read events and streams."""
+
+    def __init__(self, levels: Levels, state: State, arrivals: Arrivals, limits: ApiLimits) -> None:
+        self._levels = levels
+        self._state = state
+        self._arrivals = arrivals
+        self._limits = limits
+
+    def routes(self) -> list[Route]:
+        """What this family offers."""
+        limit = page_limit(self._limits, InvalidCount)
+        levels = self._levels.store_parameters
+        problems = (*READ_PROBLEMS, PayloadTooLarge)
+        return [
+            Route(
+                "GET",
+                "/v1/stores/{store}/streams/{stream}/events",
+                self.stream,
+                "Read a stream.",
+                (Reply(200, "A page of the stream.", "StreamPage"),),
+                (_from(), limit, _DIRECTION, _must_exist(), *levels),
+                problems=(*problems, StreamMissing),
+            ),
+            Route(
+                "GET",
+                "/v1/stores/{store}/events",
+                self.store,
+                "Read the store in position order.",
+                (Reply(200, "A page of the store.", "StorePage"),),
+                (*_scan_parameters(self._limits), limit, _DIRECTION, *levels),
+                problems=(*problems, Overloaded),
+            ),
+            Route(
+                "GET",
+                "/v1/stores/{store}/streams",
+                self.streams,
+                "List the streams of a store, sorted by name.",
+                (Reply(200, "A page of streams.", "StreamList"),),
+                (
+                    text("prefix", "Only streams whose names begin so.", _prefix, default=""),
+                    text("after", "Begin behind this name.", _prefix, default=""),
+                    limit,
+                    *levels,
+                ),
+                problems=problems,
+            ),
+            Route(
+                "GET",
+                "/v1/stores/{store}/streams/{stream}",
+                self.info,
+                "Look at a stream.",
+                (Reply(200, "The stream.", "StreamInfo"),),
+                levels,
+                problems=(*problems, StreamMissing),
+            ),
+        ]
+
+    async def stream(self, request: Request, store_name: str, name: str) -> Answer:
+        """`GET /v1/stores/{store}/streams/{stream}/events`."""
+        store = await self._levels.store(request, store_name)
+        parameters = request.parameters
+        stream = store.streams.get(name)
+        if stream is None and parameters["must_exist"]:
+            raise _stream_missing(store, name)
+        numbers = _numbers(stream, parameters)
+        records = list(self._stream_records(store, stream, numbers)) if stream else []
+        taken = numbers[: len(records)]
+        after = taken[-1] + numbers.step if taken else numbers.start
+        fields = {
+            "stream": name,
+            "version": store.version(name),
+            "next": after,
+            "is_end": after < 0 if numbers.step < 0 else after > store.version(name),
+        }
+        return await _page(request, records, fields, Pacer())
+
+    def _stream_records(self, store: Store, stream: Stream, numbers: range) -> Iterator[Record]:
+        size = 0
+        for number in numbers:
+            record = store.record(stream.positions[number])
+            yield record
+            size += len(record.frame)
+            if size >= self._limits.page_bytes_max:
+                return
+
+    async def store(self, request: Request, name: str) -> Answer:
+        """`GET /v1/stores/{store}/events`."""
+        parameters = request.parameters
+        wait_ms = parameters["wait_ms"]
+        backward = parameters["direction"] == "backward"
+        if wait_ms and backward:
+            raise InvalidRequest("wait_ms: waiting makes sense only with direction=forward")
+        store = await self._levels.store(request, name)
+        scan = Scan(
+            wanted=Filter(tuple(dict.fromkeys(parameters["type"])), parameters["stream_prefix"]),
+            backward=backward,
+            limit=parameters["limit"],
+            next=_start(parameters["after"], backward, store.position),
+            until=parameters["until"],
+            records=[],
+        )
+        pacer = Pacer()
+        await scan.run(store, self._limits, pacer, self._limits.positions_per_scan_max)
+        if wait_ms and not scan.records:
+            await self._wait(request, store, scan, pacer)
+        head = store.position
+        fields = {"head": head, "next": scan.next, "is_end": scan.is_end(head)}
+        return await _page(request, scan.records, fields, pacer)
+
+    async def _wait(self, request: Request, store: Store, scan: Scan, pacer: Pacer) -> None:
+        """Go on with a scan that found nothing, until it finds something or time is over."""
+        self._arrivals.enter()
+        try:
+            async with asyncio.timeout(request.parameters["wait_ms"] / 1000):
+                await self._follow(request, store, scan, pacer)
+        except TimeoutError:
+            pass
+        finally:
+            self._arrivals.leave()
+
+    async def _follow(self, request: Request, store: Store, scan: Scan, pacer: Pacer) -> None:
+        while not scan.records and not self._arrivals.stopped:
+            change = self._arrivals.next(store.name)
+            request.on_gone = _canceller(change)
+            try:
+                await scan.run(store, self._limits, pacer, self._limits.positions_per_scan_max)
+                if scan.records or (scan.until is not None and scan.next >= scan.until):
+                    return
+                if scan.is_end(store.position):
+                    await change
+            finally:
+                request.on_gone = None
+                self._arrivals.forget(store.name, change)
+            if self._state.stores.get(store.name) is not store:
+                raise StoreMissing(f"store {store.name!r} was deleted", store=store.name)
+
+    async def streams(self, request: Request, name: str) -> Answer:
+        """`GET /v1/stores/{store}/streams`."""
+        store = await self._levels.store(request, name)
+        parameters = request.parameters
+        prefix, after, limit = parameters["prefix"], parameters["after"], parameters["limit"]
+        names: list[str] = []
+        for found in store.stream_names.irange(minimum=max(prefix, after)):
+            if not found.startswith(prefix):
+                break
+            if found != after:
+                names.append(found)
+            if len(names) > limit:
+                break
+        streams = [
+            {"stream": one, "version": store.version(one), "count": store.streams[one].count}
+            for one in names[:limit]
+        ]
+        last = names[limit - 1] if len(names) > limit else None
+        media = request.wants
+        return Answer(200, media.encode({"streams": streams, "next": last}), media.type)
+
+    async def info(self, request: Request, store_name: str, name: str) -> Answer:
+        """`GET /v1/stores/{store}/streams/{stream}`."""
+        store = await self._levels.store(request, store_name)
+        stream = store.streams.get(name)
+        if stream is None:
+            raise _stream_missing(store, name)
+        body = {
+            "stream": name,
+            "version": stream.version,
+            "count": stream.count,
+            "first_event_number": 0,
+            "metadata": {},
+        }
+        media = request.wants
+        return Answer(200, media.encode(body), media.type)
+
+
+def _canceller(future: asyncio.Future[None]) -> Callable[[], None]:
+    def cancel() -> None:
+        future.cancel()
+
+    return cancel
+
+
+async def _page(
+    request: Request, records: list[Record], fields: dict[str, Any], pacer: Pacer
+) -> Answer:
+    media = request.wants
+    return Answer(200, await written_page(records, fields, media, pacer), media.type)
+
+
+def _numbers(stream: Stream | None, parameters: Any) -> range:
+    """The event numbers that a page of a stream covers, in reading order."""
+    version = -1 if stream is None else stream.version
+    backward = parameters["direction"] == "backward"
+    start = parameters["from"]
+    if start is None:
+        start = END if backward else 0
+    if start == END:
+        start = max(version, 0)
+    limit = parameters["limit"]
+    if backward:
+        start = min(start, version)
+        return range(start, max(start - limit, -1), -1)
+    return range(start, max(start, min(start + limit, version + 1)))
+
+
+def _start(after: int | None, backward: bool, head: int) -> int:
+    """The position beside which a scan begins."""
+    if not backward:
+        return after or 0
+    return head + 1 if after is None else min(after, head + 1)
+
+
+def _stream_missing(store: Store, name: str) -> StreamMissing:
+    return StreamMissing(
+        f"no stream {name!r} in store {store.name!r}", store=store.name, stream=name
+    )
+
+
+def _from() -> Parameter:
+    number = integer("from", "", error=InvalidStartVersion)
+
+    def parse(given: str) -> Any:
+        return END if given == END else number.parse(given)
+
+    return Parameter(
+        "from",
+        "The event number to begin with, or `end` for the last one. By default 0, or the last "
+        "one when reading backward.",
+        {"oneOf": [number.schema, {"const": END}]},
+        parse,
+    )
+
+
+def _must_exist() -> Parameter:
+    return flag("must_exist", "Answer 404 for a stream that does not exist, not an empty page.")
+
+
+def _scan_parameters(limits: ApiLimits) -> tuple[Parameter, ...]:
+    return (
+        integer(
+            "after",
+            "Begin behind this position; reading backward, before it. By default at the first, or "
+            "the last.",
+            error=InvalidStartVersion,
+        ),
+        integer("until", "The last position to evaluate."),
+        text(
+            "type",
+            "Only events of this type; may be repeated.",
+            repeats_max=limits.types_per_filter_max,
+        ),
+        text("stream_prefix", "Only streams whose names begin so.", _prefix, default=""),
+        integer(
+            "wait_ms",
+            "Wait this long for a matching event if there is none, in milliseconds.",
+            default=0,
+            maximum=limits.wait_ms_max,
+        ),
+    )
+
+
+def _prefix(given: str) -> str:
+    if len(given.encode()) > NAME_BYTES_MAX:
+        raise InvalidRequest(f"names have at most {NAME_BYTES_MAX} bytes")
+    return given

@@ -1,0 +1,75 @@
+"""What the replicated state refused, as the error that the client gets.
+
+The state answers with values; here they become errors, once, for all routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from node.core.commands import STREAM_EXISTS
+from node.core.ids import format_id
+from node.core.outcomes import (
+    CheckpointNotIncreasing,
+    EventIdReused,
+    Malformed,
+    Outcome,
+    StoreNotFound,
+    WrongExpectedVersion,
+)
+from node.errors import CheckpointNotIncreasing as CheckpointNotIncreasingError
+from node.errors import EventIdReused as EventIdReusedError
+from node.errors import ExesdbError, StoreMissing
+from node.errors import WrongExpectedVersion as WrongExpectedVersionError
+
+
+def refusal(outcome: Outcome) -> ExesdbError:
+    """The error that an outcome stands for; an unexpected outcome is a defect of ours."""
+    make = _ERRORS.get(type(outcome))
+    return (
+        ExesdbError(f"unexpected outcome {type(outcome).__name__}")
+        if make is None
+        else make(outcome)
+    )
+
+
+def _wrong_expected_version(outcome: WrongExpectedVersion) -> ExesdbError:
+    expected = "stream_exists" if outcome.expected == STREAM_EXISTS else outcome.expected
+    return WrongExpectedVersionError(
+        f"stream {outcome.stream!r} is at version {outcome.current}, not at {expected}",
+        stream=outcome.stream,
+        expected=expected,
+        current=outcome.current,
+    )
+
+
+def _event_id_reused(outcome: EventIdReused) -> ExesdbError:
+    event_id = format_id(outcome.event_id)
+    return EventIdReusedError(f"event id {event_id}: {outcome.detail}", event_id=event_id)
+
+
+def _checkpoint_not_increasing(outcome: CheckpointNotIncreasing) -> ExesdbError:
+    return CheckpointNotIncreasingError(
+        f"checkpoint {outcome.name!r} stands at {outcome.current}, not below {outcome.position}",
+        checkpoint=outcome.name,
+        position=outcome.position,
+        current=outcome.current,
+    )
+
+
+def _store_not_found(outcome: StoreNotFound) -> ExesdbError:
+    return StoreMissing(f"no store {outcome.store!r}", store=outcome.store)
+
+
+def _malformed(outcome: Malformed) -> ExesdbError:
+    return ExesdbError(f"the state could not read the command: {outcome.detail}")
+
+
+_ERRORS: dict[type, Callable[[Any], ExesdbError]] = {
+    WrongExpectedVersion: _wrong_expected_version,
+    EventIdReused: _event_id_reused,
+    CheckpointNotIncreasing: _checkpoint_not_increasing,
+    StoreNotFound: _store_not_found,
+    Malformed: _malformed,
+}

@@ -1,0 +1,161 @@
+"""Routes: what the contract offers, where it leads, and how a path finds it.
+
+Each family of routes (`appends`, `reads`, ...) gives a list of `Route`. One list is everything:
+the tree that requests are matched against, the `Allow` header of a wrong method, the parameters
+that are parsed and refused, and the OpenAPI document. So what is documented cannot differ from what
+is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from node.api import names
+from node.api.parameters import Parameter, Values, parse_query
+from node.api.wire import Answer
+from node.errors import ExesdbError, InvalidRequest, MethodNotAllowed, RouteMissing
+
+Handler = Callable[..., Awaitable[Answer]]
+
+# What the parts of a path in braces are, by their names.
+_SEGMENTS: dict[str, Callable[[str], str]] = {
+    "store": names.store_name,
+    "stream": names.stream_name,
+    "name": names.plain_name,
+    "source": names.plain_name,
+    "version": names.plain_name,
+    "id": names.member_id,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One good answer of a route; `schema` names a component of the OpenAPI document."""
+
+    status: int
+    description: str
+    schema: str | None = None
+    types: tuple[str, ...] = ("application/json", "application/cbor")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """One method of one path.
+
+    `handler` is called with the request and the decoded parts of the path. `body` names the schema
+    of the request's body; `problems` are the errors that it may answer beside those that any
+    request may meet.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    replies: tuple[Reply, ...]
+    parameters: tuple[Parameter, ...] = ()
+    body: str | None = None
+    body_required: bool = True
+    problems: tuple[type[ExesdbError], ...] = ()
+    any_query: bool = False  # for routes that do not look at their query yet
+    decoders: tuple[Callable[[str], str], ...] = field(init=False)
+    known: dict[str, Parameter] = field(init=False)
+    defaults: Values = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = [part[1:-1] for part in self.path.split("/") if part.startswith("{")]
+        object.__setattr__(self, "decoders", tuple(_SEGMENTS[part] for part in parts))
+        known = {parameter.name: parameter for parameter in self.parameters}
+        object.__setattr__(self, "known", known)
+        defaults = {name: parameter.default for name, parameter in known.items()}
+        object.__setattr__(self, "defaults", defaults)
+
+    @property
+    def in_store(self) -> bool:
+        """Whether the path names a store."""
+        return "{store}" in self.path
+
+    @property
+    def only_type(self) -> bool:
+        """Whether the answer has one fixed content type, whatever `Accept` asks for."""
+        return bool(self.replies) and len(self.replies[0].types) == 1
+
+    def values(self, query: str) -> Values:
+        """The values of the query parameters. Raises `RequestError`."""
+        if not query or self.any_query:
+            return self.defaults
+        return parse_query(query, self.known, self.defaults)
+
+
+class _Place:
+    """A point in the tree of paths: what may follow, and which methods end here."""
+
+    __slots__ = ("any", "methods", "named")
+
+    def __init__(self) -> None:
+        self.named: dict[str, _Place] = {}
+        self.any: _Place | None = None
+        self.methods: dict[str, Route] = {}
+
+
+class Router:
+    """Finds the route of a method and path, in one step a segment."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = list(routes)
+        self._root = _Place()
+        for route in self.routes:
+            self._add(route)
+
+    def find(self, method: str, path: str) -> tuple[Route, list[str]]:
+        """The route, and the still encoded parts of the path that stand where it has braces.
+
+        Raises `RouteMissing`, `MethodNotAllowed` (field `allow`), or `InvalidRequest` for a target
+        that is not a path.
+        """
+        if not path.startswith("/") or "#" in path:
+            raise InvalidRequest("the request target must be a path; encode '#' as %23")
+        place: _Place | None = self._root
+        parts: list[str] = []
+        for segment in path[1:].split("/"):
+            assert place is not None
+            step = place.named.get(segment)
+            if step is None:
+                parts.append(segment)
+                step = place.any
+                if step is None:
+                    raise RouteMissing(f"no route {path[:200]!r}")
+            place = step
+        assert place is not None
+        return self._by_method(place, method, path), parts
+
+    def _by_method(self, place: _Place, method: str, path: str) -> Route:
+        route = place.methods.get("GET" if method == "HEAD" else method)
+        if route is not None:
+            return route
+        if not place.methods:
+            raise RouteMissing(f"no route {path[:200]!r}")
+        allow = sorted(place.methods) + (["HEAD"] if "GET" in place.methods else [])
+        raise MethodNotAllowed(f"{method[:40]} is not allowed here", allow=allow)
+
+    def _add(self, route: Route) -> None:
+        place = self._root
+        for segment in route.path[1:].split("/"):
+            if segment.startswith("{"):
+                place.any = place.any or _Place()
+                place = place.any
+            else:
+                place = place.named.setdefault(segment, _Place())
+        assert route.method not in place.methods, f"{route.method} {route.path} stands twice"
+        place.methods[route.method] = route
+
+
+def object_schema(properties: dict[str, Any], required: Iterable[str] = ()) -> dict[str, Any]:
+    """A JSON schema of an object that has these properties and no others."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }

@@ -1,0 +1,254 @@
+"""The shapes of all bodies, as JSON schemas for the OpenAPI document.
+
+The structs in `bodies` decide what is accepted, the handlers what is answered; these say it to
+clients. `tests/api/test_openapi.py` holds real answers of every route against them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from node.api.routes import object_schema
+
+PREAMBLE = """\
+An append-only event store, replicated by Raft. Any node takes any request.
+
+Bodies are JSON or CBOR, chosen by `Content-Type` for the request and by `Accept` for the answer
+(default JSON). The schemas describe the JSON form; CBOR has the same members, with byte strings
+where JSON has `data_base64` and `metadata_base64`.
+
+Event data: null, booleans, integers of up to 14,000 bits (never rounded), 64-bit floats, text,
+bytes, arrays, and maps with text or integer keys. CBOR tags other than big integers are refused.
+NaN and infinities are accepted in CBOR and appear as null in JSON; bytes inside a value appear as
+base64 text.
+
+Names in paths are percent-encoded UTF-8; in queries `+` is a space. Unknown query parameters and
+body fields are refused. Problems follow RFC 9457: `stored` tells whether events may have been
+written.
+"""
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _map(values: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": values}
+
+
+def _all(properties: dict[str, Any]) -> dict[str, Any]:
+    return object_schema(properties, properties)
+
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 255}
+_COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
+_VERSION: dict[str, Any] = {"type": "integer", "minimum": -1}
+_NUMBER: dict[str, Any] = {"type": "number"}
+_FLAG: dict[str, Any] = {"type": "boolean"}
+_UUID: dict[str, Any] = {"type": "string", "format": "uuid"}
+_BASE64: dict[str, Any] = {"type": "string", "contentEncoding": "base64"}
+_OBJECT: dict[str, Any] = {"type": "object"}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_NEW_EVENT: dict[str, Any] = {
+    "event_type": _NAME,
+    "event_id": _or_null(_UUID),
+    "data": {"description": "Any value."},
+    "metadata": {"description": "Any value."},
+    "data_base64": _or_null(_BASE64),
+    "metadata_base64": _or_null(_BASE64),
+    "data_content_type": _or_null(_NAME),
+}
+
+_MEMBER = _all(
+    {
+        "id": _TEXT,
+        "http_address": _TEXT,
+        "raft_address": _TEXT,
+        "role": {"enum": ["leader", "follower", "candidate", "recovering", "unreachable"]},
+        "commit_index": _or_null(_COUNT),
+        "applied_index": _or_null(_COUNT),
+        "persisted_index": _or_null(_COUNT),
+        "last_contact_ms": _or_null(_NUMBER),
+    }
+)
+
+_STORE: dict[str, Any] = {
+    "store": _TEXT,
+    "streams": _COUNT,
+    "events": _COUNT,
+    "position": _COUNT,
+}
+
+_STREAM: dict[str, Any] = {"stream": _TEXT, "version": _VERSION, "count": _COUNT}
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "ExpectedVersion": {
+        "description": "Where the stream must be. Omitted: anywhere.",
+        "oneOf": [_VERSION, {"enum": ["any", "no_stream", "stream_exists"]}],
+    },
+    "NewEvent": object_schema(_NEW_EVENT, ["event_type"]),
+    "NewEventIn": object_schema({"stream": _NAME, **_NEW_EVENT}, ["stream", "event_type"]),
+    "AppendBody": object_schema(
+        {
+            "expected_version": _ref("ExpectedVersion"),
+            "events": {**_list(_ref("NewEvent")), "minItems": 1},
+        },
+        ["events"],
+    ),
+    "AppendManyBody": object_schema(
+        {
+            "events": _list(_ref("NewEventIn")),
+            "checks": _list(
+                object_schema(
+                    {"stream": _NAME, "expected_version": _ref("ExpectedVersion")}, ["stream"]
+                )
+            ),
+            "checkpoint": _or_null(_all({"name": _NAME, "position": _COUNT})),
+        },
+        ["events"],
+    ),
+    "Appended": object_schema(
+        {
+            "first_version": _COUNT,
+            "last_version": _COUNT,
+            "count": _COUNT,
+            "positions": _list(_COUNT),
+            "streams": _map(_COUNT),
+            "raft_index": _COUNT,
+            "idempotent": _FLAG,
+        },
+        ["count", "positions", "streams", "raft_index", "idempotent"],
+    ),
+    "RecordedEvent": object_schema(
+        {
+            "event_stream_id": _NAME,
+            "event_number": _COUNT,
+            "position": {"type": "integer", "minimum": 1},
+            "event_id": _UUID,
+            "event_type": _NAME,
+            "data": {"description": "Any value."},
+            "metadata": {"description": "Any value."},
+            "data_base64": _BASE64,
+            "metadata_base64": _BASE64,
+            "data_content_type": _TEXT,
+            "metadata_content_type": _TEXT,
+            "created": {"type": "string", "format": "date-time"},
+            "created_epoch": _COUNT,
+        },
+        [
+            *("event_stream_id", "event_number", "position", "event_id", "event_type"),
+            *("data_content_type", "metadata_content_type", "created", "created_epoch"),
+        ],
+    ),
+    "StreamPage": _all(
+        {
+            "stream": _TEXT,
+            "version": _VERSION,
+            "events": _list(_ref("RecordedEvent")),
+            "next": {
+                "type": "integer",
+                "minimum": -1,
+                "description": "The event number to go on with.",
+            },
+            "is_end": _FLAG,
+        }
+    ),
+    "StorePage": _all(
+        {
+            "events": _list(_ref("RecordedEvent")),
+            "head": {**_COUNT, "description": "The last position of the store."},
+            "next": {**_COUNT, "description": "The last position evaluated: the next `after`."},
+            "is_end": _FLAG,
+        }
+    ),
+    "StreamList": _all({"streams": _list(_all(_STREAM)), "next": _or_null(_TEXT)}),
+    "StreamInfo": _all({**_STREAM, "first_event_number": _COUNT, "metadata": _OBJECT}),
+    "StoreSummary": _all(_STORE),
+    "StoreInfo": _all({**_STORE, "persistence": _or_null(_OBJECT)}),
+    "StoreList": _all({"stores": _list(_all(_STORE))}),
+    "EmptyBody": object_schema({}),
+    "Checkpoint": _all({"name": _TEXT, "position": _COUNT}),
+    "CheckpointBody": _all({"position": _COUNT}),
+    "Queued": _all({"store": _TEXT, "queued": {"const": True}}),
+    "FlushedNode": _all(
+        {
+            "persisted_index": _COUNT,
+            "persisted_position": _or_null(_COUNT),
+            "bytes": _COUNT,
+            "duration_ms": _NUMBER,
+        }
+    ),
+    "Flush": _all({"nodes": _map(_ref("FlushedNode"))}),
+    "PartialFlush": _all(
+        {
+            "code": {"const": "partial_success"},
+            "nodes": _map(_ref("FlushedNode")),
+            "failed": _map(_all({"code": _TEXT, "detail": _TEXT})),
+        }
+    ),
+    "PersistenceStatus": {
+        "type": "object",
+        "properties": {
+            "enabled": _FLAG,
+            "interval_ms": _COUNT,
+            "breaker": {"enum": ["closed", "open", "half_open"]},
+            "stores": _map(_OBJECT),
+        },
+        "required": ["enabled", "interval_ms"],
+    },
+    "IntervalBody": _all({"interval_ms": {"type": "integer", "minimum": 1}}),
+    "Cluster": _all(
+        {
+            "node_id": _TEXT,
+            "leader": _or_null(_TEXT),
+            "term": _COUNT,
+            "members": _list(_MEMBER),
+        }
+    ),
+    "LeaderBody": object_schema({"to": _or_null(_NAME)}),
+    "Leader": _all({"leader": _TEXT}),
+    "Info": _all({"node_id": _TEXT, "version": _TEXT, "limits": _map(_COUNT), "config": _OBJECT}),
+    "Health": _all({"status": {"enum": ["live", "ready"]}}),
+    "Problem": {
+        "type": "object",
+        "description": "RFC 9457. The named fields of an error stand beside these members.",
+        "properties": {
+            "type": {"type": "string", "format": "uri"},
+            "title": _TEXT,
+            "status": {"type": "integer", "minimum": 400, "maximum": 599},
+            "detail": _TEXT,
+            "code": _TEXT,
+            "stored": {"enum": ["no", "perhaps"]},
+            "limit": {"description": "The limit that was broken, or the name of the full queue."},
+            "actual": _COUNT,
+        },
+        "required": ["type", "title", "status", "detail", "code", "stored"],
+    },
+}
+
+_STREAM_NAME = {
+    "description": "1 to 255 bytes of UTF-8, no control characters, not beginning with `$`.",
+    "schema": _NAME,
+}
+
+PATH_PARTS: dict[str, dict[str, Any]] = {
+    "store": {
+        "description": "The store.",
+        "schema": {"type": "string", "pattern": "^[a-z0-9_][a-z0-9_.-]{0,63}$"},
+    },
+    "stream": _STREAM_NAME,
+    "name": _STREAM_NAME,
+    "source": _STREAM_NAME,
+    "version": {"description": "The version of a snapshot.", "schema": _TEXT},
+    "id": {"description": "The id of a member.", "schema": _NAME},
+}

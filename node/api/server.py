@@ -1,0 +1,171 @@
+"""The HTTP server: listening, the way of one request, stopping.
+
+The way of a request, in the order in which it can end:
+
+    head parsed            by aiohttp; what is not HTTP is answered 400 and closed (`wire`)
+    route found            404, 405 (`routes`)
+    answer's media chosen  406 (`media`)
+    names and query read   400, 413 (`names`, `parameters`)
+    handler                one of the families; reads the body if it needs one
+    headers added          X-Served-By on every answer, position and index on those of a store
+    answer written         at once, in one piece; a client that does not take it is disconnected
+
+Every refusal is an `ExesdbError` and becomes a problem; anything else that is raised is a defect of
+ours: it is logged with its traceback, and the client gets a 500 that says so.
+
+Stopping: no new connections, `ready` says no, waiting reads are woken and answer with what they
+have, running requests get `stop_s` to end, then the connections are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+from aiohttp import web
+
+from node.api import later, media, problems
+from node.api.appends import Appends
+from node.api.arrivals import Arrivals
+from node.api.bodies import BodyReader
+from node.api.checkpoints import Checkpoints
+from node.api.cluster import Cluster
+from node.api.levels import Levels, store_headers
+from node.api.limits import ApiLimits
+from node.api.metrics import UNMATCHED, Metrics
+from node.api.openapi import Document
+from node.api.persistence import Persistence
+from node.api.ports import Clock, ForceOn, NodeInfo, Replica, Worker
+from node.api.reads import Reads
+from node.api.routes import Route, Router
+from node.api.stores import Stores
+from node.api.wire import Answer, Connection, Heads, Request, logger
+from node.core.state import State
+from node.errors import ExesdbError, NotAcceptable
+
+LISTEN_BACKLOG = 1_024
+
+
+class ApiServer:
+    """The HTTP API of one node.
+
+    `arrivals.arrived(store)` is to be called on the event loop for each store that an applied entry
+    changed. Raises `ValueError` for limits that contradict one another.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        worker: Worker,
+        force_on: ForceOn,
+        state: State,
+        info: NodeInfo,
+        clock: Clock,
+        limits: ApiLimits | None = None,
+    ) -> None:
+        self.limits = limits or ApiLimits()
+        wrong = self.limits.check()
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        self.arrivals = Arrivals(self.limits.waiting_reads_max)
+        self._state = state
+        self._heads = Heads(info.node_id)
+        self._bodies = BodyReader(self.limits)
+        self._metrics = Metrics(replica, worker, state, self.arrivals, self._bodies)
+        self._cluster = Cluster(replica, info, self._bodies, self.limits)
+        levels = Levels(replica, state, self.limits)
+        families = (
+            Appends(replica, clock, self._bodies, self.limits),
+            Reads(levels, state, self.arrivals, self.limits),
+            Stores(replica, worker, state, clock, levels, self._bodies, self.limits),
+            Checkpoints(replica, levels, self._bodies, self.limits),
+            Persistence(replica, worker, force_on, state, levels, self._bodies, self.limits),
+            self._cluster,
+            self._metrics,
+        )
+        document = Document(info.version)
+        routes = [
+            *(route for family in families for route in family.routes()),
+            *later.routes(),
+            *document.routes(),
+        ]
+        document.describe(routes)
+        self._router = Router(routes)
+        self._timings = {route: self._metrics.timings(route.method, route.path) for route in routes}
+        self._unmatched = self._metrics.timings(UNMATCHED, UNMATCHED)
+        self._server: web.Server | None = None
+        self._listener: asyncio.Server | None = None
+
+    # --- life --------------------------------------------------------------------------------
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; the port, which the system chooses for 0. Raises `OSError` where it cannot."""
+        loop = asyncio.get_running_loop()
+        # Our Request and Answer stand in for aiohttp's own; `wire` tells on what that relies.
+        server = web.Server(self._handle, request_factory=Request)  # type: ignore[arg-type]
+        self._server = server
+
+        def connection() -> Connection:
+            return Connection(server, self.limits, self._heads, problems.unparsable, loop)
+
+        self._listener = await loop.create_server(connection, host, port, backlog=LISTEN_BACKLOG)
+        bound: int = self._listener.sockets[0].getsockname()[1]
+        return bound
+
+    async def stop(self) -> None:
+        """Stop listening, let running requests end within `stop_s`, close all connections."""
+        if self._listener is None or self._server is None:
+            return
+        self._heads.closing = True
+        self._cluster.stop()
+        self._listener.close()
+        self.arrivals.stop()
+        self._server.pre_shutdown()
+        await self._server.shutdown(self.limits.stop_s)
+        await self._listener.wait_closed()
+        self._listener = self._server = None
+
+    # --- one request -------------------------------------------------------------------------
+
+    async def _handle(self, request: Request) -> Answer:
+        began = time.perf_counter()
+        message = request.message
+        timings = self._unmatched
+        try:
+            path, _, query = message.path.partition("?")
+            route, parts = self._router.find(message.method, path)
+            timings = self._timings[route]
+            answer = await self._answer(request, route, parts, query)
+        except ExesdbError as error:
+            answer = self._problem(request, error)
+        except Exception:
+            logger.exception("%s %s failed", message.method, message.path[:200])
+            answer = self._problem(request, problems.internal())
+        timings.add(answer.status, time.perf_counter() - began)
+        return answer
+
+    async def _answer(self, request: Request, route: Route, parts: list[str], query: str) -> Answer:
+        names = [decode(part) for decode, part in zip(route.decoders, parts, strict=True)]
+        try:
+            request.wants = media.wanted(request.message.headers)
+        except NotAcceptable:
+            if not route.only_type:
+                raise
+        try:
+            request.parameters = route.values(query)
+            answer = await route.handler(request, *names)
+        except ExesdbError as error:
+            answer = self._problem(request, error)
+        if route.in_store:
+            answer.lines += store_headers(self._state, names[0])
+        return answer
+
+    def _problem(self, request: Request, error: ExesdbError) -> Answer:
+        """The error as an answer. A body that was not read to its end cannot be skipped: close."""
+        unread = not request.payload.is_eof()
+        return problems.answer(error, request.wants, close=unread)
+
+    def routes(self) -> Iterator[Route]:
+        """All that is offered, for documents and tests."""
+        return iter(self._router.routes)
