@@ -22,5 +22,6 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 * `members`    what is known here of every member
 * `reads`      barriers for reads
 * `handover`   giving leadership away
+* `flush`      asking the peers' persistence workers
 * `replica`    the whole, as the rest of the node sees it
 """

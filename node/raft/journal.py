@@ -36,7 +36,8 @@ class Journal:
         self._vote = start.vote
         self.bytes = 0
         for index, term, entry in start.tail:
-            if index > self.last_index:
+            # A tail from before an earlier stop may end before the base, or be of an older term.
+            if index == self.last_index + 1 and term >= self.last_term:
                 self.add(entry, index, term)
         if self._term < self.last_term:
             self._term, self._vote = self.last_term, None

@@ -1,0 +1,49 @@
+"""`python -m node`: one node of the event store, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+
+import uvloop
+
+from node import __version__, logs
+from node.config import load_or_exit
+from node.config.options import Config
+from node.identity import WrongDirectory
+from node.persistence.faults import FileFault
+from node.service import Service
+
+log = logging.getLogger(__name__)
+
+
+async def run(config: Config) -> int:
+    """Run a node to its end; the exit code of the process."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    service = Service(config)
+    try:
+        await service.start()
+    except (OSError, FileFault, WrongDirectory) as error:
+        log.error("node %s cannot start: %s", config.node_id, error)
+        return 1
+    await stopped.wait()
+    await service.stop()
+    return 0
+
+
+def main() -> None:
+    """Read the configuration, start the logs, run."""
+    config = load_or_exit(__version__)
+    started = logs.start(config.node_id, config.log_level, config.log_format)
+    code = uvloop.run(run(config))
+    started.stop()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""The node as a whole: the only place that names concrete classes and puts them together.
+
+    start   lock the directory, take a new incarnation, load the files, open the raft port, start
+            the persistence worker, open the HTTP port. Nothing is said before all is loaded.
+    run     the parts drive themselves; a housekeeper refreshes what is too dear to ask each time.
+    stop    take no more requests and finish the running ones, hand leadership over, close the raft
+            port, write the last cycle and the log behind it, and only then the clean mark.
+
+Stopping is never leaving: nothing is wiped, and the node is still a member when it comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import ssl
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from node import __version__
+from node.api.limits import ApiLimits
+from node.api.server import ApiServer
+from node.config.options import Config
+from node.core import commands
+from node.errors import ExesdbError
+from node.identity import Identity
+from node.persistence.directory import DataDirectory
+from node.persistence.loader import LoadedState, load_state
+from node.persistence.worker import Worker, WorkerSettings
+from node.raft.flush import Flushes
+from node.raft.ports import RaftSettings
+from node.raft.replica import Replica
+from node.raft.session import Identity as SessionIdentity
+from node.raft.transport import Transport
+
+log = logging.getLogger(__name__)
+
+HAND_OVER_MS = 2000
+HOUSEKEEPING_S = 0.05
+DEFAULT_STORE_MS = 2000
+
+# Most of what a node allocates are bytes, which the collector does not look at. What it does look
+# at (streams, lists) only ever grows, so it is looked at rarely.
+GC_THRESHOLDS = (50_000, 50, 100)
+
+
+class Info:
+    """What `GET /v1/info` tells of this node."""
+
+    def __init__(self, config: Config) -> None:
+        self.node_id = config.node_id
+        self.version = __version__
+        self._config = config
+
+    def config(self) -> Mapping[str, Any]:
+        """Every setting with its value and source."""
+        return self._config.described()
+
+
+class Service:
+    """One node, from start to stop."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._overloaded = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Bring the node up. Raises `OSError` and the faults of persistence where it cannot."""
+        config = self._config
+        self._directory = DataDirectory(config.data_dir)
+        try:
+            self._identity = Identity(self._directory, config.node_id, config.members)
+            loaded = await self._load()
+            self._build(loaded)
+            await self._replica.start()
+            if config.persistence_enabled:
+                await self._worker.start()
+            await self._api.start(config.http_address.host, config.http_address.port)
+        except BaseException:
+            self._directory.close()
+            raise
+        self._keep(self._housekeeping())
+        log.info("node %s serves http://%s", config.node_id, config.http_advertise_address)
+
+    async def stop(self) -> None:
+        """Take the node down in the order above; what is acknowledged is on disk at the end."""
+        await self._api.stop()
+        await self._give_up_leadership()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._replica.stop()
+        await self._write_everything()
+        self._directory.close()
+        log.info("node %s stopped", self._config.node_id)
+
+    # --- putting together --------------------------------------------------------------------
+
+    async def _load(self) -> LoadedState:
+        loaded = await asyncio.get_running_loop().run_in_executor(None, load_state, self._directory)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        return loaded
+
+    def _build(self, loaded: LoadedState) -> None:
+        config = self._config
+        self._state = loaded.state
+        start = self._identity.starting_point(
+            loaded.cut_index, loaded.cut_term, bool(loaded.set_aside)
+        )
+        settings = raft_settings(config)
+        me = SessionIdentity(
+            config.node_id, self._identity.cluster, start.incarnation, settings.secret
+        )
+        self._worker = Worker(
+            self._state, self._directory, worker_settings(config), wait_applied=self._wait_applied
+        )
+        self._replica = Replica(
+            settings,
+            Transport(settings, me),
+            start,
+            self._state,
+            self._identity,
+            lambda: self._overloaded,
+            lambda: self._worker.persisted_index,
+        )
+        self._replica.on_elected = self._elected
+        flushes = Flushes(self._replica.requests, self._flush_here)
+        self._api = ApiServer(
+            self._replica,
+            self._worker,
+            flushes.on,
+            self._state,
+            Info(config),
+            lambda: time.time_ns() // 1000,
+            api_limits(config),
+        )
+        self._state.on_change = self._changed
+
+    def _changed(self, store: str) -> None:
+        self._worker.changed(store)
+        self._api.arrivals.arrived(store)
+
+    async def _wait_applied(self, index: int, timeout_ms: int) -> None:
+        await self._replica.wait_applied(index, timeout_ms)
+
+    async def _flush_here(
+        self, stores: Collection[str] | None, index: int, timeout_ms: int
+    ) -> Mapping[str, Any]:
+        report = await self._worker.force(stores, index, timeout_ms)
+        return {
+            "persisted_index": report.persisted_index,
+            "persisted_position": report.persisted_position,
+            "bytes": report.bytes,
+            "duration_ms": report.duration_ms,
+        }
+
+    # --- running -----------------------------------------------------------------------------
+
+    async def _housekeeping(self) -> None:
+        while True:
+            if self._overloaded != self._worker.overloaded:
+                self._overloaded = not self._overloaded
+                log.warning("appends are %s", "refused" if self._overloaded else "taken again")
+            if self._config.strict_checks:
+                self._state.check()
+            await asyncio.sleep(HOUSEKEEPING_S)
+
+    def _elected(self) -> None:
+        self._keep(self._make_default_store())
+
+    async def _make_default_store(self) -> None:
+        """The default store exists from the start: the leader sees to it."""
+        name = self._config.store_id
+        while self._replica.leads and name not in self._state.stores:
+            command = commands.create_store(name, time.time_ns() // 1000)
+            with contextlib.suppress(ExesdbError):
+                await self._replica.propose(command, DEFAULT_STORE_MS)
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- stopping ----------------------------------------------------------------------------
+
+    async def _give_up_leadership(self) -> None:
+        if self._replica.leads and self._config.peers:
+            try:
+                await self._replica.transfer_leadership(None, HAND_OVER_MS)
+            except ExesdbError as error:
+                log.warning("leadership could not be handed over: %s", error)
+
+    async def _write_everything(self) -> None:
+        if not self._config.persistence_enabled:
+            return
+        written = await self._worker.stop()
+        if not written:
+            log.error("not everything could be written: the next start will not trust this stop")
+            return
+        try:
+            self._identity.leave(self._replica.log_tail(self._worker.persisted_index))
+        except OSError as error:
+            log.error("the clean mark could not be written: %s", error)
+
+
+def raft_settings(config: Config) -> RaftSettings:
+    """The replica's settings out of the node's."""
+    server_tls, client_tls = _tls(config)
+    return RaftSettings(
+        node_id=config.node_id,
+        raft_address=str(config.raft_address),
+        http_address=str(config.http_advertise_address),
+        peers={peer.node_id: str(peer.address) for peer in config.peers},
+        secret=config.cluster_secret.encode(),
+        heartbeat_ms=config.heartbeat_ms,
+        election_min_ms=config.election_min_ms,
+        election_max_ms=config.election_max_ms,
+        leader_fallback_ms=config.leader_fallback_ms,
+        proposals_max=config.proposals_max,
+        proposal_bytes_max=config.proposal_bytes_max,
+        peer_queue_bytes_max=config.peer_queue_bytes_max,
+        frame_bytes_max=config.frame_bytes_max,
+        server_tls=server_tls,
+        client_tls=client_tls,
+    )
+
+
+def worker_settings(config: Config) -> WorkerSettings:
+    """The persistence worker's settings out of the node's."""
+    return WorkerSettings(
+        name=config.store_id,
+        enabled=config.persistence_enabled,
+        interval_ms=config.persistence_interval,
+        unpersisted_bytes_max=config.unpersisted_bytes_max,
+    )
+
+
+def api_limits(config: Config) -> ApiLimits:
+    """The API's limits out of the node's settings."""
+    return ApiLimits(
+        body_bytes_max=config.body_bytes_max,
+        event_bytes_max=config.event_bytes_max,
+        events_per_append_max=config.append_events_max,
+        events_per_page_max=config.page_events_max,
+    )
+
+
+def _tls(config: Config) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
+    """Both sides' contexts: each node shows its certificate, and wants to see the other's."""
+    if config.tls_cert is None:
+        return None, None
+    contexts = []
+    for purpose in (ssl.Purpose.CLIENT_AUTH, ssl.Purpose.SERVER_AUTH):
+        context = ssl.create_default_context(purpose, cafile=str(config.tls_ca))
+        context.load_cert_chain(str(config.tls_cert), str(config.tls_key or config.tls_cert))
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        contexts.append(context)
+    return contexts[0], contexts[1]
