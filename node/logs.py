@@ -160,7 +160,8 @@ class Json(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps({**extras(record), **line} if extras(record) else line, default=str)
+        line |= {name: value for name, value in extras(record).items() if name not in line}
+        return json.dumps(line, default=str)
 
 
 def _plain(value: object) -> str:

@@ -1,0 +1,82 @@
+"""Access: one request to a cluster, through whichever node answers.
+
+Any node can answer any request, so a tool needs one that is up, not a particular one. A request
+goes to the first address; if that cannot be reached, or says that it cannot serve now (503, which
+promises that nothing was done), it goes to the next one. Only requests that may be repeated go
+through here, because an address that broke in the middle of an answer is passed over too.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import aiohttp
+
+DEFAULT_URLS = tuple(f"http://127.0.0.1:{port}" for port in (8101, 8102, 8103))
+CONNECT_S = 2.0
+_BODY_BYTES_MAX = 16 << 20
+
+
+class Reply(NamedTuple):
+    """What a node answered."""
+
+    url: str
+    status: int
+    body: dict[str, Any]
+
+
+class Unreachable(Exception):
+    """No node gave an answer. `reasons` says why, by address."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("\n".join(f"{url}: {reason}" for url, reason in reasons.items()))
+        self.reasons = dict(reasons)
+
+
+def urls_or_default(given: list[str] | None) -> list[str]:
+    """The addresses given, else those of EX_ESDB_URL (commas between), else a local cluster's."""
+    texts = given or [text.strip() for text in os.environ.get("EX_ESDB_URL", "").split(",")]
+    urls = [text.rstrip("/") for text in texts if text] or list(DEFAULT_URLS)
+    return [url if "://" in url else f"http://{url}" for url in urls]
+
+
+async def request(
+    method: str,
+    urls: list[str],
+    path: str,
+    *,
+    params: Mapping[str, str] | None = None,
+    json: object = None,
+    timeout_s: float = 10.0,
+) -> Reply:
+    """The first answer that a node gives; a 503 only if no node has a better one.
+
+    Each node gets `timeout_s`. Raises Unreachable.
+    """
+    reasons: dict[str, str] = {}
+    refusal: Reply | None = None
+    bounds = aiohttp.ClientTimeout(total=timeout_s, connect=min(CONNECT_S, timeout_s))
+    async with aiohttp.ClientSession(timeout=bounds) as http:
+        for url in urls:
+            try:
+                async with http.request(method, url + path, params=params, json=json) as answer:
+                    reply = Reply(url, answer.status, await _body(answer))
+            except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+                reasons[url] = str(error) or type(error).__name__
+                continue
+            if reply.status != 503:
+                return reply
+            refusal = refusal or reply
+    if refusal is None:
+        raise Unreachable(reasons)
+    return refusal
+
+
+async def _body(answer: aiohttp.ClientResponse) -> dict[str, Any]:
+    """The body, which is a JSON object in every answer that is read here."""
+    if (answer.content_length or 0) > _BODY_BYTES_MAX:
+        raise ValueError("the answer is too long")
+    body = await answer.json(content_type=None)
+    if not isinstance(body, dict):
+        raise ValueError("the answer is not a JSON object")
+    return body
