@@ -6,25 +6,21 @@ it. It is *rolling*: each batch continues the last value, which makes it cheap t
 0.3 us an event, in C) and independent of how the rows were cut into batches.
 
 `numbers` runs over position, stream, number, time and type of each event; `frames` over their
-bytes; `streams` and `types` over the names. The order of the fields of a row is that of the table
-`events`: whoever changes one changes the other.
+bytes; `streams` and `types` over the names. The order of an event's values is that of the columns
+of the table `events`: whoever changes one changes the other.
 """
 
 from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
-from itertools import chain
-from operator import itemgetter
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 from zlib import crc32
 
 # position, ordinal of the stream, event number, created in microseconds, ordinal of the type, frame
-EventRow = tuple[int, int, int, int, int, bytes]
-
-_NUMBERS = itemgetter(slice(0, 5))
-_FRAME = itemgetter(5)
+EVENT_COLUMNS = 6
+_FRAMES = slice(EVENT_COLUMNS - 1, None, EVENT_COLUMNS)
 
 
 class Checksums(NamedTuple):
@@ -35,14 +31,19 @@ class Checksums(NamedTuple):
     streams: int = 0
     types: int = 0
 
-    def with_events(self, rows: Sequence[EventRow]) -> Checksums:
-        """Continue over these events. Holds the interpreter lock: pass a few hundred at a time."""
-        numbers = array("q", chain.from_iterable(map(_NUMBERS, rows)))
+    def with_events(self, values: list[Any]) -> Checksums:
+        """Continue over events, given as one flat list of `EVENT_COLUMNS` values each.
+
+        Holds the interpreter lock: pass a few hundred events at a time where others need it.
+        """
+        without_frames = values.copy()
+        del without_frames[_FRAMES]
+        numbers = array("q", without_frames)
         if sys.byteorder == "big":
             numbers.byteswap()  # so that a file can move between machines
         return self._replace(
             numbers=crc32(numbers, self.numbers),
-            frames=crc32(b"".join(map(_FRAME, rows)), self.frames),
+            frames=crc32(b"".join(values[_FRAMES]), self.frames),
         )
 
     def with_names(self, streams: Iterable[str], types: Iterable[str]) -> Checksums:

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from node.core.state import State
@@ -113,7 +114,7 @@ def _fill(store: Store, file: StoreFile, clock: Callable[[], float]) -> Checksum
     store.load_types(types)
     report_at = clock() + PROGRESS_EVERY_S
     for batch in file.event_batches():
-        contents = contents.with_events(batch)
+        contents = contents.with_events(list(chain.from_iterable(batch)))
         store.load_rows(batch)
         if clock() >= report_at:
             report_at += PROGRESS_EVERY_S

@@ -21,14 +21,14 @@ before the same rows are written anew.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from node.core.store import Store
-from node.persistence.checksums import Checksums, EventRow, parse_checksums, row_checksum
+from node.core.store import Row, Store
+from node.persistence.checksums import EVENT_COLUMNS, Checksums, parse_checksums, row_checksum
 from node.persistence.faults import StoreDamaged
 from node.persistence.schema import (
     BUSY_TIMEOUT_MS,
@@ -38,11 +38,12 @@ from node.persistence.schema import (
     ensure_tables,
 )
 
-# Rows taken from memory at a time, and rows bound in one statement: the largest that fits first.
+# Rows taken from memory at a time, and rows of one statement: the largest that fits is used. Each
+# is a multiple of the next.
 _ROWS_A_SLICE = 2_048
 _ROWS_A_STATEMENT = (128, 32, 8, 1)
 # Binding copies the frames under the interpreter lock; 512 KiB take about 0.1 ms.
-_BYTES_A_STATEMENT_MAX = 512 * 1024
+_FRAMES_BYTES_MAX = 512 * 1024
 _ROWS_A_FETCH = 8_192
 
 
@@ -126,26 +127,21 @@ class StoreFile:
         before = self.mark
         streams = [s.name for s in cut.store.stream_list[before.streams : cut.streams]]
         types = cut.store.type_names[before.types : cut.types]
-        self._insert("streams", 2, list(enumerate(streams, before.streams)))
-        self._insert("types", 2, list(enumerate(types, before.types)))
+        self._insert_named("streams", streams, before.streams)
+        self._insert_named("types", types, before.types)
         return before.contents.with_names(streams, types)
+
+    def _insert_named(self, table: str, names: list[str], first: int) -> None:
+        for values in _cut(enumerate(names, first), len(names)):
+            self._connection.execute(_insert_sql(table, 2, values), values)
 
     def _insert_events(self, cut: StoreCut, contents: Checksums) -> Checksums:
         for after in range(self.mark.position, cut.position, _ROWS_A_SLICE):
-            rows = list(cut.store.rows(after, min(after + _ROWS_A_SLICE, cut.position)))
-            for batch in _statements(rows):
-                contents = contents.with_events(batch)
-                self._insert("events", 6, batch)
+            until = min(after + _ROWS_A_SLICE, cut.position)
+            for values in _batches(cut.store.rows(after, until), until - after):
+                contents = contents.with_events(values)
+                self._connection.execute(_insert_sql("events", EVENT_COLUMNS, values), values)
         return contents
-
-    def _insert(self, table: str, columns: int, rows: Sequence[tuple[object, ...]]) -> None:
-        """Insert rows in as few statements as have a size that SQLite keeps compiled."""
-        at = 0
-        while at < len(rows):
-            size = next(size for size in _ROWS_A_STATEMENT if size <= len(rows) - at)
-            values = list(chain.from_iterable(rows[at : at + size]))
-            self._connection.execute(_insert_sql(table, columns, size), values)
-            at += size
 
     def _insert_moves(self, moves: Sequence[CheckpointMove], safe_index: int) -> None:
         for move in moves:
@@ -206,7 +202,7 @@ class StoreFile:
         """The names of all event types, in order of first use."""
         return self._names("SELECT type_id, name FROM types ORDER BY type_id")
 
-    def event_batches(self) -> Iterator[list[EventRow]]:
+    def event_batches(self) -> Iterator[list[Row]]:
         """All events in position order, some thousands at a time."""
         cursor = self._connection.execute(
             "SELECT position, stream_id, number, created_us, type_id, frame FROM events"
@@ -259,20 +255,36 @@ def checkpoint_wal(connection: sqlite3.Connection) -> int:
     return max(frames, 0) * page_bytes if busy or frames != moved else 0
 
 
-def _statements(rows: list[EventRow]) -> Iterator[list[EventRow]]:
-    """Cut rows into what one statement binds: a compiled size, and not too many bytes."""
-    at = 0
-    while at < len(rows):
-        for size in _ROWS_A_STATEMENT:
-            batch = rows[at : at + size]
-            if len(batch) < size:
-                continue
-            if size == 1 or sum(len(row[5]) for row in batch) <= _BYTES_A_STATEMENT_MAX:
-                break
-        yield batch
-        at += len(batch)
+def _cut(rows: Iterable[tuple[Any, ...]], count: int) -> Iterator[list[Any]]:
+    """Flat lists of values, each of as many rows as the largest statement that fits.
+
+    Flattening while the rows are made matters: `zip` then uses one tuple again and again. Millions
+    of new tuples would call the garbage collector, which stops the whole process for 40 ms.
+    """
+    rows = iter(rows)
+    while count:
+        size = next(size for size in _ROWS_A_STATEMENT if size <= count)
+        yield list(chain.from_iterable(islice(rows, size)))
+        count -= size
 
 
-def _insert_sql(table: str, columns: int, rows: int) -> str:
+def _batches(rows: Iterable[Row], count: int) -> Iterator[list[Any]]:
+    """The same for events, in smaller statements where their frames are large."""
+    for values in _cut(rows, count):
+        yield from _within_bytes(values)
+
+
+def _within_bytes(values: list[Any]) -> Iterator[list[Any]]:
+    rows = len(values) // EVENT_COLUMNS
+    if rows == 1 or sum(map(len, values[EVENT_COLUMNS - 1 :: EVENT_COLUMNS])) <= _FRAMES_BYTES_MAX:
+        yield values
+        return
+    smaller = _ROWS_A_STATEMENT[_ROWS_A_STATEMENT.index(rows) + 1] * EVENT_COLUMNS
+    for at in range(0, len(values), smaller):
+        yield from _within_bytes(values[at : at + smaller])
+
+
+def _insert_sql(table: str, columns: int, values: list[Any]) -> str:
+    """One of a few texts, so that SQLite's compiled statements are found again."""
     row = f"({', '.join('?' * columns)})"
-    return f"INSERT INTO {table} VALUES {', '.join([row] * rows)}"
+    return f"INSERT INTO {table} VALUES {', '.join([row] * (len(values) // columns))}"
