@@ -1,0 +1,221 @@
+"""Up: a local cluster in the foreground. Behind `scripts/cluster`.
+
+It starts the nodes, waits until all are ready, says where they are and what to try first, and then
+watches. What the nodes log appears on stderr, each line with its node's id; the banner is on
+stdout.
+
+A node that dies is reported and started again after `RESTART_S`, long enough to see the other two
+go on without it; `--no-restart` leaves it dead. One that dies again and again is started ever more
+slowly, up to `RESTART_S_MAX`. Ctrl-C or SIGTERM stops all nodes and waits for their last flush; a
+second one kills them.
+
+Exit codes: 0 all stopped cleanly; 1 a node did not start, or had to be killed to stop;
+2 wrong options, or a port is in use.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cluster.supervisor import NodeFailed, NodeProcess, PortBusy, Supervisor, how_it_ended
+from cluster.topology import NODES_MAX, LocalNode, Topology, local
+
+RESTART_S = 3.0
+RESTART_S_MAX = 60.0
+_STEADY_S = 30.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_DESCRIPTION = "Run a cluster of the event store on this machine, in the foreground."
+_EPILOG = """\
+examples:
+  scripts/cluster
+  scripts/cluster --nodes 5 --data-dir /tmp/trial --persistence-interval 1000
+  scripts/cluster -- --log-level debug        what stands behind -- goes to every node
+
+Ctrl-C stops all nodes; each writes what is not on disk yet, so nothing is lost. A node that dies is
+reported and started again after 3 s; --no-restart leaves it dead.
+"""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options; leaves with exit 2 on wrong ones."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/cluster",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--nodes", type=int, default=3, metavar="N", help=f"1..{NODES_MAX}, default 3")
+    add("--data-dir", type=Path, default=Path("data"), metavar="DIR",
+        help="each node keeps its files in DIR/<node id>; default ./data")  # fmt: skip
+    add("--http-port", type=int, default=8101, metavar="PORT",
+        help="of the first node, the others follow; default 8101")  # fmt: skip
+    add("--raft-port", type=int, default=7101, metavar="PORT",
+        help="of the first node, the others follow; default 7101")  # fmt: skip
+    add("--store-id", default="my_store", metavar="STORE",
+        help="store that exists from the start; default my_store")  # fmt: skip
+    add("--persistence-interval", type=int, metavar="MS", help="default 5000")
+    add("--no-restart", action="store_true", help="leave a node that died dead")
+    add("node_options", nargs="*", metavar="-- OPTION", help="further options of every node")
+    return parser.parse_args(argv)
+
+
+def topology_of(options: argparse.Namespace) -> Topology:
+    """The cluster that the options ask for. Raises ValueError."""
+    words = ["--store-id", options.store_id, "--log-format", "text"]
+    if options.persistence_interval is not None:
+        words += ["--persistence-interval", str(options.persistence_interval)]
+    return local(
+        count=options.nodes,
+        data_dir=options.data_dir.absolute(),
+        http_port=options.http_port,
+        raft_port=options.raft_port,
+        options=(*words, *options.node_options),
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Run the cluster until told to stop; the exit code."""
+    options = parse(argv)
+    try:
+        up = Up(topology_of(options), options.store_id, restart=not options.no_restart)
+        return asyncio.run(up.run())
+    except (ValueError, PortBusy) as error:
+        print(f"scripts/cluster: {error}{_port_hint(error)}", file=sys.stderr)
+        return 2
+
+
+def _port_hint(error: Exception) -> str:
+    if not isinstance(error, PortBusy):
+        return ""
+    return (
+        "\nAnother cluster may be running here. Stop it, or choose other ports with"
+        " --http-port and --raft-port."
+    )
+
+
+class Up:
+    """A cluster from its start to its stop, with what a person sees of it."""
+
+    def __init__(
+        self, topology: Topology, store: str, restart: bool = True, restart_s: float = RESTART_S
+    ) -> None:
+        self._supervisor = Supervisor(topology)
+        self._store = store
+        self._restart = restart
+        self._restart_s = restart_s
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """Start, watch, stop. Raises PortBusy before anything is started."""
+        self._listen_to_signals(self._stop.set)
+        try:
+            if not await self._unless_stopped(self._supervisor.start()):
+                return await self._shut_down()
+        except NodeFailed as error:
+            print(f"scripts/cluster: {error}", file=sys.stderr)
+            await self._shut_down()
+            return 1
+        self._console.print(banner(self._supervisor.topology, self._store))
+        watchers = [asyncio.create_task(self._watch(each)) for each in self._processes]
+        await self._stop.wait()
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)
+        return await self._shut_down()
+
+    @property
+    def _processes(self) -> list[NodeProcess]:
+        return list(self._supervisor.nodes.values())
+
+    def _listen_to_signals(self, react: Callable[[], object]) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, react)
+
+    async def _unless_stopped(self, starting: Coroutine[Any, Any, None]) -> bool:
+        """Whether the start came to its end before somebody asked to stop."""
+        task = asyncio.ensure_future(starting)
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            task.result()
+            return True
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return False
+
+    async def _watch(self, process: NodeProcess) -> None:
+        """Report each death of the node, and start it again unless told otherwise."""
+        clock = asyncio.get_running_loop().time
+        pause_s = self._restart_s
+        while True:
+            started = clock()
+            exit_code = await process.wait_exit()
+            name = process.node.node_id
+            self._console.print(f"[yellow]{name} {how_it_ended(exit_code)}.[/]", end=" ")
+            if not self._restart:
+                self._console.print(f"To start it again:\n  {command_line(process.node)}")
+                return
+            lived_long = clock() - started > _STEADY_S
+            pause_s = self._restart_s if lived_long else min(pause_s * 2, RESTART_S_MAX)
+            self._console.print(f"It starts again in {pause_s:g} s.")
+            await asyncio.sleep(pause_s)
+            await process.start()
+
+    async def _shut_down(self) -> int:
+        """Stop all nodes; a second signal kills them."""
+        running = [process.node.node_id for process in self._processes if process.running]
+        self._console.print(f"\nStopping {', '.join(running) or 'nothing'} ...")
+        kills: set[asyncio.Task[None]] = set()
+        self._listen_to_signals(lambda: kills.add(asyncio.create_task(self._supervisor.kill())))
+        codes = await self._supervisor.stop()
+        unclean = [name for name in running if codes[name] != 0]
+        for name in unclean:
+            self._console.print(f"[red]{name} {how_it_ended(codes[name])}.[/]")
+        if not unclean:
+            self._console.print("All stopped cleanly; everything is on disk.")
+        return 1 if unclean else 0
+
+
+def command_line(node: LocalNode) -> str:
+    """A node's command line as one would type it."""
+    return shlex.join(node.argv)
+
+
+def banner(topology: Topology, store: str) -> str:
+    """What a person reads when the cluster is ready: where it is, and what to try first."""
+    url = topology.nodes[0].url
+    stream = f"{url}/v1/stores/{store}/streams/greetings/events"
+    event = '{"events": [{"event_type": "greeted", "data": {"hello": "world"}}]}'
+    nodes = "\n".join(f"  {each.node_id}  {each.url}   {each.data_dir}" for each in topology.nodes)
+    count = len(topology.nodes)
+    title = f"The cluster is ready: {count} node{'s' if count > 1 else ''}, store {store}"
+    return f"""
+[bold green]{title}[/]
+{nodes}
+
+Append an event, and read it from another node:
+  curl {stream} \\
+       -H 'content-type: application/json' \\
+       -d '{event}'
+  curl {stream.replace(url, topology.nodes[-1].url)}
+
+Then scripts/status and scripts/flush. Ctrl-C stops all nodes cleanly.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
