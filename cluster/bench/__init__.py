@@ -1,0 +1,15 @@
+"""Measuring the event store: what stands behind `scripts/bench`.
+
+Rule: a figure never stands alone. It comes with the machine, the versions and the settings it was
+taken with, with its spread over repetitions, and, where there is a peer, with the peer's figure
+from the same minutes. What cannot be measured here is skipped with the reason and not estimated.
+
+    machine     processor, memory, versions; resident bytes of a process
+    report      series with their spread; tables and verdicts
+    wrk         load over HTTP, from C
+    etcd        the peer and its load
+    nodes       our cluster, on free ports with data in a temporary directory
+    filling     an exact number of events as a start for a measurement
+    appending, flushing, memory    the measurements
+    __main__    the command line
+"""

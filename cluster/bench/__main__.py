@@ -1,0 +1,100 @@
+"""The command line of `scripts/bench`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.bench import appending, flushing, machine, memory, wrk
+from cluster.bench.report import Report
+
+MEASUREMENTS = ("append", "flush-delay", "flush-cost", "memory", "comeback")
+
+EPILOG = """\
+append        one event a request at 1 and 64 connections, and batches of 100, beside etcd
+flush-delay   p99 of appends with a flush every 100 ms against persistence disabled
+flush-cost    flushing 1,000 new events with 10,000 and with 1,000,000 stored
+memory        resident bytes an event at 1,000,000 events
+comeback      1,000,000 events from disk to ready
+all           all of them, in this order
+
+Each starts its own nodes on free ports with data in a temporary directory, and touches no other
+cluster. Figures depend on the machine: keep it quiet, and compare only within one run.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    report = Report(Console())
+    report.console.print(machine.describe(), highlight=False)
+    chosen = MEASUREMENTS if options.what == "all" else (options.what,)
+    try:
+        for what in chosen:
+            asyncio.run(_measure(what, report, options))
+    except wrk.WrkMissing as missing:
+        report.skipped(what, str(missing))
+        return 2
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measure the event store on this machine, beside etcd where it is installed.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=(*MEASUREMENTS, "all"), help="what to measure, see below")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a tenth of the events, few and short repetitions: to see that it runs, not to quote",
+    )
+    parser.add_argument(
+        "--repetitions", type=_positive, metavar="N", help="repetitions (default 5; quick: 2)"
+    )
+    parser.add_argument(
+        "--seconds", type=_positive, metavar="S", help="seconds a point (default 8; quick: 2)"
+    )
+    parser.add_argument(
+        "--etcd-bench",
+        type=Path,
+        metavar="PATH",
+        help="etcd's load generator (default: built from ../shared/peers, if it is there)",
+    )
+    options = parser.parse_args(arguments)
+    options.repetitions = options.repetitions or (2 if options.quick else 5)
+    options.seconds = options.seconds or (2 if options.quick else 8)
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+async def _measure(what: str, report: Report, options: argparse.Namespace) -> None:
+    many = 100_000 if options.quick else 1_000_000
+    repetitions, seconds = options.repetitions, options.seconds
+    match what:
+        case "append":
+            await appending.measure(report, repetitions, seconds, options.etcd_bench)
+        case "flush-delay":
+            await flushing.measure_delay(report, repetitions, seconds)
+        case "flush-cost":
+            await flushing.measure_cost(report, repetitions, few=10_000, many=many)
+        case "memory":
+            await memory.measure_memory(report, many)
+        case "comeback":
+            await memory.measure_comeback(report, min(repetitions, 3), many)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Putting an exact number of events into a store, as a start for a measurement; never measured.
+
+In Python, because wrk counts seconds and not events. The data of each event is DATA_BYTES raw
+bytes, so a frame's size is known to the byte and no encoding makes it smaller.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import aiohttp
+import cbor2
+
+from cluster.bench.nodes import STORE, Cluster
+from cluster.bench.wrk import DATA_BYTES, cbor_events_head
+from cluster.demo_transfer import EVENTS_IN_BATCH, REQUEST_TIMEOUT_S, Batch, append_all
+
+STREAMS = 1_000
+_LANES = 4
+
+
+async def fill(cluster: Cluster, events: int) -> None:
+    """Append `events` new events through all nodes. Raises TransferFailed."""
+    share, rest = divmod(events, _LANES)
+    lanes = [_batches(share + (lane < rest)) for lane in range(_LANES)]
+    timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        await append_all(session, cluster.urls, STORE, lanes, on_appended=lambda _: None)
+
+
+def _batches(events: int) -> Iterator[Batch]:
+    """Yield `events` events for streams that no other call names."""
+    fill_id = uuid.uuid4().hex[:12]
+    versions: dict[str, int] = {}
+    for first in range(0, events, EVENTS_IN_BATCH):
+        touched: dict[str, int] = {}
+        items = []
+        for number in range(first, min(first + EVENTS_IN_BATCH, events)):
+            stream = f"fill-{fill_id}-{number % STREAMS}"
+            touched[stream] = versions[stream] = versions.get(stream, -1) + 1
+            items.append(_new_event(stream))
+        yield Batch(cbor_events_head(len(items)) + b"".join(items), len(items), touched)
+
+
+def _new_event(stream: str) -> bytes:
+    event = {
+        "stream": stream,
+        "event_id": str(uuid.uuid4()),
+        "event_type": "OrderPlaced",
+        "data": os.urandom(DATA_BYTES),
+    }
+    return cbor2.dumps(event)

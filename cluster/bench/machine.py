@@ -1,0 +1,63 @@
+"""The machine and the versions behind a set of figures: without them a figure says nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = ("pysyncobj", "aiohttp", "cbor2", "msgspec", "uvloop")
+_ASK_LIMIT_S = 10
+
+
+def describe() -> str:
+    """Return a few lines: processor, memory, kernel, Python, packages, tools."""
+    packages = ", ".join(f"{name} {_package_version(name)}" for name in _PACKAGES)
+    return "\n".join(
+        (
+            f"machine   {_processor()}, {os.cpu_count()} cores, {_memory_gib():.1f} GiB",
+            f"system    {platform.system()} {platform.release()}",
+            f"python    {platform.python_version()}; {packages}",
+            f"tools     wrk {tool_version('wrk', '-v')}; etcd {tool_version('etcd', '--version')}",
+        )
+    )
+
+
+def tool_version(tool: str, option: str) -> str:
+    """Return the first line that mentions a version, or `missing`."""
+    if shutil.which(tool) is None:
+        return "missing"
+    done = subprocess.run([tool, option], capture_output=True, text=True, timeout=_ASK_LIMIT_S)
+    line = (done.stdout + done.stderr).strip().splitlines()[0]
+    return line.partition(" [")[0].removeprefix(f"{tool} ").removeprefix("Version: ")
+
+
+def resident_bytes(pid: int) -> int:
+    """Return what the process holds in memory now (VmRSS), in bytes."""
+    return _kib_of(Path(f"/proc/{pid}/status").read_text(), "VmRSS") * 1024
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _memory_gib() -> float:
+    return _kib_of(Path("/proc/meminfo").read_text(), "MemTotal") / 2**20
+
+
+def _kib_of(text: str, name: str) -> int:
+    line = next(line for line in text.splitlines() if line.startswith(name))
+    return int(line.split()[1])
+
+
+def _package_version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"

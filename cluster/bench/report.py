@@ -1,0 +1,69 @@
+"""What a measurement came to and how it is shown: always with its spread, never one number."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass
+class Series:
+    """The repetitions of one figure, in the order in which they were taken."""
+
+    values: list[float] = field(default_factory=list)
+
+    def add(self, value: float) -> None:
+        self.values.append(value)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def __str__(self) -> str:
+        """Show `median [min..max]`."""
+        return f"{_number(self.median)} [{_number(min(self.values))}..{_number(max(self.values))}]"
+
+
+def _number(value: float) -> str:
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def ratio(numerator: Series, denominator: Series) -> float:
+    """Return the ratio of the medians."""
+    return numerator.median / denominator.median
+
+
+class Report:
+    """Prints a measurement's settings first, its table when it is done, and what it shows."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def heading(self, title: str, settings: str) -> None:
+        self.console.print(f"\n[bold]{title}[/bold]")
+        self.console.print(settings, highlight=False, style="dim")
+
+    def progress(self, line: str) -> None:
+        self.console.print(f"  {line}", highlight=False, style="dim")
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    def verdict(self, what: str, value: str, target: str, met: bool) -> None:
+        """Say what came out beside what was asked for."""
+        colour = "green" if met else "red"
+        self.console.print(
+            f"{what}: [bold {colour}]{value}[/] (asked for: {target})", highlight=False
+        )
+
+    def skipped(self, what: str, reason: str) -> None:
+        self.console.print(f"[yellow]{what} skipped:[/] {reason}", highlight=False)
