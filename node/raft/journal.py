@@ -32,13 +32,9 @@ class Journal:
         # The library's first entry has index 1; a log that begins with nothing begins there, too.
         self._items: list[Item] = [(NO_OP, max(start.index, 1), start.index_term)]
         self._promises = promises
-        self._term = max(start.term, start.index_term)
-        self._vote = start.vote
+        self._term, self._vote = start.term, start.vote
         self.bytes = 0
-        for index, term, entry in start.tail:
-            # A tail from before an earlier stop may end before the base, or be of an older term.
-            if index == self.last_index + 1 and term >= self.last_term:
-                self.add(entry, index, term)
+        self._add_tail(start)
         if self._term < self.last_term:
             self._term, self._vote = self.last_term, None
 
@@ -144,6 +140,19 @@ class Journal:
 
     def _destroy(self) -> None:
         """Nothing to close."""
+
+    def _add_tail(self, start: StartingPoint) -> None:
+        """Take the tail as far as it follows the base.
+
+        It was written by the last clean stop, and the base may have moved since. If it holds
+        another entry at the base, what follows there belongs to a history that was given up.
+        """
+        terms = {index: term for index, term, _ in start.tail}
+        if terms.get(start.index, start.index_term) != start.index_term:
+            return
+        for index, term, entry in start.tail:
+            if index == self.last_index + 1 and term >= self.last_term:
+                self.add(entry, index, term)
 
     def _forget(self, items: Iterable[Item]) -> None:
         self.bytes -= sum(len(entry) for entry, _, _ in items)
