@@ -39,6 +39,7 @@ from node.raft.transport import Transport
 log = logging.getLogger(__name__)
 
 HAND_OVER_MS = 2000
+FINISH_S = 2.0
 HOUSEKEEPING_S = 0.05
 DEFAULT_STORE_MS = 2000
 
@@ -88,7 +89,7 @@ class Service:
 
     async def stop(self) -> None:
         """Take the node down in the order above; what is acknowledged is on disk at the end."""
-        await self._api.stop()
+        await self._finish_requests()
         await self._give_up_leadership()
         for task in self._tasks:
             task.cancel()
@@ -188,6 +189,14 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
     # --- stopping ----------------------------------------------------------------------------
+
+    async def _finish_requests(self) -> None:
+        """Take no more requests; those that cannot end soon are told that their fate is unknown."""
+        stopping = asyncio.ensure_future(self._api.stop())
+        await asyncio.wait([stopping], timeout=FINISH_S)
+        if not stopping.done():
+            self._replica.end_submissions()
+        await stopping
 
     async def _give_up_leadership(self) -> None:
         if self._replica.leads and self._config.peers:

@@ -47,7 +47,7 @@ from node.raft.ports import Network, Promises, RaftSettings, StartingPoint
 from node.raft.proposals import Proposals
 from node.raft.reads import Reads
 from node.raft.recovery import Recovery
-from node.raft.requests import Handler, NoAnswer, Requests
+from node.raft.requests import NoAnswer, Requests
 from node.raft.waiting import Waiting
 
 log = logging.getLogger(__name__)
@@ -143,9 +143,9 @@ class Replica:
         await self._network.stop()
         self._proposals.stop()
 
-    def serve(self, topic: str, handler: Handler) -> None:
-        """Let the node answer another kind of question from its peers."""
-        self.requests.serve(topic, handler)
+    def end_submissions(self) -> None:
+        """The node is stopping: whoever still waits for an outcome learns that it is unknown."""
+        self._proposals.stop()
 
     def log_tail(self, after: int) -> list[tuple[int, int, bytes]]:
         """The log behind `after` as (index, term, entry): what a clean stop must keep."""
