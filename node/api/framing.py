@@ -14,6 +14,7 @@ import asyncio
 import os
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import cbor2
@@ -71,14 +72,24 @@ class Framer:
         for start in range(0, len(events), SLICE_EVENTS):
             if start:
                 await asyncio.sleep(0)
-            for event in events[start : start + SLICE_EVENTS]:
-                try:
-                    frames.append(self._frame(event, media, may_nest, now_ms))
-                except InvalidEvent as error:
-                    raise InvalidEvent(
-                        f"event {len(frames)}: {error.detail}", event=len(frames)
-                    ) from None
+            self._add(frames, events[start : start + SLICE_EVENTS], media, may_nest, now_ms)
         return frames
+
+    def _add(
+        self,
+        frames: list[bytes],
+        events: Sequence[NewEvent],
+        media: Media,
+        may_nest: bool,
+        now_ms: int,
+    ) -> None:
+        add = frames.append
+        try:
+            for event in events:
+                add(self._frame(event, media, may_nest, now_ms))
+        except InvalidEvent as error:
+            at = len(frames)
+            raise InvalidEvent(f"event {at}: {error.detail}", event=at) from None
 
     def _check_count(self, count: int) -> None:
         limit = self._limits.events_per_append_max
@@ -96,21 +107,24 @@ class Framer:
         return body.count(b"[") + body.count(b"{") > self._limits.nesting_max
 
     def _frame(self, event: NewEvent, media: Media, may_nest: bool, now_ms: int) -> bytes:
-        event_type = event.event_type
-        _check_text(event_type, "event_type")
+        _check_label(event.event_type, "event_type")
         given_id = event.event_id
         event_id = self._ids.fresh(now_ms) if given_id is None else _given_id(given_id, media)
         data, data_type = _item(event.data, event.data_base64, media, "data")
-        metadata, metadata_type = _item(event.metadata, event.metadata_base64, media, "metadata")
+        metadata, metadata_type = ABSENT, media.type
+        if event.metadata is not UNSET or event.metadata_base64 is not None:
+            metadata, metadata_type = _item(
+                event.metadata, event.metadata_base64, media, "metadata"
+            )
         if event.data_content_type is not None:
             data_type = event.data_content_type
-            _check_text(data_type, "data_content_type")
+            _check_label(data_type, "data_content_type")
         if len(data) + len(metadata) > self._limits.event_bytes_max:
             raise self._too_large(len(data) + len(metadata))
         if may_nest:
             self._check_nesting(data, "data")
             self._check_nesting(metadata, "metadata")
-        return encode_frame(event_id, event_type, data, metadata, data_type, metadata_type)
+        return encode_frame(event_id, event.event_type, data, metadata, data_type, metadata_type)
 
     def _check_nesting(self, item: bytes, what: str) -> None:
         if nests_too_deeply(item, self._limits.nesting_max):
@@ -150,7 +164,8 @@ def _given_id(given: Any, media: Media) -> bytes:
     raise InvalidEvent("event_id: must be a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057")
 
 
-def _check_text(text: str, what: str) -> None:
+@lru_cache(maxsize=1_024)  # there are few event types and content types, and they come again
+def _check_label(text: str, what: str) -> None:
     if not fits_name_bytes(text):
         raise InvalidEvent(f"{what}: must be 1 to 255 bytes of UTF-8")
     if has_control_character(text):

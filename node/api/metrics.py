@@ -4,8 +4,8 @@ Nothing is computed on the way of a request but three additions: a count by rout
 sum of the durations, and a bucket of the histogram. Everything else (positions, indexes, backlog)
 is looked up when somebody scrapes.
 
-Names begin with `exesdb_`. Counters of the replica appear under their own names, so a new counter
-there needs no change here.
+Names begin with `exesdb_`. The replica's numbers appear under their own names, so a new one there
+needs no change here; some count, some are levels, so they are untyped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from bisect import bisect_left
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    UntypedMetricFamily,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -142,8 +147,6 @@ class Metrics(Collector):
         leads = float(status.leader == status.node_id)
         yield GaugeMetricFamily("exesdb_raft_is_leader", "1 on the leader.", value=leads)
         for name, value in self._replica.counters().items():
-            yield CounterMetricFamily(
-                "exesdb_raft_" + _NOT_A_NAME.sub("_", name).removesuffix("_total"),
-                "Counted by the replica.",
-                value=value,
+            yield UntypedMetricFamily(
+                "exesdb_raft_" + _NOT_A_NAME.sub("_", name), "Told by the replica.", value=value
             )

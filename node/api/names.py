@@ -8,17 +8,21 @@ Names are percent-encoded in paths. The decoding is strict: a `%` that is not fo
 hexadecimal digits, and bytes that are not UTF-8, are refused, because a guess would let two names
 mean one stream, or one name two.
 
-Almost every name is short plain ASCII, so each check asks the cheap question first.
+Almost every name is short plain ASCII, so each check asks the cheap question first; and the names
+asked for lately are remembered, because the same streams come again and again.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from node.errors import InvalidRequest
 
 NAME_BYTES_MAX = 255
+
+_REMEMBERED = 4_096
 
 _STORE = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}").fullmatch
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
@@ -44,6 +48,7 @@ def decoded(raw: str, what: str) -> str:
         raise InvalidRequest(f"{what}: not valid UTF-8 when percent-decoded") from None
 
 
+@lru_cache(_REMEMBERED)
 def store_name(segment: str) -> str:
     """The store that a path segment names. Raises `InvalidRequest`."""
     name = decoded(segment, "store")
@@ -52,6 +57,7 @@ def store_name(segment: str) -> str:
     return name
 
 
+@lru_cache(_REMEMBERED)
 def stream_name(segment: str) -> str:
     """The stream that a path segment names. Raises `InvalidRequest`."""
     return checked_name(decoded(segment, "stream"), "stream")

@@ -93,7 +93,7 @@ class Replica(Protocol):
         ...
 
     def counters(self) -> Mapping[str, int]:
-        """Numbers that only grow since the start, for the metrics."""
+        """Numbers for the metrics: what was counted since the start, and levels."""
         ...
 
 

@@ -1,0 +1,84 @@
+"""The cluster, health, information and metrics."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.api.fakes import Node, serving
+
+
+async def test_the_cluster_is_shown_as_this_node_sees_it(node: Node):
+    node.replica.peers = ["n2"]
+    answer = await node.ask("GET", "/v1/cluster")
+    assert (answer.body["node_id"], answer.body["leader"], answer.body["term"]) == ("n1", "n1", 3)
+    assert answer.body["members"][1] == {
+        "id": "n2",
+        "http_address": "http://127.0.0.1:8102",
+        "raft_address": "127.0.0.1:7102",
+        "role": "follower",
+        "commit_index": 1,
+        "applied_index": 1,
+        "persisted_index": 0,
+        "last_contact_ms": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "leader"), [({}, "n2"), ({"json": {}}, "n2"), ({"json": {"to": "n3"}}, "n3")]
+)
+async def test_leadership_is_handed_over(node: Node, kwargs, leader):
+    answer = await node.ask("POST", "/v1/cluster/leader", **kwargs)
+    assert (answer.status, answer.body) == (200, {"leader": leader})
+
+
+@pytest.mark.parametrize("body", [{"to": 5}, {"too": "n2"}, []])
+async def test_a_hand_over_needs_a_good_body(node: Node, body):
+    answer = await node.ask("POST", "/v1/cluster/leader", json=body)
+    assert (answer.status, answer.code) == (400, "invalid_request")
+
+
+async def test_information_shows_version_limits_and_settings(node: Node):
+    body = (await node.ask("GET", "/v1/info")).body
+    assert (body["node_id"], body["version"]) == ("n1", "0.1.0")
+    assert body["limits"]["body_bytes_max"] == 16 * 1024 * 1024
+    assert body["config"] == {"store_id": {"value": "main", "source": "default"}}
+
+
+async def test_health_is_live_while_it_runs_and_ready_only_without_reasons(node: Node):
+    assert (await node.ask("GET", "/health/live")).status == 200
+    assert (await node.ask("GET", "/health/ready")).status == 200
+    node.replica.reasons = ["no leader is known"]
+    assert (await node.ask("GET", "/health/live")).status == 200
+    answer = await node.ask("GET", "/health/ready")
+    assert (answer.status, answer.code) == (503, "not_ready")
+    assert answer.body["reasons"] == ["no leader is known"]
+    assert answer.headers["Retry-After"] == "1"
+
+
+async def test_metrics_are_counted_by_route_and_looked_up_at_scrape_time(node: Node):
+    await node.append("s", 2)
+    await node.append("s", data_base64="!")
+    await node.ask("GET", "/nowhere")
+    answer = await node.ask("GET", "/metrics", headers={"Accept": "text/plain;version=0.0.4"})
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    lines = answer.raw.decode().splitlines()
+    route = 'method="POST",route="/v1/stores/{store}/streams/{stream}/events"'
+    for line in (
+        f'exesdb_http_requests_total{{{route},status="201"}} 1.0',
+        f'exesdb_http_requests_total{{{route},status="400"}} 1.0',
+        'exesdb_http_requests_total{method="unmatched",route="unmatched",status="404"} 1.0',
+        f'exesdb_http_request_duration_seconds_bucket{{le="+Inf",{route}}} 2.0',
+        'exesdb_store_position{store="main"} 2.0',
+        "exesdb_applied_index 2.0",
+        "exesdb_unpersisted_bytes 11.0",
+        "exesdb_raft_is_leader 1.0",
+        "exesdb_raft_proposals 5.0",
+        "exesdb_raft_bytes_sent 17.0",
+    ):
+        assert line in lines, line
+
+
+async def test_limits_that_contradict_one_another_stop_the_start():
+    with pytest.raises(ValueError, match="event_bytes_max"):
+        async with serving(event_bytes_max=100, body_bytes_max=50):
+            pass

@@ -1,0 +1,93 @@
+"""Stores and checkpoints."""
+
+from __future__ import annotations
+
+import cbor2
+import pytest
+
+from node.errors import OutcomeUnknown
+from tests.api.fakes import Node
+
+
+async def test_a_store_is_made_once_and_can_be_used_at_once(node: Node):
+    first = await node.ask("PUT", "/v1/stores/orders.2026")
+    again = await node.ask("PUT", "/v1/stores/orders.2026", json={})
+    assert (first.status, again.status) == (201, 200)
+    assert first.body == {"store": "orders.2026", "streams": 0, "events": 0, "position": 0}
+    assert first.headers["X-Position"] == "0"
+    answer = await node.ask("GET", "/v1/stores/orders.2026/events")
+    assert answer.status == 200
+
+
+async def test_stores_are_listed_by_name_with_their_sizes(node: Node):
+    await node.append("s", 2)
+    await node.ask("PUT", "/v1/stores/a")
+    answer = await node.ask("GET", "/v1/stores?consistency=leader")
+    assert answer.body == {
+        "stores": [
+            {"store": "a", "streams": 0, "events": 0, "position": 0},
+            {"store": "main", "streams": 1, "events": 2, "position": 2},
+        ]
+    }
+    assert node.replica.barriers == ["leader"]
+
+
+async def test_looking_at_a_store_tells_about_its_persistence(node: Node):
+    answer = await node.ask("GET", "/v1/stores/main")
+    assert answer.body["persistence"] == {"persisted_index": 0}
+
+
+async def test_a_deleted_store_is_gone(node: Node):
+    answer = await node.ask("DELETE", "/v1/stores/main")
+    assert (answer.status, answer.raw) == (204, b"")
+    assert "Content-Length" not in answer.headers
+    assert (await node.ask("DELETE", "/v1/stores/main")).code == "store_not_found"
+    assert (await node.ask("GET", "/v1/stores/main")).code == "store_not_found"
+    assert (await node.append("s")).code == "store_not_found"
+
+
+@pytest.mark.parametrize("name", ["A", "a b", "-a", ".a", "a" * 65, "%C3%A9", "a%2Fb", ""])
+async def test_a_store_needs_a_good_name(node: Node, name):
+    answer = await node.ask("PUT", f"/v1/stores/{name.replace(' ', '%20')}")
+    assert (answer.status, answer.code) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"x": 1}', b"null"])
+async def test_a_store_takes_no_body_but_an_empty_one(node: Node, body):
+    assert (await node.ask("PUT", "/v1/stores/x", data=body)).status in (400, 415)
+    answer = await node.ask(
+        "PUT", "/v1/stores/x", data=body, headers={"Content-Type": "application/json"}
+    )
+    assert (answer.status, answer.code) == (400, "invalid_request")
+
+
+async def test_a_checkpoint_only_moves_forward(node: Node):
+    target = "/v1/stores/main/checkpoints/reader%201"
+    missing = await node.ask("GET", target)
+    assert (missing.status, missing.code) == (404, "checkpoint_not_found")
+    put = await node.ask("PUT", target, json={"position": 5})
+    assert (put.status, put.body) == (200, {"name": "reader 1", "position": 5})
+    again = await node.ask("PUT", target, json={"position": 5})
+    assert (again.status, again.code) == (409, "checkpoint_not_increasing")
+    assert (again.body["current"], again.body["position"]) == (5, 5)
+    raw = cbor2.dumps({"position": 6})
+    put = await node.ask("PUT", target, data=raw, headers={"Content-Type": "application/cbor"})
+    assert put.status == 200
+    assert (await node.ask("GET", target)).body["position"] == 6
+
+
+@pytest.mark.parametrize("position", [-1, 2**63, 2**80, 1.5, "1", None, True, [1]])
+async def test_a_checkpoint_needs_a_position(node: Node, position):
+    answer = await node.ask("PUT", "/v1/stores/main/checkpoints/c", json={"position": position})
+    assert (answer.status, answer.code) == (400, "invalid_request")
+
+
+async def test_a_change_whose_fate_is_unknown_says_so(node: Node):
+    node.replica.propose_error = OutcomeUnknown("late")
+    for method, target, body in (
+        ("PUT", "/v1/stores/x", None),
+        ("DELETE", "/v1/stores/main", None),
+        ("PUT", "/v1/stores/main/checkpoints/c", {"position": 1}),
+    ):
+        answer = await node.ask(method, target, json=body)
+        assert (answer.status, answer.body["stored"]) == (504, "perhaps")
