@@ -1,0 +1,76 @@
+"""What these tests ask of a node over HTTP, as any client would."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any, NamedTuple
+
+import aiohttp
+
+STORE = "my_store"
+"""The store that exists from the start."""
+
+
+class Answer(NamedTuple):
+    status: int
+    body: dict[str, Any]
+
+
+class Client:
+    """A client of one node. Each request is bounded; nothing is retried unless it says so."""
+
+    def __init__(self, session: aiohttp.ClientSession, address: str) -> None:
+        self._session = session
+        self.address = address
+
+    async def request(self, method: str, path: str, body: object = None) -> Answer:
+        async with self._session.request(method, self.address + path, json=body) as response:
+            return Answer(response.status, await response.json(content_type=None))
+
+    async def append(self, stream: str, *labels: str, event_ids: list[str] | None = None) -> Answer:
+        """Append one event a label; its data is the label."""
+        ids = event_ids or [str(uuid.uuid4()) for _ in labels]
+        events = [
+            {"event_id": event_id, "event_type": "Labelled", "data": label}
+            for event_id, label in zip(ids, labels, strict=True)
+        ]
+        return await self.request(
+            "POST", f"/v1/stores/{STORE}/streams/{stream}/events", {"events": events}
+        )
+
+    async def append_until_taken(self, stream: str, label: str, within_s: float = 10) -> Answer:
+        """Append one event, with the same id again while there is no definite answer."""
+        event_id = str(uuid.uuid4())
+        async with asyncio.timeout(within_s):
+            while True:
+                try:
+                    answer = await self.append(stream, label, event_ids=[event_id])
+                except aiohttp.ClientError:
+                    answer = None
+                if answer is not None and answer.status in (200, 201):
+                    return answer
+                await asyncio.sleep(0.05)
+
+    async def events(self, min_position: int = 0) -> list[dict[str, Any]]:
+        """Read the whole store, once this node has applied `min_position`."""
+        events: list[dict[str, Any]] = []
+        after = 0
+        while True:
+            path = f"/v1/stores/{STORE}/events?after={after}&limit=1000&min_position={min_position}"
+            answer = await self.request("GET", path)
+            assert answer.status == 200, answer
+            events += answer.body["events"]
+            if not answer.body["events"]:
+                return events
+            after = answer.body["next"]
+
+    async def flush(self) -> None:
+        """Put everything on every node's disk."""
+        answer = await self.request("POST", "/v1/persistence/force?scope=cluster")
+        assert answer.status == 200, answer
+
+    async def leader(self) -> str | None:
+        """The leader's node id, as this node knows it."""
+        leader: str | None = (await self.request("GET", "/v1/cluster")).body["leader"]
+        return leader
