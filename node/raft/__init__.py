@@ -10,7 +10,8 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 * `transport`  one live session a peer, dialling, bounded queues
 * `journal`    the Raft log in memory, and the promises that must be durable
 * `window`     how much may be under way to a peer
-* `library`    the only module that touches PySyncObj and its mangled names
+* `bridge`     the library's side of the transport
+* `library`    the only module that reaches into PySyncObj and its mangled names
 * `guard`      what may reach the library, and what it may say
 * `election`   when to stand for election: only after a majority would agree (PreVote)
 * `recovery`   how a node that may have forgotten promises comes back

@@ -1,4 +1,4 @@
-"""The only module that touches PySyncObj.
+"""The only module that reaches into PySyncObj.
 
 We use its state machine of roles, terms, votes and commitment, by subclassing, and nothing else of
 it: not its sockets, threads, pickles, dump files, journals, forwarding or membership changes. Where
@@ -29,20 +29,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import pysyncobj.syncobj as upstream
 from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.node import Node
-from pysyncobj.transport import Transport
 from pysyncobj.version import VERSION
 
+from node.raft.bridge import Bridge, NoPoller, Outbox
 from node.raft.journal import Journal
 from node.raft.messages import (
     Ack,
     AppendEntries,
     Behind,
-    Message,
     RequestVote,
     TimeoutNow,
     Vote,
@@ -101,52 +100,6 @@ def use_clock(clock: Callable[[], float]) -> None:
     upstream.monotonicTime = clock
 
 
-class Outbox(Protocol):
-    """Where the engine puts what it wants said. `send` is False where the message was dropped."""
-
-    def send(self, peer: str, message: Message) -> bool:
-        """Queue a message for a peer."""
-
-
-class _NoPoller:
-    """The library polls sockets at the end of a tick; ours are the event loop's."""
-
-    def poll(self, timeout: float) -> None:
-        """Nothing to poll."""
-
-
-class _Bridge(Transport):  # type: ignore[misc]
-    """The library's side of the transport: its few remaining own messages become ours."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        super().__init__(None, None, None)
-        self._outbox = outbox
-
-    def send(self, node: Any, message: dict[str, Any]) -> bool:
-        kind = message["type"]
-        if kind == "request_vote":
-            translated: Message = RequestVote(
-                message["term"], message["last_log_index"], message["last_log_term"]
-            )
-        elif kind == "response_vote":
-            translated = Vote(message["term"])
-        elif kind == "timeout_now":
-            translated = TimeoutNow(message["term"])
-        else:
-            raise AssertionError(f"the library must not send {kind}")
-        return self._outbox.send(node.id, translated)
-
-    # Names of the callbacks in the base class; given here without the underscore.
-    def connected(self, peer: str) -> None:
-        self._onNodeConnected(Node(peer))
-
-    def disconnected(self, peer: str) -> None:
-        self._onNodeDisconnected(Node(peer))
-
-    def deliver(self, peer: str, message: dict[str, Any]) -> None:
-        self._onMessageReceived(Node(peer), message)
-
-
 class Engine(SyncObj):  # type: ignore[misc]
     """One replica of the Raft group.
 
@@ -165,12 +118,13 @@ class Engine(SyncObj):  # type: ignore[misc]
         self.journal = journal
         self.verified_index = journal.base_index
         self.ack_limit: int | None = None
+        self.announced_commit = 0
         self._outbox = outbox
         self._apply = apply
         self._settings = settings
         self._windows = {peer: Window(settings.peer_window_bytes) for peer in settings.peers}
         self._last_append: tuple[tuple[int, ...], AppendEntries] | None = None
-        self._bridge = _Bridge(outbox)
+        self._bridge = Bridge(outbox)
         conf = SyncObjConf(
             autoTick=False,
             appendEntriesUseBatch=True,
@@ -196,7 +150,7 @@ class Engine(SyncObj):  # type: ignore[misc]
             )
         finally:
             upstream.createJournal = make_journal
-        self._poller = _NoPoller()
+        self._poller = NoPoller()
         self._SyncObj__raftLastApplied = journal.base_index
         self._SyncObj__raftCurrentTerm = journal.getCurrentTerm()
         self._SyncObj__votedForNodeId = journal.getVotedForNodeId()
@@ -419,6 +373,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         if self._last_append is None or self._last_append[0] != key:
             items = self.journal.items_from(following, count, 2**62) if count else []
             previous = self.journal.item(following - 1)
+            self.announced_commit = self.commit_index
             message = AppendEntries(
                 self.term,
                 following - 1,

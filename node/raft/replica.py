@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.02
 _SWEEP_S = 0.05
 _GOSSIP_S = 0.2
+_ANNOUNCE_S = 0.001  # the next entry, which comes sooner under load, tells it for nothing
 
 
 class Replica:
@@ -114,6 +115,7 @@ class Replica:
         self._timers: list[asyncio.Task[None]] = []
         self._turn_scheduled = False
         self._announce = False
+        self._announcing = False
         self._last_view: tuple[str | None, int] = (None, 0)
         self._elections_won = 0
         self.on_elected: Callable[[], None] = lambda: None
@@ -342,26 +344,36 @@ class Replica:
     def _turn(self) -> None:
         """Let every part do what is due."""
         self._turn_scheduled = False
-        committed = self._engine.commit_index
         self._recovery.tick()
         self._election.tick()
         self._engine.tick()
-        last_index = self._journal.last_index
         self._proposals.pump()
         if self._engine.leads:
-            self._after_leading(committed, last_index)
+            self._after_leading()
         if self._engine.commit_index > self._engine.applied_index:
             self._kick()  # a long backlog is applied in several turns
         self._notice_view()
 
-    def _after_leading(self, committed: int, last_index: int) -> None:
-        proposed = self._journal.last_index > last_index
-        if proposed and not self.settings.peers:
-            self._kick()  # a cluster of one has committed it already
-        elif not proposed and self._engine.commit_index > committed and self._announce:
-            # Followers answer for their own commands when they have applied them: let them know.
-            self._engine.announce_commit()
+    def _after_leading(self) -> None:
+        """What the pump has just proposed is committed already in a cluster of one; in others its
+        message told the followers what is committed. If there was nothing to propose, they are told
+        now if they wait for it (they answer for commands of their own), and else a moment later.
+        """
+        if not self.settings.peers:
+            if self._journal.last_index > self._engine.commit_index:
+                self._kick()
+        elif self._engine.announced_commit < self._engine.commit_index:
+            if self._announce:
+                self._engine.announce_commit()
+            elif not self._announcing:
+                self._announcing = True
+                asyncio.get_running_loop().call_later(_ANNOUNCE_S, self._announce_late)
         self._announce = False
+
+    def _announce_late(self) -> None:
+        self._announcing = False
+        if self._engine.leads and self._engine.announced_commit < self._engine.commit_index:
+            self._engine.announce_commit()
 
     def _notice_view(self) -> None:
         view = self._engine.leader, self._engine.term
