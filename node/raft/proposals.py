@@ -295,13 +295,24 @@ class Proposals:
         return foreign
 
     def _settle_in_flight(self, index: int, term: int) -> None:
-        """Forget this leader's entries up to `index`; others were committed in place of some."""
-        while self._in_flight and self._in_flight[0].raft_index <= index:
-            entry = self._in_flight.popleft()
-            if entry.raft_index == index and entry.term == term:
-                continue
-            for group in entry.groups:
-                self._displaced(group)
+        """Forget this leader's entries up to `index`; others were committed in place of some.
+
+        Entries of two reigns may be under way here, so they need not stand in order.
+        """
+        for entry in [entry for entry in self._in_flight if entry.raft_index <= index]:
+            self._in_flight.remove(entry)
+            if entry.raft_index < index:
+                self._lost_sight_of(entry)
+            elif entry.term != term:
+                for group in entry.groups:
+                    self._displaced(group)
+
+    def _lost_sight_of(self, entry: _InFlight) -> None:
+        """The state skipped its index (see `fill`): whether it was committed is not known here."""
+        for group in entry.groups:
+            if group.origin == self._settings.node_id:
+                for sequence in group.sequences:
+                    self._end(sequence, OutcomeUnknown("this node was brought up past the request"))
 
     def _displaced(self, group: Group) -> None:
         if group.origin != self._settings.node_id:
