@@ -119,8 +119,12 @@ class Propose(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """From a node that was asked to propose: these were certainly not put into the log."""
+    """From a node that was asked to propose: these were certainly not put into the log.
 
+    `incarnation` is that of the node that asked: its numbers begin anew with each.
+    """
+
+    incarnation: int
     sequences: list[Any]
     reason: str
 

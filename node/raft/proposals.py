@@ -214,14 +214,14 @@ class Proposals:
     def proposed(self, peer: str, incarnation: int, message: Propose) -> None:
         """A peer asks this node to propose."""
         if not self._engine.leads:
-            self._send(peer, Refused(message.sequences, _NOT_LEADING))
+            self._send(peer, Refused(incarnation, message.sequences, _NOT_LEADING))
             return
         if (
             len(self._foreign) + len(message.commands) > self._settings.proposals_max
             or self._foreign_bytes > self._settings.proposal_bytes_max
             or self._overloaded()
         ):
-            self._send(peer, Refused(message.sequences, _FULL))
+            self._send(peer, Refused(incarnation, message.sequences, _FULL))
             return
         for sequence, command in zip(message.sequences, message.commands, strict=True):
             self._foreign.append(_Foreign(peer, incarnation, sequence, command))
@@ -233,7 +233,7 @@ class Proposals:
         while self._foreign:
             one = self._foreign.popleft()
             self._foreign_bytes -= len(one.command)
-            self._send(one.origin, Refused([one.sequence], _NOT_LEADING))
+            self._send(one.origin, Refused(one.incarnation, [one.sequence], _NOT_LEADING))
 
     # --- following ---------------------------------------------------------------------------
 
@@ -266,6 +266,8 @@ class Proposals:
 
     def refused(self, message: Refused) -> None:
         """The leader did not take these: certainly not stored."""
+        if message.incarnation != self._incarnation:
+            return  # it speaks of an earlier life, whose numbers were others
         for sequence in message.sequences:
             pending = self._pending.get(sequence)
             if pending is None:
@@ -316,7 +318,8 @@ class Proposals:
 
     def _displaced(self, group: Group) -> None:
         if group.origin != self._settings.node_id:
-            self._send(group.origin, Refused(group.sequences, _NOT_LEADING))
+            refusal = Refused(group.incarnation, group.sequences, _NOT_LEADING)
+            self._send(group.origin, refusal)
             return
         for sequence in group.sequences:
             self._end(sequence, NoLeader("another leader's entry took the place of the request"))
