@@ -68,8 +68,9 @@ class Ordeal:
         await asyncio.gather(*self._clients)
         self._reckon()
 
-    def _delay(self) -> float:
-        return self.chance.choice([0.0005, 0.001, 0.002, 0.02, 0.1 * self.chance.random()])
+    @staticmethod
+    def _delay(chance: random.Random) -> float:
+        return chance.choice([0.0005, 0.001, 0.002, 0.02, 0.1 * chance.random()])
 
     async def _fault(self) -> None:
         cluster, chance = self.cluster, self.chance
@@ -132,7 +133,7 @@ class Ordeal:
 
     async def _calm(self) -> None:
         cluster = self.cluster
-        cluster.links.loss, cluster.links.delay_s = 0.0, lambda: 0.001
+        cluster.links.loss, cluster.links.delay_s = 0.0, lambda _: 0.001
         cluster.links.heal()
         await cluster.start()
         await asyncio.wait_for(cluster.settled(), CALM_S)

@@ -141,7 +141,7 @@ class TestResending:
                     entries.append(len(message.entries))
 
             cluster.links.watchers.append(watch)
-            cluster.links.delay_s = lambda: 0.02
+            cluster.links.delay_s = lambda _: 0.02
             for _ in range(50):
                 await cluster.append(leader)
             assert sum(entries) == 2 * 50

@@ -1,0 +1,412 @@
+"""From a command to its outcome: what is certain, what is not, and the bounds (A14, A18, A22)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+from pysyncobj import FAIL_REASON
+
+from node.core.outcomes import Appended
+from node.errors import ExesdbError, NoLeader, NotReady, OutcomeUnknown, Overloaded
+from node.raft.messages import AppendEntries, Propose, Refused
+from tests.raft.harness import STORE, Cluster, simulate
+from tests.raft.stock import StockCluster
+
+
+async def ended(submission: Awaitable[Any]) -> Any:
+    """The outcome, or the error, of a submission."""
+    try:
+        outcome, _ = await submission
+        return outcome
+    except ExesdbError as error:
+        return error
+
+
+def test_commands_of_one_turn_share_one_entry() -> None:
+    async def scenario() -> None:
+        cluster = Cluster(3)
+        leader = await cluster.ready()
+        results = await asyncio.gather(*(cluster.append(leader) for _ in range(100)))
+        assert len({index for _, index in results}) == 1
+        positions = [outcome.positions[0] for outcome, _ in results]
+        assert positions == list(range(1, 101)), "in the order of submission"
+
+    simulate(scenario)
+
+
+class TestGroupCommit:
+    def test_what_arrives_while_entries_are_under_way_shares_the_next(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, entries_in_flight_max=2)
+            cluster.links.delay_s = lambda _: 0.05
+            leader = await cluster.ready()
+            before = cluster[leader].counters()["entries_proposed"]
+            submissions = []
+            for _ in range(30):
+                submissions.append(asyncio.ensure_future(cluster.append(leader)))
+                await asyncio.sleep(0.001)
+            await asyncio.gather(*submissions)
+            assert cluster[leader].counters()["entries_proposed"] - before <= 4
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_an_entry_holds_no_more_than_its_bounds(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, entry_commands_max=10)
+            leader = await cluster.ready()
+            results = await asyncio.gather(*(cluster.append(leader) for _ in range(25)))
+            indexes = [index for _, index in results]
+            assert max(indexes.count(index) for index in indexes) == 10
+
+        simulate(scenario)
+
+    def test_a_command_over_the_entry_s_bytes_goes_alone(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, entry_bytes_max=1)
+            leader = await cluster.ready()
+            results = await asyncio.gather(*(cluster.append(leader) for _ in range(5)))
+            assert len({index for _, index in results}) == 5
+
+        simulate(scenario)
+
+
+class TestForwarding:
+    def test_a_follower_answers_when_it_has_applied_the_entry_itself(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            await cluster.ready()
+            follower = cluster.followers()[0]
+            command = cluster.command()
+            outcome, index = await cluster.append(follower, command)
+            assert isinstance(outcome, Appended)
+            assert cluster[follower].applied_index >= index
+            assert cluster.holds(follower, command)
+
+        simulate(scenario)
+
+    def test_a_follower_s_latency_does_not_wait_for_a_heartbeat(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, heartbeat_ms=200, election_min_ms=700)
+            await cluster.ready()
+            follower = cluster.followers()[0]
+            await asyncio.sleep(0.01)
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            await cluster.append(follower)
+            assert loop.time() - begun < 0.02
+
+        simulate(scenario)
+
+    def test_stock_says_leader_changed_for_what_is_stored_all_the_same(self) -> None:
+        with StockCluster(delay_s=0.05) as cluster:
+            leader = cluster.elect()
+            other, third = (one for one in cluster.ids if one != leader)
+            told: list[int] = []
+            cluster.nodes[other].put("x", callback=lambda _, error: told.append(error))
+            # The command has reached the leader; before its answer is back another leads.
+            cluster.run(1, until=lambda: cluster.nodes[leader].log[-1][0] == 3)
+            cluster.network.ends[other].deliver(
+                third,
+                {
+                    "type": "append_entries",
+                    "term": cluster.nodes[other].term,
+                    "commit_index": 1,
+                    "entries": [],
+                    "prevLogIdx": 1,
+                    "prevLogTerm": 0,
+                },
+            )
+            cluster.run(3)
+            assert told == [FAIL_REASON.LEADER_CHANGED]
+            assert cluster.nodes[leader].applied == ["x"]
+
+    def test_stock_forgets_a_forwarded_command_and_never_calls_back(self) -> None:
+        with StockCluster(delay_s=0.05) as cluster:
+            leader = cluster.elect()
+            other = next(one for one in cluster.ids if one != leader)
+            told: list[int] = []
+            lost = cluster.network.watchers
+            lost.append(lambda _, __, message: message["type"] != "apply_command")
+            cluster.nodes[other].put("x", callback=lambda _, error: told.append(error))
+            cluster.run(60)
+            assert told == []
+
+    def test_ours_ends_a_forwarded_command_that_vanished_within_its_time(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            await cluster.ready()
+            follower = cluster.followers()[0]
+            cluster.links.watchers.append(lambda _, __, message: not isinstance(message, Propose))
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            error = await ended(cluster.append(follower, timeout_ms=700))
+            assert isinstance(error, OutcomeUnknown)
+            assert 0.7 <= loop.time() - begun < 0.8
+
+        simulate(scenario)
+
+    def test_a_node_that_does_not_lead_refuses_and_the_command_finds_the_leader(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            first, second = cluster.followers()
+            refusals: list[Refused] = []
+
+            def watch(_: str, __: str, message: Any) -> None:
+                if isinstance(message, Refused):
+                    refusals.append(message)
+
+            cluster.links.watchers.append(watch)
+            cluster[second].received(first, Propose([1], [cluster.command()]))
+            await asyncio.sleep(0.1)
+            assert [message.sequences for message in refusals] == [[1]]
+            assert cluster[leader].state.stores[STORE].position == 0
+
+        simulate(scenario)
+
+
+class TestCertainty:
+    def test_an_isolated_leader_does_not_know_the_outcome(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            cluster.links.cut(leader)
+            assert isinstance(await ended(cluster.append(leader, timeout_ms=500)), OutcomeUnknown)
+
+        simulate(scenario)
+
+    def test_without_a_leader_it_is_certain_soon_that_nothing_was_stored(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, leader_wait_ms=1500)
+            await cluster.ready()
+            node_id, *others = cluster.followers()
+            cluster.links.cut(node_id)
+            await cluster.until(lambda: cluster[node_id].leader is None, 3)
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            assert isinstance(await ended(cluster.append(node_id, timeout_ms=9000)), NoLeader)
+            assert 1.5 <= loop.time() - begun < 1.7
+
+        simulate(scenario)
+
+    def test_a_submission_waits_for_the_next_leader(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            follower = cluster.followers()[0]
+            cluster.crash(leader)
+            await cluster.until(lambda: cluster[follower].leader is None, 3)
+            assert isinstance(await ended(cluster.append(follower)), Appended)
+
+        simulate(scenario)
+
+    def test_what_another_leader_s_entry_displaced_is_absent_everywhere(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            cluster.links.cut(leader)
+            command = cluster.command()
+            lost = asyncio.ensure_future(ended(cluster.append(leader, command, 30_000)))
+            successor = await cluster.led(*cluster.followers())
+            await cluster.fill_log(successor, 3)
+            cluster.links.heal()
+            assert isinstance(await lost, NoLeader)
+            await cluster.settled()
+            assert not any(cluster.holds(node_id, command) for node_id in cluster.ids)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_a_follower_s_displaced_command_goes_to_the_next_leader(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(5)
+            leader = await cluster.ready()
+            follower, *others = cluster.followers()
+            cluster.links.cut(leader, follower)
+            command = cluster.command()
+            waiting = asyncio.ensure_future(ended(cluster.append(follower, command, 30_000)))
+            successor = await cluster.led(*others)
+            await cluster.fill_log(successor, 3)
+            cluster.links.heal()
+            assert isinstance(await waiting, Appended)
+            await cluster.settled()
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_a_retry_after_an_unknown_outcome_tells_what_became_of_it(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            follower = cluster.followers()[0]
+            command = cluster.command()
+            unknown = asyncio.ensure_future(ended(cluster.append(follower, command, 300)))
+            # The leader gets the command; but the follower hears no more.
+            cluster.links.blackholes.add((leader, follower))
+            assert isinstance(await unknown, OutcomeUnknown)
+            outcome, _ = await cluster.append(leader, command)
+            assert outcome == Appended(0, 0, outcome.positions, {"s": 0}, True)
+            assert cluster[leader].state.stores[STORE].position == 1
+
+        simulate(scenario)
+
+    def test_a_stopping_node_tells_what_it_does_not_know(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            cluster.links.cut(leader)
+            under_way = asyncio.ensure_future(ended(cluster.append(leader)))
+            await asyncio.sleep(0.01)
+            await cluster.stop(leader)
+            assert isinstance(await under_way, OutcomeUnknown)
+
+        simulate(scenario)
+
+    def test_a_recovering_node_takes_nothing(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            await cluster.start("n1")
+            with pytest.raises(NotReady):
+                await cluster.append("n1")
+
+        simulate(scenario)
+
+    def test_an_entry_that_was_passed_over_by_a_fill_is_not_called_refused(self) -> None:
+        """Its index came with the state of another node: nobody here saw what stood there."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            command = cluster.command()
+            pending = asyncio.ensure_future(ended(cluster.append(leader, command, 3000)))
+            cluster.links.watchers.append(
+                lambda sender, _, message: not (
+                    sender == leader and isinstance(message, AppendEntries)
+                )
+            )
+            await asyncio.sleep(0.01)
+            replica = cluster[leader]
+            (in_flight,) = replica._proposals._in_flight
+            replica._proposals.applied(in_flight.raft_index + 100, 9, [], [])
+            assert isinstance(await pending, OutcomeUnknown)
+
+        simulate(scenario)
+
+    def test_entries_of_two_reigns_are_settled_each_at_its_own_index(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, entries_in_flight_max=8)
+            leader = await cluster.ready()
+            cluster.links.cut(leader)
+            proposals = cluster[leader]._proposals
+            old = []
+            for _ in range(4):
+                old.append(asyncio.ensure_future(ended(cluster.append(leader, None, 60_000))))
+                await asyncio.sleep(0.001)
+            first = proposals._in_flight[0].raft_index
+            newer = proposals._in_flight[2]._replace(raft_index=first + 1, term=99)
+            foreign = newer.groups[0]._replace(origin=cluster.followers()[0], incarnation=1)
+            proposals._in_flight.append(newer._replace(groups=[foreign]))
+            said: list[Refused] = []
+            proposals._send = lambda _, message: said.append(message) is None
+            for index in range(first, first + 4):
+                proposals.applied(index, 99, [], [])
+            assert said == [], "the newer entry was applied, not displaced"
+            assert all(isinstance(error, NoLeader) for error in await asyncio.gather(*old))
+
+        simulate(scenario)
+
+    def test_a_refusal_of_an_earlier_life_is_not_taken_for_one_of_this_life(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            follower = cluster.followers()[0]
+            cluster.crash(follower)
+            await cluster.start(follower)
+            await cluster.settled()
+            # The leader still holds a command of the earlier life, under the same number.
+            proposals = cluster[leader]._proposals
+            proposals.paused = True
+            said: list[tuple[str, Refused]] = []
+            proposals._send = lambda peer, message: said.append((peer, message)) is None
+            number = cluster[follower]._proposals._sequence + 1
+            proposals.proposed(follower, 1, Propose([number], [cluster.command()]))
+            cluster.links.watchers.append(
+                lambda sender, _, message: not (
+                    sender == leader and isinstance(message, AppendEntries)
+                )
+            )
+            submission = asyncio.ensure_future(ended(cluster.append(follower, None, 500)))
+            await asyncio.sleep(0.01)
+            cluster[leader]._engine.step_down(follower, 50)
+            cluster[leader]._proposals._refuse_foreign()
+            before = cluster[follower]._proposals._pending[number].handed_on
+            earlier, later = (refusal for _, refusal in said)
+            assert (earlier.sequences, later.sequences) == ([number], [number])
+            cluster[follower].received(leader, earlier)
+            assert before
+            assert cluster[follower]._proposals._pending[number].handed_on, "it may be stored"
+            await submission
+
+        simulate(scenario)
+
+
+class TestBounds:
+    def test_a_node_takes_no_more_submissions_than_its_bound(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, proposals_max=10)
+            leader = await cluster.ready()
+            cluster.links.cut(leader)
+            waiting = [
+                asyncio.ensure_future(ended(cluster.append(leader, None, 500))) for _ in range(10)
+            ]
+            with pytest.raises(Overloaded) as raised:
+                await cluster.append(leader)
+            assert raised.value.fields == {"limit": "proposals_max"}
+            assert all(isinstance(one, OutcomeUnknown) for one in await asyncio.gather(*waiting))
+            assert cluster[leader].counters()["proposals_waiting"] == 0
+
+        simulate(scenario)
+
+    def test_a_node_takes_no_more_bytes_than_its_bound(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, proposal_bytes_max=300)
+            leader = await cluster.ready()
+            first = asyncio.ensure_future(ended(cluster.append(leader)))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded) as raised:
+                await cluster.append(leader, cluster.command(events=10))
+            assert raised.value.fields == {"limit": "proposal_bytes_max"}
+            assert isinstance(await first, Appended)
+
+        simulate(scenario)
+
+    def test_a_full_leader_refuses_and_it_is_certain_that_nothing_was_stored(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            cluster[leader]._proposals._overloaded = lambda: True
+            follower = cluster.followers()[0]
+            command = cluster.command()
+            assert isinstance(await ended(cluster.append(follower, command)), Overloaded)
+            await cluster.settled()
+            assert not cluster.holds(leader, command)
+
+        simulate(scenario)
+
+    def test_a_submission_whose_client_went_away_leaves_nothing_behind(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            cluster.links.cut(leader)
+            await cluster.until(lambda: cluster[leader].leader is None, 3)
+            submission = asyncio.ensure_future(cluster.append(leader))
+            await asyncio.sleep(0)
+            submission.cancel()
+            await asyncio.sleep(0.1)
+            assert cluster[leader].counters()["proposals_waiting"] == 0
+
+        simulate(scenario)
