@@ -24,7 +24,8 @@ class ApiLimits:
     events_per_append_max: int = 10_000
     events_per_page_max: int = 10_000
     page_bytes_max: int = 16 * 1024 * 1024  # a page ends early here, but holds at least one event
-    nesting_max: int = 64  # arrays and maps inside one another, the outermost counted
+    # Arrays and maps inside one another, the outermost counted, an empty innermost one not.
+    nesting_max: int = 64
     types_per_filter_max: int = 64
     positions_per_scan_max: int = 200_000  # a filtered page ends early here, with `next` to go on
     wait_ms_max: int = 60_000

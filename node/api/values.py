@@ -121,6 +121,8 @@ def _check_keys(value: Mapping[Any, Any]) -> None:
 def nests_too_deeply(item: bytes, nesting_max: int) -> bool:
     """Whether an encoded item has more than `nesting_max` arrays and maps inside one another.
 
+    An empty one at the bottom is not counted, which is how cbor2 counts.
+
     Each array and map has a head from 0x80 to 0xbf. Where there are not more such bytes than may
     nest, the answer costs half a microsecond; otherwise decoding tells.
     """

@@ -1,0 +1,327 @@
+"""Connections: bounds while reading, slow and strange clients, stopping, the seam to aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+
+import aiohttp
+from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.web_protocol import RequestHandler
+
+from node.api.wire import Answer, Connection, Request
+from tests.api.fakes import Node, eventually, serving
+
+EVENTS = "/v1/stores/main/streams/s/events"
+POST = b"POST " + EVENTS.encode() + b" HTTP/1.1\r\nHost: n\r\nContent-Type: application/json\r\n"
+BODY = b'{"events":[{"event_type":"A"}]}'
+WHOLE = POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: n\r\n"
+
+
+# --- what the wire module relies on beyond aiohttp's public API -----------------------------------
+
+
+def test_the_seam_to_aiohttp_is_where_it_was():
+    """When this fails after an upgrade, read `node/api/wire.py` beside the new aiohttp."""
+    assert aiohttp.__version__.startswith("3.14.")
+    assert "request_factory" in inspect.signature(web.Server).parameters
+    start = inspect.getsource(RequestHandler.start)
+    for relied in (
+        "request = self._request_factory(\n",
+        "request._task = None",
+        "resp.keep_alive",
+        "payload.is_eof()",
+    ):
+        assert relied in start, relied
+    handle = inspect.getsource(RequestHandler._handle_request)
+    assert "self._current_request = request" in handle
+    assert "self._current_request._cancel(exc)" in inspect.getsource(RequestHandler.connection_lost)
+    finish = inspect.getsource(RequestHandler.finish_response)
+    for relied in ("request._finish()", "resp.prepare", "await resp.write_eof()"):
+        assert relied in finish, relied
+    resume = inspect.getsource(BaseProtocol.resume_reading)
+    assert "self._reading_paused = False" in resume
+    parameters = list(inspect.signature(RequestHandler.handle_error).parameters)
+    assert parameters == ["self", "request", "status", "exc", "message"]
+    assert issubclass(Connection, RequestHandler)
+    assert {"_finish", "_cancel"} <= set(dir(Request))
+    assert {"prepare", "write_eof", "keep_alive"} <= set(dir(Answer))
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+async def test_an_announced_body_over_the_limit_is_refused_before_it_is_sent():
+    async with serving(body_bytes_max=1_000, event_bytes_max=500) as node:
+        heard = await node.talk(POST + b"Content-Length: 1000001\r\n\r\n", until=b"}")
+        assert heard.startswith(b"HTTP/1.1 413 ")
+        assert b'"limit":1000' in heard and b'"actual":1000001' in heard
+        assert b"Connection: close" in heard
+
+
+async def test_a_chunked_body_is_cut_off_at_the_limit():
+    async with serving(body_bytes_max=100_000, event_bytes_max=500, linger_s=0.05) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+        chunk = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
+        sent = 0
+        try:
+            async with asyncio.timeout(10):
+                while sent < 200 and not reader.at_eof():
+                    writer.write(chunk)
+                    await writer.drain()
+                    sent += 1
+                    if node.api._bodies.arriving_bytes == 0 and sent > 20:
+                        break
+        except ConnectionError:
+            pass
+        assert node.api._bodies.arriving_bytes <= 100_000 + 2**19
+        heard = await asyncio.wait_for(reader.read(4096), 5)
+        assert heard.startswith(b"HTTP/1.1 413 ")
+        writer.close()
+
+
+async def test_a_chunked_body_in_many_pieces_is_an_append(node: Node):
+    chunks = b"".join(b"1\r\n%c\r\n" % octet for octet in BODY)
+    heard = await node.talk(
+        POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n", until=b"}"
+    )
+    assert heard.startswith(b"HTTP/1.1 201 ")
+
+
+async def test_a_large_body_in_slow_pieces_is_an_append(node: Node):
+    body = BODY[:-3] + b',"data":"' + b"x" * 900_000 + b'"}]}'
+    head = POST + b"Content-Length: %d\r\n\r\n" % len(body)
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    for start in range(0, len(body), 100_000):
+        writer.write(head + body[start : start + 100_000])
+        head = b""
+        await writer.drain()
+    heard = await asyncio.wait_for(reader.read(4096), 10)
+    assert heard.startswith(b"HTTP/1.1 201 ")
+    assert node.api._bodies.arriving_bytes == 0
+    writer.close()
+
+
+async def test_a_client_that_asks_before_it_sends_is_told_to_continue(node: Node):
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+    assert (
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    )
+    writer.write(BODY)
+    assert (await asyncio.wait_for(reader.read(4096), 5)).startswith(b"HTTP/1.1 201 ")
+    writer.close()
+
+
+async def test_a_body_that_does_not_come_is_given_up():
+    async with serving(body_s=0.05, linger_s=0.05) as node:
+        heard = await node.talk(POST + b"Content-Length: 100\r\n\r\n{")
+        assert heard.startswith(b"HTTP/1.1 400 ")
+        assert b"not complete" in heard
+        assert node.api._bodies.arriving_bytes == 0
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_body_leaves_nothing_behind(node: Node):
+    _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(POST + b"Content-Length: 100000\r\n\r\n" + b" " * 70_000)
+    await eventually(lambda: node.api._bodies.arriving_bytes > 0)
+    writer.close()
+    await eventually(lambda: node.api._bodies.arriving_bytes == 0)
+    assert (await node.append("s")).status == 201
+
+
+async def test_a_head_that_does_not_come_is_given_up():
+    async with serving(idle_s=0.1) as node:
+        assert await node.talk(b"GET /health/live HTTP/1.1\r\nHo") == b""
+        assert await node.talk(b"") == b""
+
+
+async def test_an_idle_connection_is_closed_after_its_time():
+    async with serving(idle_s=0.1) as node:
+        heard = await node.talk(LIVE + b"\r\n")
+        assert heard.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_large_bodies_together_are_bounded():
+    async with serving(
+        body_bytes_max=100_000, event_bytes_max=1_000, arriving_bytes_max=150_000, linger_s=0.05
+    ) as node:
+        writers = []
+        for _ in range(2):
+            _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+            writer.write(POST + b"Content-Length: 99999\r\n\r\n" + b" " * 70_000)
+            writers.append(writer)
+        await eventually(lambda: node.api._bodies.arriving_bytes == 140_000)
+        heard = await node.talk(POST + b"Content-Length: 99999\r\n\r\n" + b" " * 70_000, until=b"}")
+        assert heard.startswith(b"HTTP/1.1 503 ")
+        assert b"arriving_bytes_max" in heard and b"Retry-After: 1\r\n" in heard
+        for writer in writers:
+            writer.close()
+
+
+# --- answering ------------------------------------------------------------------------------------
+
+
+async def test_requests_sent_together_are_answered_in_order(node: Node):
+    count = 100
+    heard = await node.talk(WHOLE * count, until=b'"positions":[%d]' % count)
+    assert heard.count(b"HTTP/1.1 201 ") == count
+    places = [heard.index(b'"positions":[%d]' % n) for n in range(1, count + 1)]
+    assert places == sorted(places)
+
+
+async def test_http_1_0_is_closed_unless_it_asks_to_stay(node: Node):
+    heard = await node.talk(b"GET /health/live HTTP/1.0\r\n\r\n")
+    assert b"Connection: close\r\n" in heard
+    stay = b"GET /health/live HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+    heard = await node.talk(stay + b"GET /health/live HTTP/1.0\r\n\r\n")
+    assert heard.count(b"HTTP/1.1 200 ") == 2
+    assert b"Connection: keep-alive\r\n" in heard
+
+
+async def test_head_has_the_headers_of_get_and_no_body(node: Node):
+    heard = await node.talk(b"HEAD /v1/stores HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n")
+    head, _, body = heard.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"Content-Length: " in head and b"Content-Length: 0" not in head
+    assert body == b""
+
+
+async def test_an_upgrade_is_declined_and_the_connection_goes_on(node: Node):
+    ask = b"GET /v1/stores/main/ws HTTP/1.1\r\nHost: n\r\nConnection: Upgrade\r\n"
+    ask += b"Upgrade: websocket\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    heard = await node.talk(ask + LIVE + b"\r\n", until=b'"live"')
+    assert heard.startswith(b"HTTP/1.1 501 ")
+    assert b"HTTP/1.1 200 " in heard
+
+
+async def test_a_client_that_does_not_read_its_answer_is_disconnected():
+    async with serving(write_s=0.1) as node:
+        for _ in range(8):
+            await node.append("s", data="x" * 1_000_000)
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port, limit=1024)
+        ask = b"GET /v1/stores/main/events HTTP/1.1\r\nHost: n\r\n\r\n"
+        writer.write(ask * 8)
+        await eventually(lambda: len(node.api._server.connections) == 2)
+        await eventually(lambda: len(node.api._server.connections) == 1)  # the session's own
+        assert reader.at_eof() is False  # it was not the client that left
+        writer.close()
+
+
+async def test_connections_beyond_the_limit_are_told_so():
+    async with serving(connections_max=3) as node:
+        writers = []
+        for _ in range(3):
+            _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+            writers.append(writer)
+        await eventually(lambda: len(node.api._server.connections) == 3)
+        heard = await node.talk(LIVE + b"\r\n")
+        assert heard.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: 1\r\n" in heard
+        for writer in writers:
+            writer.close()
+        await eventually(lambda: not node.api._server.connections)
+        assert (await node.ask("GET", "/health/live")).status == 200
+
+
+# --- garbage --------------------------------------------------------------------------------------
+
+
+GARBAGE = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+    b"\x00" * 1_000,
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /health/live HTTP/1.1\r\n\r\n",  # no Host
+    b"GET /health/live HTTP/1.1\r\nHost: n\r\nBad Header: x\r\n\r\n",
+    b"GET /\xff\xfe HTTP/1.1\r\nHost: n\r\n\r\n",
+    b"GET http://[::1 HTTP/1.1\r\nHost: n\r\n\r\n",
+    b"CONNECT a:1 HTTP/1.1\r\nHost: n\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: n\r\n\r\n",
+    POST + b"Content-Length: -1\r\n\r\n",
+    POST + b"Content-Length: 1x\r\n\r\n",
+    POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
+    POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+    POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    POST + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+    b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: n\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: n\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: n\r\n" + b"X: a\r\n" * 200 + b"\r\n",
+]
+
+
+async def test_garbage_is_a_4xx_problem_or_a_closed_connection(node: Node):
+    for octets in GARBAGE:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(octets)
+        writer.write_eof()
+        heard = await asyncio.wait_for(reader.read(65536), 5)
+        writer.close()
+        assert heard == b"" or heard.startswith(b"HTTP/1.1 4"), (octets[:60], heard[:200])
+        assert heard == b"" or b"application/problem+json" in heard, (octets[:60], heard[:300])
+    assert (await node.append("s")).status == 201
+
+
+async def test_random_changes_to_a_request_never_stop_the_node(node: Node):
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for _ in range(150):
+        octets = bytearray(WHOLE)
+        for _ in range(chance.randint(1, 4)):
+            octets[chance.randrange(len(octets))] = chance.randrange(256)
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(octets)
+        writer.write_eof()
+        heard = await asyncio.wait_for(reader.read(65536), 5)
+        writer.close()
+        assert heard[:10] in (b"", b"HTTP/1.1 2", b"HTTP/1.1 4"), heard[:200]
+    assert (await node.append("s")).status == 201
+    node.state.check()
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+
+async def test_stopping_lets_running_requests_end_and_refuses_new_connections():
+    async with serving() as node:
+        gate = asyncio.Event()
+        propose = node.replica.propose
+
+        async def held(command, timeout_ms):
+            await gate.wait()
+            return await propose(command, timeout_ms)
+
+        node.replica.propose = held  # type: ignore[method-assign]
+        append = asyncio.create_task(node.append("s"))
+        await eventually(lambda: any(c._request_in_progress for c in node.api._server.connections))
+        stop = asyncio.create_task(node.api.stop())
+        await asyncio.sleep(0)
+        gate.set()
+        answer = await asyncio.wait_for(append, 5)
+        assert answer.status == 201
+        assert answer.headers["Connection"] == "close"
+        await asyncio.wait_for(stop, 5)
+        try:
+            await asyncio.open_connection("127.0.0.1", node.port)
+            raise AssertionError("still listening")
+        except ConnectionRefusedError:
+            pass
+
+
+async def test_stopping_is_bounded_for_requests_that_do_not_end():
+    async with serving(stop_s=0.05) as node:
+        gate = asyncio.Event()
+
+        async def never(command, timeout_ms):
+            await gate.wait()
+
+        node.replica.propose = never  # type: ignore[method-assign]
+        append = asyncio.create_task(node.append("s"))
+        await eventually(lambda: any(c._request_in_progress for c in node.api._server.connections))
+        await asyncio.wait_for(node.api.stop(), 5)
+        (ended,) = await asyncio.gather(append, return_exceptions=True)
+        assert isinstance(ended, aiohttp.ClientError)
