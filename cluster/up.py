@@ -25,7 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.supervisor import NodeFailed, NodeProcess, PortBusy, Supervisor, how_it_ended
+from cluster.supervisor import PROJECT, NodeFailed, NodeProcess, PortBusy, Supervisor, how_it_ended
 from cluster.topology import NODES_MAX, LocalNode, Topology, local
 
 RESTART_S = 3.0
@@ -107,18 +107,24 @@ class Up:
     """A cluster from its start to its stop, with what a person sees of it."""
 
     def __init__(
-        self, topology: Topology, store: str, restart: bool = True, restart_s: float = RESTART_S
+        self,
+        topology: Topology,
+        store: str,
+        restart: bool = True,
+        restart_s: float = RESTART_S,
+        console: Console | None = None,
     ) -> None:
         self._supervisor = Supervisor(topology)
         self._store = store
         self._restart = restart
         self._restart_s = restart_s
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = console or Console(highlight=False, soft_wrap=True)
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
         """Start, watch, stop. Raises PortBusy before anything is started."""
         self._listen_to_signals(self._stop.set)
+        self._console.print(f"Starting {', '.join(self._supervisor.nodes)} ...")
         try:
             if not await self._unless_stopped(self._supervisor.start()):
                 return await self._shut_down()
@@ -160,20 +166,22 @@ class Up:
     async def _watch(self, process: NodeProcess) -> None:
         """Report each death of the node, and start it again unless told otherwise."""
         clock = asyncio.get_running_loop().time
-        pause_s = self._restart_s
+        name, deaths, started = process.node.node_id, 0, clock()
         while True:
-            started = clock()
             exit_code = await process.wait_exit()
-            name = process.node.node_id
             self._console.print(f"[yellow]{name} {how_it_ended(exit_code)}.[/]", end=" ")
             if not self._restart:
                 self._console.print(f"To start it again:\n  {command_line(process.node)}")
                 return
-            lived_long = clock() - started > _STEADY_S
-            pause_s = self._restart_s if lived_long else min(pause_s * 2, RESTART_S_MAX)
+            deaths = 1 if clock() - started > _STEADY_S else deaths + 1
+            pause_s = min(self._restart_s * 2 ** (deaths - 1), RESTART_S_MAX)
             self._console.print(f"It starts again in {pause_s:g} s.")
             await asyncio.sleep(pause_s)
+            started = clock()
             await process.start()
+            with contextlib.suppress(NodeFailed):
+                await process.wait_ready()
+                self._console.print(f"[green]{name} is ready again.[/]")
 
     async def _shut_down(self) -> int:
         """Stop all nodes; a second signal kills them."""
@@ -191,8 +199,8 @@ class Up:
 
 
 def command_line(node: LocalNode) -> str:
-    """A node's command line as one would type it."""
-    return shlex.join(node.argv)
+    """A node's command line as one would type it, from any directory."""
+    return f"cd {shlex.quote(str(PROJECT))} && {shlex.join(node.argv)}"
 
 
 def banner(topology: Topology, store: str) -> str:

@@ -1,0 +1,112 @@
+"""`scripts/status`: whom it asks, what a person sees, and how it ends."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cluster import status
+from tests.cluster.fake_http import serving
+
+PATH = ("GET", "/v1/cluster")
+
+
+def member(name: str, role: str, **more: Any) -> dict[str, Any]:
+    return {
+        "id": name,
+        "http_address": f"{name}:8101",
+        "raft_address": f"{name}:7101",
+        "role": role,
+        "commit_index": 1200,
+        "applied_index": 1200,
+        "persisted_index": 1000,
+        "last_contact_ms": 12,
+    } | more
+
+
+def cluster(node_id: str, leader: str | None, *members: dict[str, Any]) -> dict[str, Any]:
+    return {"node_id": node_id, "leader": leader, "term": 7, "members": list(members)}
+
+
+THREE = (
+    member("n3", "unreachable", commit_index=None, applied_index=None, persisted_index=None,
+           last_contact_ms=None),
+    member("n1", "leader", last_contact_ms=None),
+    member("n2", "follower", applied_index=1150),
+)  # fmt: skip
+
+
+async def looked(*argv: str) -> tuple[int, str]:
+    """The exit code, and what a person sees."""
+    screen = io.StringIO()
+    console = Console(file=screen, width=120)
+    code = await status.run(status.parse(list(argv)), console)
+    return code, screen.getvalue()
+
+
+async def test_each_member_is_a_row_with_its_lags() -> None:
+    async with serving({PATH: (200, cluster("n1", "n1", *THREE))}) as server:
+        code, screen = await looked("--url", server.url)
+    assert code == 1, "n3 cannot be reached"
+    assert "leader n1, term 7, as n1 sees it" in screen
+    first, second, third = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in screen.splitlines()
+        if line.startswith("│")
+    ]
+    assert first == ["n1", "leader", "n1:8101", "1,200", "0", "200", "-"]
+    assert second == ["n2", "follower", "n2:8101", "1,200", "50", "150", "12 ms"]
+    assert third == ["n3", "unreachable", "n3:8101", "-", "-", "-", "-"]
+
+
+async def test_all_well_is_exit_0() -> None:
+    async with serving({PATH: (200, cluster("n1", "n1", *THREE[1:]))}) as server:
+        assert (await looked("--url", server.url))[0] == 0
+
+
+async def test_the_leader_is_asked_because_it_knows_most() -> None:
+    async with serving({}) as leader:
+        at_leader = member("n2", "leader", http_address=leader.url.removeprefix("http://"))
+        leader.answers[PATH] = (200, cluster("n2", "n2", at_leader))
+        async with serving({PATH: (200, cluster("n1", "n2", THREE[1], at_leader))}) as other:
+            _, screen = await looked("--url", other.url)
+    assert "as n2 sees it" in screen
+
+
+async def test_where_the_leader_cannot_be_asked_another_view_has_to_do() -> None:
+    gone = member("n2", "leader", http_address="127.0.0.1:9")
+    async with serving({PATH: (200, cluster("n1", "n2", THREE[1], gone))}) as server:
+        _, screen = await looked("--url", server.url)
+    assert "leader n2, term 7, as n1 sees it" in screen
+
+
+async def test_no_leader_is_exit_1() -> None:
+    body = cluster("n1", None, member("n1", "candidate"))
+    async with serving({PATH: (200, body)}) as server:
+        code, screen = await looked("--url", server.url)
+    assert code == 1 and "leader none" in screen
+
+
+async def test_a_refusal_is_exit_1_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    async with serving({PATH: (503, {"code": "not_ready", "detail": "still loading"})}) as server:
+        assert (await looked("--url", server.url))[0] == 1
+    assert "still loading" in capsys.readouterr().err
+
+
+async def test_no_node_at_all_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (await looked("--url", "http://127.0.0.1:9"))[0] == 2
+    assert "no node could be reached" in capsys.readouterr().err
+
+
+async def test_json_is_the_nodes_own_answer() -> None:
+    body = cluster("n1", "n1", *THREE[1:])
+    async with serving({PATH: (200, body)}) as server:
+        _, screen = await looked("--url", server.url, "--json")
+    assert json.loads(screen) == body
+
+
+def test_watching_and_json_exclude_each_other() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        status.parse(["--watch", "--json"])

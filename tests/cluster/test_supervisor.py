@@ -1,0 +1,115 @@
+"""Real processes, started, stopped and killed; the program behind them is a fake node."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster import supervisor
+from cluster.supervisor import NodeFailed, PortBusy, Supervisor
+from cluster.topology import Topology
+
+MakeTopology = Callable[..., Topology]
+
+
+async def test_a_cluster_starts_serves_and_stops_cleanly(fake_topology: MakeTopology) -> None:
+    cluster = Supervisor(fake_topology())
+    await cluster.start(10)
+    assert all(process.running and process.pid for process in cluster.nodes.values())
+    assert await cluster.stop() == {"n1": 0, "n2": 0, "n3": 0}
+    assert not any(process.running for process in cluster.nodes.values())
+
+
+async def test_leaving_the_context_leaves_nothing_running(fake_topology: MakeTopology) -> None:
+    with pytest.raises(RuntimeError, match="a test went wrong"):
+        async with Supervisor(fake_topology()) as cluster:
+            pids = [process.pid for process in cluster.nodes.values()]
+            raise RuntimeError("a test went wrong")
+    for pid in pids:
+        assert pid is not None
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_a_killed_node_is_seen_and_can_be_started_again(fake_topology: MakeTopology) -> None:
+    async with Supervisor(fake_topology()) as cluster:
+        before = cluster["n2"].pid
+        assert await cluster["n2"].kill() == -signal.SIGKILL
+        assert not cluster["n2"].running and cluster["n1"].running
+        await cluster["n2"].start()
+        await cluster["n2"].wait_ready(10)
+        assert cluster["n2"].pid != before
+
+
+async def test_starting_again_starts_only_who_is_down(fake_topology: MakeTopology) -> None:
+    async with Supervisor(fake_topology()) as cluster:
+        pids = {name: process.pid for name, process in cluster.nodes.items()}
+        await cluster["n3"].stop()
+        await cluster.start(10)
+        assert cluster["n1"].pid == pids["n1"] and cluster["n3"].pid != pids["n3"]
+
+
+async def test_a_restart_is_a_stop_and_a_start(fake_topology: MakeTopology) -> None:
+    async with Supervisor(fake_topology(1)) as cluster:
+        before = cluster["n1"].pid
+        await cluster["n1"].restart()
+        await cluster["n1"].wait_ready(10)
+        assert cluster["n1"].pid != before
+
+
+async def test_a_node_that_does_not_stop_in_time_is_killed(fake_topology: MakeTopology) -> None:
+    async with Supervisor(fake_topology(1, behave="stubborn")) as cluster:
+        assert await cluster.stop(timeout_s=0.2) == {"n1": -signal.SIGKILL}
+
+
+async def test_an_unclean_stop_shows_in_the_exit_code(fake_topology: MakeTopology) -> None:
+    async with Supervisor(fake_topology(1, behave="unclean")) as cluster:
+        assert await cluster.stop() == {"n1": 3}
+
+
+async def test_a_node_that_ends_before_it_is_ready_is_reported_with_its_words(
+    fake_topology: MakeTopology, tmp_path: Path
+) -> None:
+    cluster = Supervisor(fake_topology(1, behave="die"), log_dir=tmp_path / "logs")
+    with pytest.raises(NodeFailed, match=r"n1 ended with exit code 1.*\n(.*\n)*no reason given"):
+        await cluster.start(10)
+
+
+async def test_a_node_that_is_never_ready_is_not_waited_for_for_ever(
+    fake_topology: MakeTopology, tmp_path: Path
+) -> None:
+    cluster = Supervisor(fake_topology(1, behave="unready"), log_dir=tmp_path)
+    try:
+        with pytest.raises(NodeFailed, match=r"not ready within 0\.3 s:\nn1 begins"):
+            await cluster.start(0.3)
+    finally:
+        await cluster.kill()
+
+
+async def test_a_busy_port_is_an_error_before_anything_starts(fake_topology: MakeTopology) -> None:
+    topology = fake_topology()
+    cluster = Supervisor(topology)
+    port = topology.nodes[2].raft_port
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(PortBusy, match=str(port)):
+        await cluster.start(10)
+    assert not any(process.running for process in cluster.nodes.values())
+
+
+async def test_stopping_what_never_ran_is_nothing(fake_topology: MakeTopology) -> None:
+    cluster = Supervisor(fake_topology(1))
+    assert await cluster.stop() == {"n1": 0}
+    await cluster.kill()
+
+
+async def test_a_node_cannot_be_started_twice(fake_topology: MakeTopology) -> None:
+    async with Supervisor(fake_topology(1)) as cluster:
+        with pytest.raises(RuntimeError, match="runs already"):
+            await cluster["n1"].start()
+
+
+def test_an_end_is_told_in_words() -> None:
+    assert supervisor.how_it_ended(-9) == "was ended by signal SIGKILL"
+    assert supervisor.how_it_ended(2) == "ended with exit code 2"

@@ -1,0 +1,148 @@
+"""The set-up that every script begins with. `python3.11` is a stub here that installs nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+SCRIPTS = PROJECT / "scripts"
+
+STUB = """#!/bin/bash
+# Says what it was asked for; leaves programs given with -c to the real Python.
+case "$1 $2" in
+    "-c "*) exec "$STUB_REAL" "$@" ;;
+    "-m venv") echo venv >> "$STUB_LOG"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+    "-m pip") echo "$*" >> "$STUB_LOG"; exit "${STUB_PIP_EXIT:-0}" ;;
+    *) echo "$*" ;;
+esac
+"""
+
+TOO_OLD = "#!/bin/bash\nexit 1\n"
+
+
+class Machine:
+    """A machine with a stub for Python, and an environment that is not there yet."""
+
+    def __init__(self, directory: Path, python: str = "python3.11") -> None:
+        self.venv = directory / "venv"
+        self.log = directory / "log"
+        self.log.touch()
+        self.programs = directory / "bin"
+        self.programs.mkdir()
+        for name in ("python3.11", "python3"):
+            self.install(name, STUB if name == python else TOO_OLD)
+        self.environ = {
+            "PATH": f"{self.programs}:/usr/bin:/bin",
+            "HOME": str(directory),
+            "EX_ESDB_VENV": str(self.venv),
+            "STUB_LOG": str(self.log),
+            "STUB_REAL": sys.executable,
+        }
+
+    def install(self, name: str, text: str) -> None:
+        """Put a program where it is found first."""
+        (self.programs / name).write_text(text)
+        (self.programs / name).chmod(0o755)
+
+    def begin(self, script: str, *argv: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(SCRIPTS / script), *argv],
+            cwd="/", env=self.environ, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, script: str, *argv: str) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        process = self.begin(script, *argv)
+        out, err = process.communicate(timeout=30)
+        return process.returncode, out, err
+
+    @property
+    def installations(self) -> list[str]:
+        return [line.split()[-1] for line in self.log.read_text().splitlines() if "pip" in line]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_the_first_use_sets_up_and_the_next_ones_do_not(machine: Machine) -> None:
+    code, out, err = machine.run("status", "--json")
+    assert (code, out) == (0, "-m cluster.status --json\n")
+    assert err.startswith(f"Setting up {machine.venv}")
+    assert machine.run("flush") == (0, "-m cluster.flush\n", "")
+    assert machine.installations == [str(SCRIPTS / "requirements.txt")]
+
+
+def test_only_what_the_lock_file_names_is_installed(machine: Machine) -> None:
+    machine.run("status")
+    assert "--require-hashes -r" in machine.log.read_text()
+
+
+def test_a_changed_lock_file_is_installed_again_into_the_same_place(machine: Machine) -> None:
+    machine.run("status")
+    (machine.venv / "installed-run.txt").write_text("another version")
+    machine.run("status")
+    assert len(machine.installations) == 2
+    assert machine.log.read_text().count("venv\n") == 1
+
+
+def test_the_tests_need_more_and_what_runs_is_part_of_it(machine: Machine) -> None:
+    code, out, _ = machine.run("test", "-k", "x")
+    assert (code, out) == (0, "-m pytest -m not slow and not e2e -k x\n")
+    assert machine.run("test", "--all")[1] == "-m pytest\n"
+    machine.run("status")
+    assert machine.installations == [str(SCRIPTS / "requirements-dev.txt")]
+
+
+def test_two_set_ups_at_once_are_one(machine: Machine) -> None:
+    both = [machine.begin("status"), machine.begin("flush")]
+    for process in both:
+        out, _ = process.communicate(timeout=30)
+        assert process.returncode == 0 and out.startswith("-m cluster.")
+    assert len(machine.installations) == 1
+
+
+def test_a_set_up_that_failed_says_so_and_is_done_again(machine: Machine) -> None:
+    machine.environ["STUB_PIP_EXIT"] = "1"
+    code, out, err = machine.run("status")
+    assert (code, out) == (3, "") and "could not be installed" in err
+    machine.environ["STUB_PIP_EXIT"] = "0"
+    assert machine.run("status")[0] == 0
+
+
+def test_another_python_will_do_if_it_is_new_enough(tmp_path: Path) -> None:
+    assert Machine(tmp_path, "python3").run("status")[0] == 0
+
+
+def test_without_a_python_that_is_new_enough_the_script_says_what_is_missing(
+    machine: Machine,
+) -> None:
+    machine.install("python3.11", TOO_OLD)
+    code, out, err = machine.run("status")
+    assert (code, out) == (3, "") and "Python 3.11 or newer is needed" in err
+
+
+@pytest.mark.parametrize("name", ["test", "lock"])
+def test_help_of_the_scripts_for_developers_needs_no_set_up(machine: Machine, name: str) -> None:
+    code, out, err = machine.run(name, "--help")
+    assert code == 0 and out.startswith(f"usage: scripts/{name}") and err == ""
+    assert machine.log.read_text() == ""
+
+
+@pytest.mark.parametrize("path", sorted(path for path in SCRIPTS.iterdir() if not path.suffix))
+def test_every_script_is_sound_bash_and_can_be_run(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True, timeout=10)
+    assert path.name == "environment" or os.access(path, os.X_OK)
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_locked_package_has_a_version_and_hashes(name: str) -> None:
+    text = (SCRIPTS / name).read_text().replace("\\\n", "")
+    packages = [line for line in text.splitlines() if line and line.lstrip()[0] != "#"]
+    assert packages and all("==" in line and "--hash=sha256:" in line for line in packages)
+    assert "pysyncobj==0.3.17" in text
