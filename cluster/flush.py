@@ -76,11 +76,9 @@ async def flush(urls: list[str], store: str | None, timeout_ms: int) -> Reply:
 
 
 def rows(reply: Reply) -> list[Row]:
-    """One row a node. An answer that names no nodes at all is one row for the node that gave it."""
+    """One row for each node that the answer names; a refusal names none."""
     done = {name: _row(name, entry) for name, entry in _entries(reply.body, "nodes")}
     failed = {name: _row(name, entry, "failed") for name, entry in _entries(reply.body, "failed")}
-    if not done and not failed:
-        return [_row(reply.url, reply.body, f"status {reply.status}")]
     return [row for _, row in sorted((done | failed).items())]
 
 
@@ -109,7 +107,7 @@ def _row(node: str, entry: Any, failure: str = "") -> Row:
 def table(rows: list[Row], title: str) -> Table:
     """The rows for a person."""
     made = Table(title=title, title_justify="left")
-    made.add_column("node")
+    made.add_column("node", no_wrap=True)
     for heading in ("persisted index", "position", "bytes", "ms"):
         made.add_column(heading, justify="right")
     made.add_column("result")
@@ -136,6 +134,9 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     results = rows(reply)
     if options.json:
         console.print_json(json.dumps(reply.body))
+    elif not results:
+        reason = reply.body.get("detail") or reply.body.get("code") or f"status {reply.status}"
+        print(f"scripts/flush: {reply.url} says: {reason}", file=sys.stderr)
     else:
         console.print(table(results, f"flush of {options.store or 'all stores'} via {reply.url}"))
     return 0 if reply.status == 200 and not any(row.error for row in results) else 1

@@ -122,7 +122,7 @@ def table(reply: Reply) -> Table:
     title = f"leader {leader}, term {body.get('term', '?')}, as {body.get('node_id', '?')} sees it"
     made = Table(title=title, title_justify="left")
     for heading in ("node", "role", "http"):
-        made.add_column(heading)
+        made.add_column(heading, no_wrap=True)
     for heading in ("commit", "applied lag", "persisted lag", "last contact"):
         made.add_column(heading, justify="right")
     for row in rows(body):

@@ -194,7 +194,7 @@ class Up:
         for name in unclean:
             self._console.print(f"[red]{name} {how_it_ended(codes[name])}.[/]")
         if not unclean:
-            self._console.print("All stopped cleanly; everything is on disk.")
+            self._console.print("All stopped cleanly.")
         return 1 if unclean else 0
 
 

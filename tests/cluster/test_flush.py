@@ -62,13 +62,15 @@ async def test_a_node_that_failed_is_named_with_its_reason_and_exit_1() -> None:
         (500, {}),
     ],
 )
-async def test_a_refusal_is_exit_1_and_says_why(status: int, body: dict[str, Any]) -> None:
+async def test_a_refusal_is_exit_1_and_says_why(
+    status: int, body: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     async with serving({ALL: (status, body)}) as server:
         code, screen = await flushed("--url", server.url)
     assert code == 1
     failed = body.get("failed", {}).get("n1", {}).get("detail")
     reason = failed or body.get("detail") or body.get("code") or "500"
-    assert reason in screen
+    assert reason in screen + capsys.readouterr().err
 
 
 async def test_any_node_will_do() -> None:
