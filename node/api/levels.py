@@ -68,8 +68,11 @@ class Levels:
     async def reach(self, request: Request) -> None:
         """Return when this node's state is as fresh as the request asks.
 
-        Raises `ReadBarrierTimeout`, `NoLeader`, `NotReady`.
+        Raises `ReadBarrierTimeout`, `NoLeader`, `NotReady`; the last also for the level `local`
+        where the node may have forgotten what it acknowledged before it was started.
         """
+        if self._replica.recovering:
+            raise NotReady("this node is recovering", reasons=self._replica.not_ready_reasons())
         parameters = request.parameters
         level = parameters["consistency"]
         index = parameters["min_index"]

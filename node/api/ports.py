@@ -54,6 +54,11 @@ class Replica(Protocol):
     @property
     def applied_index(self) -> int: ...
 
+    @property
+    def recovering(self) -> bool:
+        """Whether this node may lack what it once acknowledged, and so must serve nobody."""
+        ...
+
     def propose(self, command: bytes, timeout_ms: int) -> Awaitable[tuple[Outcome, int]]:
         """Commit a command; its outcome and Raft index, once this node has applied it.
 

@@ -55,6 +55,7 @@ class FakeReplica:
         self.propose_error: ExesdbError | None = None
         self.barrier_error: ExesdbError | None = None
         self.reasons: list[str] = []
+        self.recovering = False
         self.barriers: list[str] = []
         self.before_barrier: Callable[[], None] = lambda: None
         self.wait_for_ever = False

@@ -252,3 +252,14 @@ async def test_a_store_that_is_nowhere_is_404_after_asking_once(node: Node):
     assert (answer.status, answer.code, answer.body["store"]) == (404, "store_not_found", "none")
     assert node.replica.barriers == ["leader"]
     assert "X-Position" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/events", "/streams", "/streams/s/events", "/checkpoints/c", ""])
+async def test_a_recovering_node_serves_no_reads(node: Node, path: str):
+    await node.append("s")
+    node.replica.recovering = True
+    node.replica.reasons = ["recovering: waits for a leader"]
+    answer = await node.ask("GET", f"/v1/stores/main{path}")
+    assert (answer.status, answer.body["code"]) == (503, "not_ready")
+    assert answer.body["reasons"] == ["recovering: waits for a leader"]
+    assert "Retry-After" in answer.headers
