@@ -28,7 +28,7 @@ from pathlib import Path
 from node.persistence.directory import DataDirectory, sync_directory
 from node.persistence.faults import FileFault, StoreDamaged
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
-from node.persistence.schema import Connect, connect, fault_of
+from node.persistence.schema import Connect, connect, fault_of, is_corruption
 from node.persistence.store_file import StoreCut, StoreFile
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class Database:
         except _FAILURES as error:
             self._close_file(store.uid)
             result.errors[store.name] = f"{path}: {error}"
-            if isinstance(_as_fault(path, error), StoreDamaged):
+            if is_corruption(error):
                 self._start_over(path, store.uid)
                 result.lost.add(store.name)
         else:
@@ -173,13 +173,18 @@ class Database:
         return file
 
     def _start_over(self, path: Path, uid: int) -> None:
-        """Put a damaged file aside. Memory holds all of the store: a new file will."""
-        self._marks.pop(uid, None)
+        """Put a damaged file aside. Memory holds all of the store: a new file will.
+
+        A file without a certain mark was never relied on. Keeping those would fill a bad disk.
+        """
+        relied_on = self._marks.pop(uid, 0)
         try:
-            if path.exists():
+            if not relied_on:
+                self._directory.remove(path)
+            elif path.exists():
                 log.error("Set aside %s", self._directory.set_aside(path, "damaged"))
         except OSError as error:
-            log.error("Cannot set aside %s: %s", path, error)
+            log.error("Cannot put %s out of the way: %s", path, error)
 
     def _fold(self, uid: int, file: StoreFile) -> None:
         try:
@@ -256,10 +261,6 @@ def _entry(cut: StoreCut, at: Cut) -> StoreEntry:
         position=cut.position,
         bytes=cut.frame_bytes,
     )
-
-
-def _as_fault(path: Path, error: Exception) -> FileFault:
-    return error if isinstance(error, FileFault) else fault_of(path, error)
 
 
 def _close_quietly(file: StoreFile | NodeFile) -> None:

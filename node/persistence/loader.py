@@ -44,12 +44,17 @@ PROGRESS_EVERY_S = 2.0
 
 @dataclass(slots=True)
 class LoadedState:
-    """The state at the cut, and the new paths of files that were set aside on the way."""
+    """The state at the cut, and the new paths of files that were set aside on the way.
+
+    `lost` says that a database was damaged, so that the node has forgotten what it had on disk.
+    Files that only never became part of the cut are set aside too, and nothing is lost with them.
+    """
 
     state: State
     cut_index: int = 0
     cut_term: int = 0
     set_aside: list[str] = field(default_factory=list)
+    lost: bool = False
 
 
 def load_state(
@@ -68,6 +73,7 @@ def load_state(
     except StoreDamaged as damage:
         log.error("Cannot use %s; this node starts empty and is filled by the leader", damage)
         loaded.set_aside = _set_all_aside(directory, damage.path)
+        loaded.lost = True
         return loaded
     loaded.cut_index, loaded.cut_term = cut
     loaded.state.applied_index, loaded.state.applied_term = cut

@@ -96,6 +96,7 @@ _SYSTEM_TROUBLE = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_CANTOPEN,
 }
+_CORRUPTION = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _PRIMARY_CODE = 0xFF  # the rest of a code is the detail
 
 
@@ -137,6 +138,17 @@ def ensure_tables(connection: sqlite3.Connection, path: Path, kind: int, tables:
     if version > FORMAT:
         raise FormatTooNew(path, f"has format {version}; this version knows {FORMAT}")
     return False
+
+
+def is_corruption(error: Exception) -> bool:
+    """Whether an exception of a running node proves that the file itself is damaged.
+
+    Stricter than `fault_of`: here the file is in use, and doubt speaks for trying again.
+    """
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, StoreDamaged) or (
+        code is not None and code & _PRIMARY_CODE in _CORRUPTION
+    )
 
 
 def fault_of(path: Path, error: Exception) -> FilesUnreadable | StoreDamaged:

@@ -152,7 +152,7 @@ class Worker:
         """
         task, self._task = self._task, None
         if task is None:
-            return not self._settings.enabled
+            return False
         self._stopping = True
         self._wake.set()
         try:

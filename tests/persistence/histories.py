@@ -1,0 +1,81 @@
+"""Replicated histories to persist: a state that is driven as Raft would drive it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from node.core import commands
+from node.core.frames import ABSENT, encode_frame
+from node.core.state import State
+
+CREATED_US = 1_700_000_000_000_000
+
+
+class History:
+    """A state, and short ways to let things happen to it. Each call is one entry of the log."""
+
+    def __init__(self, state: State | None = None, term: int = 1) -> None:
+        self.state = State() if state is None else state
+        self.term = term
+        self._ids = random.Random(self.state.applied_index + 1)
+
+    @property
+    def index(self) -> int:
+        return self.state.applied_index
+
+    def apply(self, *encoded: bytes) -> None:
+        self.state.apply(self.index + 1, self.term, encoded)
+
+    def create(self, store: str) -> None:
+        self.apply(commands.create_store(store, CREATED_US + self.index))
+
+    def delete(self, store: str) -> None:
+        self.apply(commands.delete_store(store))
+
+    def checkpoint(self, store: str, name: str, position: int) -> None:
+        self.apply(commands.put_checkpoint(store, name, position))
+
+    def barrier(self) -> None:
+        self.apply(commands.barrier())
+
+    def append(self, store: str, stream: str = "a", count: int = 1, size: int = 20) -> None:
+        frames = [self.frame(size) for _ in range(count)]
+        created_us = CREATED_US + self.index
+        self.apply(commands.append(store, created_us, stream, commands.ANY, frames))
+
+    def frame(self, size: int) -> bytes:
+        kind = f"type-{self._ids.randrange(5)}"
+        data = self._ids.randbytes(size)
+        json = "application/json"
+        return encode_frame(self._ids.randbytes(16), kind, data, ABSENT, json, json)
+
+    def wander(self, steps: int, choices: random.Random) -> None:
+        """Random things, among three stores."""
+        for _ in range(steps):
+            store = choices.choice(["alpha", "beta", "gamma"])
+            if store not in self.state.stores:
+                self.create(store)
+            elif choices.random() < 0.05:
+                self.delete(store)
+            elif choices.random() < 0.2:
+                self.checkpoint(store, choices.choice("xyz"), choices.randrange(1000))
+            else:
+                stream = f"stream-{choices.randrange(6)}"
+                self.append(store, stream, choices.randrange(1, 40), choices.randrange(60))
+
+
+def contents(state: State) -> dict[str, Any]:
+    """Everything that has to come back from the disk, in a form that can be compared."""
+    return {
+        name: (
+            store.uid,
+            store.created_us,
+            list(store.rows(0, store.position)),
+            [stream.name for stream in store.stream_list],
+            list(store.type_names),
+            dict(store.checkpoints),
+            dict(store.checkpoint_index),
+        )
+        for name, store in state.stores.items()
+    }

@@ -1,0 +1,182 @@
+"""What a restart finds after the process died at the worst moment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from node.errors import PersistenceFailed
+from node.persistence.breaker import Breaker
+from node.persistence.database import Database
+from node.persistence.directory import DataDirectory
+from node.persistence.ledger import Ledger
+from node.persistence.loader import load_state
+from tests.persistence.failing_disk import Crash, FailingDisk
+from tests.persistence.histories import History, contents
+from tests.persistence.workers import flush, reloaded, until, working
+
+
+async def crashed_between_stores_and_cut(
+    directory: DataDirectory, disk: FailingDisk, history: History, target: Path
+) -> DataDirectory:
+    """Run a cycle whose store files are written and whose cut is not; the files as they were."""
+    disk.fail("node.db", "REPLACE INTO cut")
+    async with working(history, directory, connect=disk.connect) as worker:
+        worker.request("alpha")
+        await until(lambda: disk.refused > 0)
+        shutil.copytree(directory.path, target)
+    disk.repair()
+    return DataDirectory(target)
+
+
+async def test_a_crash_before_the_cut_moves_rolls_every_store_back_to_it(
+    directory: DataDirectory, disk: FailingDisk, tmp_path: Path
+) -> None:
+    history = History()
+    for name in ("alpha", "beta"):
+        history.create(name)
+        history.append(name, "one", count=10)
+        history.checkpoint(name, "reader", 3)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+    at_the_cut, index = contents(history.state), history.index
+    history.append("alpha", "new stream", count=7)
+    history.append("beta", "one", count=2)
+    history.checkpoint("alpha", "reader", 9)
+    history.checkpoint("alpha", "new reader", 1)
+    history.delete("beta")
+    history.create("gamma")
+
+    with await crashed_between_stores_and_cut(directory, disk, history, tmp_path / "c") as found:
+        loaded = load_state(found)
+        assert contents(loaded.state) == at_the_cut
+        assert loaded.cut_index == index
+        assert [Path(path).name.split(".")[0] for path in loaded.set_aside] == ["gamma"]
+        assert not loaded.lost
+
+
+async def test_after_a_rollback_the_same_history_is_written_once_more(
+    directory: DataDirectory, disk: FailingDisk, tmp_path: Path
+) -> None:
+    history = History()
+    history.create("alpha")
+    history.append("alpha", count=10)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+    history.append("alpha", "b", count=300)
+
+    with await crashed_between_stores_and_cut(directory, disk, history, tmp_path / "c") as found:
+        again = History(load_state(found).state)
+        again.append("alpha", "c", count=20)
+        async with working(again, found) as worker:
+            await flush(worker, again)
+        assert reloaded(found) == contents(again.state)
+
+
+async def test_a_cycle_that_failed_at_the_cut_is_completed_by_the_next(
+    directory: DataDirectory, disk: FailingDisk
+) -> None:
+    history = History()
+    history.create("alpha")
+    history.append("alpha", count=10)
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        for after in (False, True):  # the second is in doubt: it may be on the disk or not
+            disk.fail("node.db", "COMMIT", after=after)
+            history.append("alpha", count=5)
+            with pytest.raises(PersistenceFailed, match=r"node\.db"):
+                await flush(worker, history)
+            disk.repair()
+        history.barrier()
+        await flush(worker, history)
+        assert worker.persisted_index == history.index
+    assert reloaded(directory) == contents(history.state)
+
+
+@pytest.mark.parametrize("statement", ["INSERT INTO streams", "INSERT INTO events", "COMMIT"])
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_process_that_dies_inside_a_store_comes_back_at_the_cut(
+    directory: DataDirectory, disk: FailingDisk, tmp_path: Path, statement: str, after: bool
+) -> None:
+    history = History()
+    history.create("alpha")
+    history.append("alpha", count=10)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+    at_the_cut = contents(history.state)
+    history.append("alpha", "b", count=300)
+    disk.fail("alpha", statement, after=after, error=Crash())
+    database = Database(directory, disk.connect)
+    _die_inside_a_cycle(database, history)
+    shutil.copytree(directory.path, tmp_path / "found")
+    disk.repair()
+    database.close()
+    with DataDirectory(tmp_path / "found") as found:
+        assert reloaded(found) == at_the_cut
+
+
+def _die_inside_a_cycle(database: Database, history: History) -> None:
+    ledger = Ledger(history.state, lambda: Breaker(5, 1), lambda: 0.0)
+    ledger.open(*database.open())
+    with pytest.raises(Crash):
+        database.run(ledger.take(forced=False))
+
+
+WRITE_FOR_EVER = """
+import asyncio, sys
+from node.persistence.directory import DataDirectory
+from node.persistence.ledger import Ledger
+from node.persistence.loader import load_state
+from tests.persistence.histories import History
+from tests.persistence.workers import settings, working
+
+async def main():
+    directory = DataDirectory(sys.argv[1])
+    history = History(load_state(directory).state)
+    if "alpha" not in history.state.stores:
+        history.create("alpha")
+        history.create("beta")
+    async with working(history, directory, settings=settings(interval_ms=1)) as worker:
+        print("acknowledged", worker.persisted_index, flush=True)
+        while True:
+            for at in range(20):
+                history.append("alpha", f"s{at}", count=20)
+                history.append("beta", f"s{at}", count=20)
+                await asyncio.sleep(0)
+            report = await worker.force(None, history.index, 10_000)
+            print("acknowledged", report.persisted_index, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_kill_9_in_the_middle_of_cycles_loses_nothing_that_a_force_acknowledged(
+    tmp_path: Path,
+) -> None:
+    for kills in range(1, 4):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITE_FOR_EVER, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as writer:
+            assert writer.stdout is not None
+            for _ in range(3 * kills):
+                acknowledged = int(writer.stdout.readline().split()[1])
+            os.kill(writer.pid, signal.SIGKILL)
+            for line in writer.stdout:
+                acknowledged = int(line.split()[1])
+            writer.wait(10)
+        with DataDirectory(tmp_path) as directory:
+            loaded = load_state(directory)
+            assert loaded.cut_index >= acknowledged
+            assert not loaded.lost
+            loaded.state.check()
+            events = {name: store.position for name, store in loaded.state.stores.items()}
+            appends = loaded.cut_index - 2
+            assert events == {"alpha": (appends + 1) // 2 * 20, "beta": appends // 2 * 20}

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from node.persistence.directory import DataDirectory
+from node.persistence.faults import DirectoryInUse, FilesUnreadable
+
+HOLD = """
+import sys, time
+from node.persistence.directory import DataDirectory
+held = DataDirectory(sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(DirectoryInUse, match=f"in use by another process .id {holder.pid}"):
+            DataDirectory(tmp_path)
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait(10)
+    DataDirectory(tmp_path).close()
+
+
+def test_the_lock_is_given_back_when_it_is_closed(tmp_path: Path) -> None:
+    DataDirectory(tmp_path).close()
+    with DataDirectory(tmp_path), pytest.raises(DirectoryInUse):
+        DataDirectory(tmp_path)
+
+
+def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("not a directory")
+    with pytest.raises(FilesUnreadable, match="data"):
+        DataDirectory(tmp_path / "data")
+
+
+def test_setting_aside_keeps_the_companions_and_never_overwrites(tmp_path: Path) -> None:
+    with DataDirectory(tmp_path, now_s=lambda: 0.0) as directory:
+        targets = []
+        for content in ("first", "second"):
+            path = directory.store_path("s", 7)
+            path.write_text(content)
+            path.with_name(path.name + "-wal").write_text(content + " log")
+            targets.append(directory.set_aside(path, "damaged"))
+        assert [target.name for target in targets] == [
+            "s.7.db.damaged-19700101T000000Z",
+            "s.7.db.damaged-19700101T000000Z-2",
+        ]
+        assert [target.read_text() for target in targets] == ["first", "second"]
+        logs = [target.with_name(target.name + "-wal").read_text() for target in targets]
+        assert logs == ["first log", "second log"]
+        assert list(directory.store_files()) == []

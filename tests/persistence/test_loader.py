@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import logging
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from node.persistence import loader
+from node.persistence.database import Database
+from node.persistence.directory import DataDirectory
+from node.persistence.faults import FilesUnreadable, FormatTooNew
+from node.persistence.loader import load_state
+from tests.persistence.histories import History, contents
+from tests.persistence.workers import flush, reloaded, working
+
+
+async def persisted(directory: DataDirectory, stores: int = 2) -> History:
+    """A small history, stopped cleanly."""
+    history = History()
+    for name in ("alpha", "beta")[:stores]:
+        history.create(name)
+        history.append(name, "one", count=300)
+        history.append(name, "two", count=5)
+        history.checkpoint(name, "reader", 4)
+    async with working(history, directory, final_cycle=True):
+        pass
+    return history
+
+
+def path_of(directory: DataDirectory, history: History, name: str) -> Path:
+    return directory.store_path(name, history.state.stores[name].uid)
+
+
+def content_of(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def flip(path: Path, find: bytes) -> None:
+    """Flip one bit in the middle of the first occurrence of `find`."""
+    content = bytearray(path.read_bytes())
+    content[content.index(find) + len(find) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def test_an_empty_directory_is_an_empty_state(directory: DataDirectory) -> None:
+    loaded = load_state(directory)
+    assert (loaded.state.stores, loaded.cut_index, loaded.set_aside) == ({}, 0, [])
+
+
+async def test_what_was_persisted_comes_back_exactly(directory: DataDirectory) -> None:
+    history = await persisted(directory)
+    loaded = load_state(directory)
+    loaded.state.check()
+    assert contents(loaded.state) == contents(history.state)
+    assert (loaded.cut_index, loaded.cut_term) == (history.index, history.term)
+    assert loaded.state.applied_index == history.index
+    assert not loaded.lost
+
+
+@pytest.mark.parametrize("seed", random.sample(range(10**6), 2))
+async def test_random_histories_come_back_at_every_cut_and_go_on_from_there(
+    directory: DataDirectory, seed: int
+) -> None:
+    print("seed", seed)
+    choices = random.Random(seed)
+    history = History()
+    for _ in range(3):
+        async with working(history, directory, final_cycle=choices.random() < 0.5) as worker:
+            for _ in range(3):
+                history.wander(choices.randrange(30), choices)
+                await flush(worker, history)
+                history.term += choices.randrange(2)
+            expected = contents(history.state)
+        assert reloaded(directory) == expected
+        history = History(load_state(directory).state, history.term)
+
+
+async def test_events_of_every_size_come_back(directory: DataDirectory) -> None:
+    history = History()
+    history.create("alpha")
+    for size in (0, 1, 4096, 70_000, 1024 * 1024):
+        history.append("alpha", "a", count=9, size=size)
+    history.append("alpha", "a", count=260, size=5000)
+    async with working(history, directory, final_cycle=True):
+        pass
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_clean_stop_leaves_plain_database_files(directory: DataDirectory) -> None:
+    history = await persisted(directory)
+    names = sorted(path.name for path in directory.stores_path.iterdir())
+    assert names == sorted(path_of(directory, history, name).name for name in ("alpha", "beta"))
+    assert sorted(path.name for path in directory.path.iterdir()) == ["lock", "node.db", "stores"]
+
+
+async def test_an_operator_can_read_the_file_with_any_sqlite(directory: DataDirectory) -> None:
+    history = await persisted(directory)
+    with closing(sqlite3.connect(path_of(directory, history, "alpha"))) as connection:
+        row = connection.execute(
+            "SELECT position, stream, number, created, length(event_id), frame"
+            " FROM readable_events WHERE position = 301"
+        ).fetchone()
+        facts = dict(connection.execute("SELECT key, value FROM meta"))
+    frame = history.state.stores["alpha"].frame(301)
+    assert row == (301, "two", 0, "2023-11-14T22:13:20.000002Z", 32, frame)
+    assert facts["store"] == "alpha"
+
+
+@pytest.mark.parametrize(
+    "what", ["frame", "stream name", "header", "truncated", "empty", "missing"]
+)
+async def test_one_damaged_store_sets_everything_aside_and_deletes_nothing(
+    directory: DataDirectory, what: str
+) -> None:
+    history = await persisted(directory)
+    damaged = path_of(directory, history, "beta")
+    if what == "frame":
+        flip(damaged, history.state.stores["beta"].frame(150)[4:])
+    elif what == "stream name":
+        flip(damaged, b"one")
+    elif what == "header":
+        damaged.write_bytes(b"\0" * 100 + damaged.read_bytes()[100:])
+    elif what == "missing":
+        damaged.unlink()
+    else:
+        size = 0 if what == "empty" else damaged.stat().st_size - 5000
+        damaged.write_bytes(damaged.read_bytes()[:size])
+    healthy = path_of(directory, history, "alpha").read_bytes()
+
+    loaded = load_state(directory)
+
+    assert (loaded.state.stores, loaded.cut_index, loaded.lost) == ({}, 0, True)
+    kinds = sorted(Path(path).name.split(".db.")[1].split("-")[0] for path in loaded.set_aside)
+    assert kinds == ["damaged"] * (what != "missing") + ["unused", "unused"]
+    kept = next(path for path in loaded.set_aside if "alpha" in path)
+    assert content_of(kept) == healthy
+    assert not load_state(directory).lost
+
+
+async def test_any_flipped_bit_of_a_store_is_found_or_harmless(directory: DataDirectory) -> None:
+    history = await persisted(directory, stores=1)
+    expected = contents(history.state)
+    path = path_of(directory, history, "alpha")
+    saved = {file: file.read_bytes() for file in (path, directory.node_path)}
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    choices = random.Random(seed)
+    for _ in range(100):
+        target = choices.choice(list(saved))
+        content = bytearray(saved[target])
+        content[choices.randrange(len(content))] ^= 1 << choices.randrange(8)
+        target.write_bytes(content)
+        try:
+            loaded = load_state(directory)
+            assert loaded.lost or contents(loaded.state) == expected
+        except FormatTooNew:
+            pass
+        for file in (*directory.stores_path.iterdir(), *directory.path.glob("node.db*")):
+            file.unlink()
+        for file, whole in saved.items():
+            file.write_bytes(whole)
+
+
+async def test_a_damaged_node_database_sets_everything_aside(directory: DataDirectory) -> None:
+    await persisted(directory)
+    directory.node_path.write_bytes(b"this is not a database" * 300)
+    loaded = load_state(directory)
+    assert loaded.lost
+    assert "node.db.damaged" in loaded.set_aside[0]
+    assert len(loaded.set_aside) == 3
+
+
+async def test_a_store_file_older_than_the_cut_is_noticed(directory: DataDirectory) -> None:
+    history = await persisted(directory, stores=1)
+    path = path_of(directory, history, "alpha")
+    older = path.read_bytes()
+    history.append("alpha", count=3)
+    async with working(history, directory, final_cycle=True):
+        pass
+    path.write_bytes(older)
+    assert load_state(directory).lost
+
+
+async def test_a_file_that_never_became_part_of_the_cut_is_set_aside(
+    directory: DataDirectory,
+) -> None:
+    history = await persisted(directory)
+    stray = directory.store_path("gamma", 5)
+    stray.write_bytes(path_of(directory, history, "alpha").read_bytes())
+    loaded = load_state(directory)
+    assert contents(loaded.state) == contents(history.state)
+    assert not loaded.lost
+    assert [Path(path).name.startswith("gamma.5.db.unused-") for path in loaded.set_aside] == [True]
+
+
+@pytest.mark.parametrize("which", ["node", "store"])
+async def test_a_newer_format_stops_the_start_and_moves_nothing(
+    directory: DataDirectory, which: str
+) -> None:
+    history = await persisted(directory)
+    path = directory.node_path if which == "node" else path_of(directory, history, "beta")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    before = sorted(directory.path.rglob("*"))
+    with pytest.raises(FormatTooNew, match="format 2; this version knows 1"):
+        load_state(directory)
+    assert sorted(directory.path.rglob("*")) == before
+
+
+async def test_a_file_that_cannot_be_opened_stops_the_start_and_moves_nothing(
+    directory: DataDirectory,
+) -> None:
+    history = await persisted(directory)
+    path = path_of(directory, history, "beta")
+    path.rename(path.with_suffix(".elsewhere"))
+    path.mkdir()  # what root can neither read nor write as a file
+    with pytest.raises(FilesUnreadable, match=r"beta\..*\.db"):
+        load_state(directory)
+    assert directory.node_path.exists()
+    assert path_of(directory, history, "alpha").exists()
+
+
+async def test_a_database_of_another_program_is_damage(directory: DataDirectory) -> None:
+    history = await persisted(directory, stores=1)
+    path = path_of(directory, history, "alpha")
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+    assert load_state(directory).lost
+
+
+async def test_a_long_load_reports_its_progress(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    history = await persisted(directory, stores=1)
+    monkeypatch.setattr(loader, "PROGRESS_EVERY_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        load_state(directory)
+    assert "Loading store alpha: 305 of 305 events" in caplog.text
+    assert f"up to raft index {history.index} in" in caplog.text
+
+
+async def test_the_database_itself_can_be_opened_where_the_loader_went(
+    directory: DataDirectory,
+) -> None:
+    history = await persisted(directory)
+    database = Database(directory)
+    cut, entries = database.open()
+    database.close()
+    assert cut.raft_index == history.index
+    assert {entry.name: entry.position for entry in entries} == {"alpha": 305, "beta": 305}

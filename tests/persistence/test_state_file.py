@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from node.persistence.directory import DataDirectory
+from node.persistence.faults import FormatTooNew, StateFileDamaged
+from node.persistence.state_file import NodeIdentity, StateFile, kernel_boot_id
+
+IDENTITY = NodeIdentity("cluster", "n1", 3, 7, "n2", "boot", False, "lineage")
+NEWER = dataclasses.replace(IDENTITY, term=8, vote=None, clean=True)
+
+
+def test_what_was_saved_last_comes_back(directory: DataDirectory) -> None:
+    file = StateFile(directory)
+    assert file.load() is None
+    file.save(IDENTITY)
+    file.save(NEWER)
+    assert StateFile(directory).load() == NEWER
+
+
+def test_a_new_process_goes_on_counting(directory: DataDirectory) -> None:
+    for identity in (IDENTITY, NEWER, IDENTITY):
+        StateFile(directory).save(identity)
+    assert StateFile(directory).load() == IDENTITY
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_each_copy_alone_holds_the_last_promise(directory: DataDirectory, damaged: int) -> None:
+    file = StateFile(directory)
+    file.save(IDENTITY)
+    file.save(NEWER)
+    path = directory.state_paths[damaged]
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 3):
+        path.write_bytes(whole[:at])
+        assert StateFile(directory).load() == NEWER, f"torn at byte {at}"
+        flipped = bytes([whole[at] ^ 1])
+        path.write_bytes(whole[:at] + flipped + whole[at + 1 :])
+        assert StateFile(directory).load() == NEWER, f"bit flipped at byte {at}"
+    path.unlink()
+    assert StateFile(directory).load() == NEWER
+
+
+def test_after_a_crash_between_the_copies_the_newer_one_counts(directory: DataDirectory) -> None:
+    file = StateFile(directory)
+    file.save(IDENTITY)
+    before = directory.state_paths[1].read_bytes()
+    file.save(NEWER)
+    directory.state_paths[1].write_bytes(before)
+    assert StateFile(directory).load() == NEWER
+
+
+def test_two_damaged_copies_are_an_error_that_names_them(directory: DataDirectory) -> None:
+    StateFile(directory).save(IDENTITY)
+    for path in directory.state_paths:
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(StateFileDamaged) as caught:
+        StateFile(directory).load()
+    for path in directory.state_paths:
+        assert str(path) in str(caught.value)
+    with pytest.raises(StateFileDamaged):
+        StateFile(directory).save(NEWER)
+
+
+def test_the_format_of_a_newer_version_is_refused(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.persistence.state_file.FORMAT", 2)
+    StateFile(directory).save(IDENTITY)
+    monkeypatch.undo()
+    with pytest.raises(FormatTooNew, match="format 2"):
+        StateFile(directory).load()
+
+
+def test_a_copy_can_be_read_by_a_person(directory: DataDirectory) -> None:
+    StateFile(directory).save(IDENTITY)
+    line = directory.state_paths[0].read_text().splitlines()[0]
+    assert json.loads(line)["term"] == 7
+
+
+def test_a_save_that_fails_leaves_what_was_there(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = StateFile(directory)
+    file.save(IDENTITY)
+
+    def refuse(_: Path, __: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("node.persistence.state_file.replace_durably", refuse)
+    with pytest.raises(OSError, match="No space"):
+        file.save(NEWER)
+    assert StateFile(directory).load() == IDENTITY
+
+
+def test_the_boot_id_is_the_same_while_the_machine_is_up() -> None:
+    assert kernel_boot_id() == kernel_boot_id()

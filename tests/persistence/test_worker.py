@@ -1,0 +1,461 @@
+"""The worker by what it does to the files, and by what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from node.errors import (
+    PersistenceDisabled,
+    PersistenceFailed,
+    PersistenceTimeout,
+    ReadBarrierTimeout,
+)
+from node.persistence.directory import DataDirectory
+from node.persistence.loader import load_state
+from node.persistence.worker import Worker
+from tests.persistence.failing_disk import FailingDisk
+from tests.persistence.histories import History, contents
+from tests.persistence.workers import (
+    BOUND_MS,
+    flush,
+    reloaded,
+    settings,
+    store_status,
+    until,
+    working,
+)
+
+
+@pytest.fixture
+def history() -> History:
+    made = History()
+    for name in ("alpha", "beta", "my_store"):
+        made.create(name)
+        made.append(name, count=10)
+    return made
+
+
+async def test_the_log_lines_are_those_that_users_look_for(
+    history: History, directory: DataDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="node.persistence"):
+        async with working(history, directory) as worker:
+            await flush(worker, history)
+    said = {(record.levelname, record.getMessage()) for record in caplog.records}
+    assert ("INFO", "PersistenceWorker[my_store] is UP") in said
+    assert ("DEBUG", "PersistenceWorker[my_store] persisting 3 stores") in said
+    assert ("DEBUG", "Successfully persisted store my_store") in said
+
+
+async def test_the_interval_alone_persists_what_is_new(
+    history: History, directory: DataDirectory
+) -> None:
+    async with working(history, directory, settings=settings(interval_ms=10)) as worker:
+        history.append("alpha", count=3)
+        await until(lambda: worker.persisted_index == history.index)
+        history.barrier()
+        await until(lambda: worker.persisted_index == history.index)
+        assert worker.backlog_bytes == 0
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_new_interval_counts_at_once(history: History, directory: DataDirectory) -> None:
+    async with working(history, directory) as worker:
+        assert worker.persisted_index == 0
+        worker.set_interval(5)
+        await until(lambda: worker.persisted_index == history.index)
+        assert worker.status()["interval_ms"] == 5
+        with pytest.raises(ValueError, match="0 ms"):
+            worker.set_interval(0)
+
+
+async def test_requests_for_one_store_are_one_cycle(
+    history: History, directory: DataDirectory
+) -> None:
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        history.append("alpha", count=3)
+        for _ in range(50):
+            worker.request("alpha")
+        await until(lambda: worker.persisted_index == history.index)
+        totals = store_status(worker, "alpha")["totals"]
+        assert (totals["cycles"], totals["requests"], totals["events"]) == (2, 50, 13)
+
+
+async def test_a_store_without_news_is_not_written_again(
+    history: History, directory: DataDirectory
+) -> None:
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        history.append("beta")
+        worker.request("alpha")
+        await until(lambda: worker.persisted_index == history.index)
+        assert store_status(worker, "alpha")["totals"]["cycles"] == 1
+        assert store_status(worker, "alpha")["persisted_index"] == history.index
+
+
+async def test_status_tells_what_is_pending_and_what_is_not(
+    history: History, directory: DataDirectory
+) -> None:
+    now = 100.0
+    worker = Worker(history.state, directory, settings(), clock=lambda: now)
+    history.state.on_change = worker.changed
+    await worker.start()
+    await flush(worker, history)
+    index = history.index
+    history.append("alpha", count=4)
+    now += 2.5
+    history.append("alpha", count=4)
+    status, alpha = worker.status(), store_status(worker, "alpha")
+    frames = history.state.stores["alpha"].rows(10, 18)
+    pending_bytes = sum(len(row[5]) for row in frames)
+    assert alpha["pending_events"] == 8
+    assert alpha["pending_bytes"] == pending_bytes == status["backlog_bytes"]
+    assert alpha["oldest_unpersisted_ms"] == 2500
+    assert (alpha["persisted_index"], alpha["persisted_position"]) == (index, 10)
+    assert alpha["applied_index"] == history.index
+    assert store_status(worker, "beta")["oldest_unpersisted_ms"] == 0
+    assert (status["enabled"], status["breaker"]) == (True, "closed")
+    assert await worker.stop()
+    assert worker.persisted_index == history.index
+
+
+# --- force -----------------------------------------------------------------------------------
+
+
+async def test_a_force_reports_what_reached_the_disk(
+    history: History, directory: DataDirectory
+) -> None:
+    async with working(history, directory) as worker:
+        report = await worker.force(["alpha"], history.index, BOUND_MS)
+        assert report.persisted_index == report.node_index == history.index
+        assert report.persisted_position == 10
+        assert report.bytes == history.state.stores["alpha"].frame_bytes
+        again = await worker.force(None, history.index, BOUND_MS)
+        assert (again.persisted_position, again.bytes) == (30, 0)
+
+
+async def test_forces_that_come_together_share_cycles(
+    history: History, directory: DataDirectory
+) -> None:
+    async with working(history, directory) as worker:
+        forces = []
+        for _ in range(40):
+            history.append("alpha")
+            forces.append(asyncio.ensure_future(worker.force(None, history.index, BOUND_MS)))
+            await asyncio.sleep(0)
+        reports = await asyncio.gather(*forces)
+        assert [report.persisted_index >= 7 + at for at, report in enumerate(reports)] == [
+            True
+        ] * 40
+        assert store_status(worker, "alpha")["totals"]["cycles"] <= 10
+
+
+async def test_a_force_waits_until_its_index_is_applied(
+    history: History, directory: DataDirectory
+) -> None:
+    applied = asyncio.Event()
+
+    async def wait_applied(_: int, __: int) -> None:
+        await applied.wait()
+
+    async with working(history, directory, wait_applied=wait_applied) as worker:
+        force = asyncio.ensure_future(worker.force(None, history.index + 1, BOUND_MS))
+        await asyncio.sleep(0)
+        history.append("alpha")
+        applied.set()
+        assert (await force).persisted_index == history.index
+
+
+async def test_a_force_for_an_index_that_never_comes_times_out(
+    history: History, directory: DataDirectory
+) -> None:
+    async def refuse(_: int, __: int) -> None:
+        raise ReadBarrierTimeout("not applied")
+
+    async def for_ever(_: int, __: int) -> None:
+        await asyncio.Event().wait()
+
+    for wait_applied in (None, refuse, for_ever):
+        async with working(history, directory, wait_applied=wait_applied) as worker:
+            with pytest.raises(PersistenceTimeout, match="within 20 ms"):
+                await worker.force(None, history.index + 1, 20)
+
+
+async def test_a_force_behind_a_failing_file_fails_and_names_it(
+    history: History, directory: DataDirectory, disk: FailingDisk
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        disk.fail("beta")
+        with pytest.raises(PersistenceFailed, match="disk I/O error") as caught:
+            await worker.force(None, history.index, BOUND_MS)
+        assert caught.value.fields == {"stores": ["beta"]}
+        disk.repair()
+        disk.fail("node.db")
+        with pytest.raises(PersistenceFailed, match=r"node\.db"):
+            await worker.force(["alpha"], history.index, BOUND_MS)
+        disk.repair()
+        assert (await worker.force(None, history.index, BOUND_MS)).node_index == history.index
+
+
+# --- failures --------------------------------------------------------------------------------
+
+
+async def test_one_failing_store_does_not_stop_the_others(
+    history: History, directory: DataDirectory, disk: FailingDisk
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        cut = history.index
+        disk.fail("beta", "COMMIT")
+        history.append("alpha")
+        history.append("beta")
+        report = await worker.force(["alpha"], history.index, BOUND_MS)
+        assert (report.persisted_index, report.node_index) == (history.index, cut)
+        assert store_status(worker, "alpha")["persisted_position"] == 11
+        beta = store_status(worker, "beta")
+        assert (beta["persisted_index"], beta["persisted_position"]) == (cut, 10)
+        assert (beta["pending_events"], beta["totals"]["failures"]) == (1, 1)
+        assert "disk I/O error" in beta["last_error"]
+        assert worker.persisted_index == cut
+        disk.repair()
+        await flush(worker, history)
+        assert store_status(worker, "beta")["last_error"] is None
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_after_a_failed_fsync_the_file_is_opened_again_and_written_anew(
+    history: History, directory: DataDirectory, disk: FailingDisk
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        name = directory.store_path("beta", history.state.stores["beta"].uid).name
+        disk.fail("beta", "COMMIT", after=True)  # the file has it, the disk perhaps not
+        history.append("beta", "b", count=200)
+        with pytest.raises(PersistenceFailed):
+            await flush(worker, history)
+        disk.repair()
+        await flush(worker, history)
+        assert disk.opened.count(name) == 2
+        assert store_status(worker, "beta")["totals"]["events"] == 210
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_failures_are_logged_once_in_a_while_with_store_and_path(
+    history: History,
+    directory: DataDirectory,
+    disk: FailingDisk,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disk.fail("beta")
+    options = settings(interval_ms=1, breaker_failures=1000)
+    async with working(history, directory, settings=options, connect=disk.connect) as worker:
+        await until(lambda: store_status(worker, "beta")["totals"]["failures"] > 5)
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert "cannot persist store beta" in errors[0]
+    assert str(directory.stores_path / "beta.") in errors[0]
+
+
+async def test_the_breaker_opens_pauses_and_closes_again(
+    history: History, directory: DataDirectory, disk: FailingDisk
+) -> None:
+    now = 0.0
+    options = settings(interval_ms=1, breaker_failures=3, breaker_pause_ms=10_000)
+    worker = Worker(history.state, directory, options, clock=lambda: now, connect=disk.connect)
+    history.state.on_change = worker.changed
+    disk.fail("beta")
+    await worker.start()
+    await until(lambda: worker.status()["breaker"] == "open")
+    refused = disk.refused
+    history.append("alpha")
+    await until(lambda: store_status(worker, "alpha")["persisted_position"] == 11)
+    assert disk.refused == refused == 3
+    now = 10.0
+    await until(lambda: store_status(worker, "beta")["totals"]["failures"] == 4)  # half open
+    assert worker.status()["breaker"] == "open"
+    disk.repair()
+    now = 15.0
+    await flush(worker, history)  # a force does not wait for the pause
+    assert worker.status()["breaker"] == "closed"
+    assert await worker.stop()
+
+
+async def test_a_store_file_that_vanishes_or_is_damaged_is_written_anew_from_memory(
+    history: History, directory: DataDirectory
+) -> None:
+    history.checkpoint("beta", "reader", 1)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        directory.remove(directory.store_path("beta", history.state.stores["beta"].uid))
+        history.append("beta")
+        with pytest.raises(PersistenceFailed, match="was removed while the node ran"):
+            await flush(worker, history)
+        assert store_status(worker, "beta")["persisted_position"] == 0
+        await flush(worker, history)
+    assert reloaded(directory) == contents(history.state)
+
+
+# --- bounds, modes, life ---------------------------------------------------------------------
+
+
+async def test_past_the_bound_of_the_backlog_the_node_is_overloaded_until_it_is_written(
+    history: History, directory: DataDirectory, disk: FailingDisk
+) -> None:
+    options = settings(unpersisted_bytes_max=10_000)
+    async with working(history, directory, settings=options, connect=disk.connect) as worker:
+        assert not worker.overloaded
+        disk.fail("")
+        history.append("alpha", count=2, size=6000)
+        await until(lambda: worker.overloaded)
+        disk.repair()
+        await flush(worker, history)
+        assert not worker.overloaded
+
+
+async def test_without_persistence_everything_stays_in_memory(
+    history: History, directory: DataDirectory
+) -> None:
+    worker = Worker(history.state, directory, settings(enabled=False, unpersisted_bytes_max=1))
+    history.state.on_change = worker.changed
+    await worker.start()
+    history.append("alpha")
+    with pytest.raises(PersistenceDisabled):
+        await worker.force(None, history.index, BOUND_MS)
+    with pytest.raises(PersistenceDisabled):
+        worker.request("alpha")
+    status = worker.status()
+    assert (status["enabled"], status["persisted_index"], status["backlog_bytes"]) == (False, 0, 0)
+    assert store_status(worker, "alpha")["pending_events"] == 0
+    assert not worker.overloaded
+    assert not await worker.stop()
+    assert not directory.node_path.exists()
+
+
+async def test_a_stop_without_final_cycle_leaves_the_rest_for_replay(
+    history: History, directory: DataDirectory
+) -> None:
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        before = contents(history.state)
+        history.append("alpha")
+        assert not await worker.stop(final_cycle=False)
+    assert reloaded(directory) == before
+
+
+async def test_a_stop_says_whether_everything_is_on_disk(
+    history: History, directory: DataDirectory, disk: FailingDisk
+) -> None:
+    worker = Worker(history.state, directory, settings(), connect=disk.connect)
+    await worker.start()
+    disk.fail("beta")
+    assert not await worker.stop()
+    disk.repair()
+    worker = Worker(history.state, directory, settings(), connect=disk.connect)
+    await worker.start()
+    assert await worker.stop()
+    with pytest.raises(PersistenceFailed, match="does not run"):
+        await worker.force(None, history.index, BOUND_MS)
+
+
+async def test_a_restart_finds_what_memory_has_beyond_the_disk(
+    history: History, directory: DataDirectory
+) -> None:
+    async with working(history, directory, final_cycle=True):
+        pass
+    resumed = History(load_state(directory).state)
+    resumed.append("alpha", "replayed before the worker starts", count=5)
+    resumed.checkpoint("beta", "reader", 5)
+    resumed.delete("my_store")
+    async with working(resumed, directory, final_cycle=True):
+        pass
+    assert reloaded(directory) == contents(resumed.state)
+
+
+async def test_a_state_that_was_not_loaded_is_refused(
+    history: History, directory: DataDirectory
+) -> None:
+    async with working(history, directory, final_cycle=True):
+        pass
+    worker = Worker(History().state, directory, settings())
+    with pytest.raises(ValueError, match="load the state before"):
+        await worker.start()
+
+
+async def test_a_deleted_store_loses_its_file_only_with_the_cut_that_passes_it(
+    history: History, directory: DataDirectory, disk: FailingDisk
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        path = directory.store_path("beta", history.state.stores["beta"].uid)
+        history.delete("beta")
+        history.create("beta")
+        history.append("beta", count=2)
+        disk.fail("node.db")
+        with pytest.raises(PersistenceFailed):
+            await flush(worker, history)
+        assert path.exists()
+        disk.repair()
+        await flush(worker, history)
+        assert not path.exists()
+        history.delete("beta")
+        await flush(worker, history)
+        assert {path.name.split(".")[0] for path in directory.store_files()} == {
+            "alpha",
+            "my_store",
+        }
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_store_created_and_deleted_between_two_cycles_leaves_nothing(
+    history: History, directory: DataDirectory
+) -> None:
+    async with working(history, directory) as worker:
+        history.create("brief")
+        history.append("brief")
+        history.delete("brief")
+        await flush(worker, history)
+        assert worker.persisted_index == history.index
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_more_stores_than_open_files_are_persisted(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.persistence.database.OPEN_FILES_MAX", 2)
+    history = History()
+    async with working(history, directory) as worker:
+        for name in "abcde":
+            history.create(name)
+        for _ in range(2):
+            for name in "abcde":
+                history.append(name)
+            await flush(worker, history)
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_reader_that_holds_the_wal_never_holds_up_a_cycle(
+    history: History, directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.persistence.database.WAL_BYTES_MAX", 0)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        path = directory.store_path("alpha", history.state.stores["alpha"].uid)
+        wal = path.with_name(path.name + "-wal")
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            assert reader.execute("SELECT count(*) FROM events").fetchone() == (10,)
+            for _ in range(3):
+                history.append("alpha", count=100)
+                report = await worker.force(None, history.index, BOUND_MS)
+                assert report.duration_ms < 1000
+            assert wal.stat().st_size > 0
+        history.append("alpha")
+        await flush(worker, history)
+        await until(lambda: wal.stat().st_size == 0)
+    assert reloaded(directory) == contents(history.state)
