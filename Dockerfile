@@ -9,7 +9,8 @@ FROM docker.io/library/python:3.11-slim AS dependencies
 COPY scripts/requirements.txt /tmp/requirements.txt
 RUN python -m venv --without-pip /opt/venv \
     && python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile \
-        --disable-pip-version-check --require-hashes -r /tmp/requirements.txt
+        --disable-pip-version-check --require-hashes -r /tmp/requirements.txt \
+    && /opt/venv/bin/python -m compileall -q /opt/venv/lib
 
 FROM docker.io/library/python:3.11-slim
 RUN groupadd --gid 10001 esdb \
@@ -18,7 +19,7 @@ RUN groupadd --gid 10001 esdb \
 COPY --from=dependencies /opt/venv /opt/venv
 COPY node /app/node
 # Nothing writes below /app at run time, so the bytecode is made here, once.
-RUN /opt/venv/bin/python -m compileall -q /app /opt/venv/lib
+RUN /opt/venv/bin/python -m compileall -q /app
 WORKDIR /app
 USER esdb
 ENV PATH=/opt/venv/bin:$PATH \
@@ -26,6 +27,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 VOLUME /data
-HEALTHCHECK --interval=5s --timeout=3s --start-period=10s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8101/health/ready', timeout=2)"]
 ENTRYPOINT ["python", "-m", "node"]

@@ -32,6 +32,7 @@ from rich.table import Table
 
 from cluster import topology
 from cluster.access import Unreachable, request
+from cluster.bench.machine import stored_bytes
 from cluster.demo_flights import (
     FLIGHTS_IN_TABLE,
     SourceUnavailable,
@@ -91,8 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         course = asyncio.run(_run(options, console))
     except _FAILURES as error:
-        console.print(f"[bold red]failed:[/] {error}", highlight=False)
+        console.print(f"[bold red]failed:[/] {error}", highlight=False, soft_wrap=True)
         return 1
+    except KeyboardInterrupt:
+        return 130
     _summarize(course, console)
     return 0
 
@@ -150,7 +153,11 @@ def _unused(directory: Path) -> Path:
 
 
 def _prepare(options: argparse.Namespace, console: Console) -> tuple[list[list[Batch]], Course]:
-    console.print("fetching and reading the flights table", highlight=False)
+    console.print(
+        "fetching and reading the flights table, which takes about ten seconds",
+        highlight=False,
+        soft_wrap=True,
+    )
     archive = fetch_archive(options.data_dir)
     start = time.monotonic()
     events = read_events(archive, options.rows)
@@ -170,17 +177,19 @@ async def _through_the_cluster(
     course: Course,
     console: Console,
 ) -> None:
-    console.print(f"starting three nodes: {', '.join(nodes.urls)}", highlight=False)
+    console.print(f"starting three nodes: {', '.join(nodes.urls)}", highlight=False, soft_wrap=True)
     timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
     async with Supervisor(nodes, logs) as cluster, aiohttp.ClientSession(timeout=timeout) as http:
         await _ask(nodes, "PUT", f"/v1/stores/{STORE}")
         course.append_s = await _append(http, nodes, lanes, course, console)
-        console.print("flushing the cluster", highlight=False)
+        console.print("flushing the cluster", highlight=False, soft_wrap=True)
         flush = _ask(nodes, "POST", "/v1/persistence/force?scope=cluster")
         course.flush_s, _ = await _timed(flush)
-        course.disk_bytes = _disk_bytes(nodes)
+        course.disk_bytes = sum(stored_bytes(node.data_dir) for node in nodes.nodes)
         course.read_s = await _compare(http, nodes.urls[1], course.source, console)
-        console.print("killing all three nodes with -9, and starting them", highlight=False)
+        console.print(
+            "killing all three nodes with -9, and starting them", highlight=False, soft_wrap=True
+        )
         await cluster.kill()
         course.comeback_s, _ = await _timed(cluster.start(READY_LIMIT_S))
         course.reread_s = await _compare(http, nodes.urls[2], course.source, console)
@@ -212,7 +221,7 @@ async def _compare(
     http: aiohttp.ClientSession, url: str, source: HistoryDigest, console: Console
 ) -> float:
     """Read everything from one node; the seconds it took. Raises DemoFailed at any difference."""
-    console.print(f"reading everything back from {url}", highlight=False)
+    console.print(f"reading everything back from {url}", highlight=False, soft_wrap=True)
     seconds, found = await _timed(read_back(http, url, STORE, source.events))
     if found.hexdigest() != source.hexdigest():
         raise DemoFailed(
@@ -220,7 +229,7 @@ async def _compare(
             f" {found.hexdigest()}; the source has {source.events:,} in {source.streams:,},"
             f" digest {source.hexdigest()}"
         )
-    console.print(f"  the same as the source: {found.hexdigest()}", highlight=False)
+    console.print(f"  the same as the source: {found.hexdigest()}", highlight=False, soft_wrap=True)
     return seconds
 
 
@@ -234,11 +243,6 @@ async def _timed(work: Awaitable[T]) -> tuple[float, T]:
     start = time.monotonic()
     result = await work
     return time.monotonic() - start, result
-
-
-def _disk_bytes(nodes: Topology) -> int:
-    files = (file for node in nodes.nodes for file in node.data_dir.rglob("*"))
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _summarize(course: Course, console: Console) -> None:

@@ -10,10 +10,16 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cluster.access import Unreachable
 from cluster.bench import appending, flushing, machine, memory, wrk
 from cluster.bench.report import Report
+from cluster.demo_transfer import TransferFailed
+from cluster.supervisor import NodeFailed, PortBusy
 
 MEASUREMENTS = ("append", "flush-delay", "flush-cost", "memory", "comeback")
+
+WIDTH = 120
+"""Of tables that go to a file: they must not depend on where they were made."""
 
 EPILOG = """\
 append        one event a request at 1 and 64 connections, and batches of 100, beside etcd
@@ -30,7 +36,8 @@ cluster. Figures depend on the machine: keep it quiet, and compare only within o
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    report = Report(Console())
+    console = Console()
+    report = Report(console if console.is_terminal else Console(width=WIDTH))
     report.console.print(machine.describe(), highlight=False)
     chosen = MEASUREMENTS if options.what == "all" else (options.what,)
     try:
@@ -39,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except wrk.WrkMissing as missing:
         report.skipped(what, str(missing))
         return 2
+    except (NodeFailed, PortBusy, TransferFailed, Unreachable) as error:
+        report.failed(what, str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The machine and the versions behind a set of figures: without them a figure says nothing."""
+"""The machine and the versions behind a set of figures, and what the machine says of a process."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def tool_version(tool: str, option: str) -> str:
 def resident_bytes(pid: int) -> int:
     """Return what the process holds in memory now (VmRSS), in bytes."""
     return _kib_of(Path(f"/proc/{pid}/status").read_text(), "VmRSS") * 1024
+
+
+def stored_bytes(directory: Path) -> int:
+    """Return the bytes of all files below the directory."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
 def _processor() -> str:

@@ -14,9 +14,9 @@ import aiohttp
 from cluster import topology
 from cluster.access import request
 from cluster.bench import wrk
+from cluster.bench.machine import stored_bytes
 from cluster.bench.ports import free_ports
 from cluster.supervisor import NodeProcess, Supervisor
-from cluster.topology import Topology
 
 NODES = 3
 STORE = "bench"
@@ -86,13 +86,8 @@ class Cluster:
         return {name: float(value) for name, value in pairs}
 
     def disk_bytes(self) -> int:
-        return disk_bytes(self.supervisor.topology)
-
-
-def disk_bytes(nodes: Topology) -> int:
-    """Return the bytes of all files of all nodes."""
-    files = (file for node in nodes.nodes for file in node.data_dir.rglob("*"))
-    return sum(file.stat().st_size for file in files if file.is_file())
+        """Return the bytes of all nodes' files."""
+        return sum(stored_bytes(node.data_dir) for node in self.supervisor.topology.nodes)
 
 
 @asynccontextmanager

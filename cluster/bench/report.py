@@ -67,3 +67,6 @@ class Report:
 
     def skipped(self, what: str, reason: str) -> None:
         self.console.print(f"[yellow]{what} skipped:[/] {reason}", highlight=False)
+
+    def failed(self, what: str, reason: str) -> None:
+        self.console.print(f"[red]{what} failed:[/] {reason}", highlight=False)
