@@ -40,7 +40,7 @@ class ApiLimits:
     idle_s: float = 75.0  # between requests, and from the first byte of a head to its last
     body_s: float = 60.0  # from the head of a request to the end of its body
     write_s: float = 60.0  # for taking an answer that does not fit into the socket's buffer
-    linger_s: float = 5.0  # for sending the rest of a body that was refused
+    linger_s: float = 2.0  # for sending the rest of a body that was refused
     stop_s: float = 10.0  # for running requests when the node stops
 
     head_line_bytes_max: int = 16 * 1024  # the request line, and each header

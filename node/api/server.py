@@ -102,12 +102,13 @@ class ApiServer:
     async def start(self, host: str, port: int) -> int:
         """Listen; the port, which the system chooses for 0. Raises `OSError` where it cannot."""
         loop = asyncio.get_running_loop()
-        # Our Request and Answer stand in for aiohttp's own; `wire` tells on what that relies.
-        server = web.Server(self._handle, request_factory=Request)  # type: ignore[arg-type]
-        self._server = server
+        # aiohttp's server keeps the connections; they answer through `_handle` themselves.
+        server = self._server = web.Server(_unused)
 
         def connection() -> Connection:
-            return Connection(server, self.limits, self._heads, problems.unparsable, loop)
+            return Connection(
+                server, self.limits, self._heads, self._handle, problems.unparsable, loop
+            )
 
         self._listener = await loop.create_server(connection, host, port, backlog=LISTEN_BACKLOG)
         bound: int = self._listener.sockets[0].getsockname()[1]
@@ -169,3 +170,7 @@ class ApiServer:
     def routes(self) -> Iterator[Route]:
         """All that is offered, for documents and tests."""
         return iter(self._router.routes)
+
+
+async def _unused(request: web.BaseRequest) -> web.StreamResponse:
+    raise AssertionError("connections answer by themselves")

@@ -1,23 +1,27 @@
 """The seam to aiohttp's server: the only module that goes below its public doors.
 
-A request in aiohttp costs about 65 us with `web.Application`, of which HTTP parsing is a fifth. The
-rest goes into objects that this API has no use for: URL objects, resolvers, header multidicts and
-response objects built up only to be serialised at once. So we keep aiohttp's connection handling
-(parser, keep-alive, pipelining, flow control, shutdown) and put three small objects in place of its
-own, which halves the cost:
+A request in aiohttp costs about 40 us of computing with `web.Application`, a third of it for HTTP
+itself. The rest goes into objects that this API has no use for: URLs, resolvers, a task and a
+writer a request, header multidicts of responses that are serialised at once. So we keep aiohttp's
+connection (parser, keep-alive, pipelining, flow control, shutdown) and put three small objects in
+place of its own, which takes away more than half of the cost:
 
-`Request`     made by `Server(request_factory=...)`; holds what the parser delivered, nothing more
-`Answer`      has the two methods that a connection calls on a response, and writes itself at once
-`Connection`  a `RequestHandler` whose protocol errors are problems like all others
+`Request`     what the parser delivered, nothing more
+`Answer`      writes itself, in one piece
+`Connection`  a `RequestHandler` with its own loop over the requests of a connection
 
-What they rely on, beyond the public API of aiohttp 3.14 (`tests/api/test_wire.py` fails when an
-upgrade moves any of it):
+What `Connection` relies on, beyond the public API of aiohttp 3.14 (`tests/api/test_wire.py` fails
+when an upgrade moves any of it). It was written beside `RequestHandler.start`, and whoever upgrades
+reads the two side by side:
 
-* `Server` takes `request_factory`, called with (message, payload, protocol, writer, task);
-* a connection calls `_finish()` and `_cancel(error)` on a request and sets its `_task`;
-* it calls `prepare(request)`, then `write_eof()` on a response, and reads its `keep_alive`;
+* the parser appends (message, payload) to `_messages` and completes `_waiter`; what it could not
+  read comes as a message that is not a `RawRequestMessage`, with the parser's words in `message`;
+* `_parser.message_consumed()` and `_resume_reading_if_drained()` let the parser go on;
+* `_current_request._cancel(error)` is called when the connection is lost in between;
+* `shutdown` waits for `_handler_waiter` while `_request_in_progress`, then for `_task_handler`;
+* `_process_keepalive` closes an idle connection at `_next_keepalive_close_time`;
 * `resume_reading` has work to do only while `_reading_paused` is set;
-* `RequestHandler.handle_error(request, status, exc, message)` answers what could not be parsed.
+* `_drain_helper()` waits while `writing_paused`.
 """
 
 from __future__ import annotations
@@ -25,16 +29,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any
 
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import RawRequestMessage
+from aiohttp.http import HttpVersion10, RawRequestMessage
 from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from node.api.limits import ApiLimits
 from node.api.media import JSON, Media
@@ -52,43 +56,24 @@ class Request:
     `on_gone` is called once if the client leaves before the answer; a waiting read sets it.
     """
 
-    __slots__ = (
-        "_task",
-        "message",
-        "on_gone",
-        "parameters",
-        "payload",
-        "protocol",
-        "wants",
-        "writer",
-    )
+    __slots__ = ("_connection", "message", "on_gone", "parameters", "payload", "wants")
 
     def __init__(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: Connection,
-        writer: AbstractStreamWriter,
-        task: asyncio.Task[None],
+        self, message: RawRequestMessage, payload: StreamReader, connection: Connection
     ) -> None:
         self.message = message
         self.payload = payload
-        self.protocol = protocol
-        self.writer = writer
         self.wants: Media = JSON
         self.parameters: Values = {}
         self.on_gone: Callable[[], None] | None = None
-        self._task = task
+        self._connection = connection
 
     def say_continue(self) -> None:
         """Tell a client that waits for it (`Expect: 100-continue`) to send the body."""
         expect = self.message.headers.get("Expect")
-        transport = self.protocol.transport
+        transport = self._connection.transport
         if expect is not None and expect.lower() == "100-continue" and transport is not None:
             transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def _finish(self) -> None:
-        """aiohttp closes uploaded files here; we have none."""
 
     def _cancel(self, error: BaseException) -> None:
         """The connection is lost: whoever reads the body, or waits to answer, ends."""
@@ -138,7 +123,7 @@ class Answer:
     `close` ends the connection after it, for requests whose body was not read to its end.
     """
 
-    __slots__ = ("_request", "body", "close", "content_type", "keep_alive", "lines", "status")
+    __slots__ = ("body", "close", "content_type", "lines", "status")
 
     def __init__(
         self,
@@ -153,69 +138,61 @@ class Answer:
         self.content_type = content_type
         self.lines = lines
         self.close = close
-        self.keep_alive = False
-        self._request: Request | None = None
 
-    async def prepare(self, request: Request) -> None:
-        """Called by the connection first: decides whether it stays open."""
-        self._request = request
-        self.keep_alive = not (
-            request.message.should_close or self.close or request.protocol.heads.closing
-        )
-
-    async def write_eof(self) -> None:
-        """Called by the connection second: writes everything.
-
-        Raises `ConnectionResetError` when the client is gone or takes longer than `write_s`.
-        """
-        request = self._request
-        assert request is not None, "prepare() comes first"
-        connection = request.protocol
-        transport = connection.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client is gone")
-        head = self._head(connection.heads, request.message)
-        body = b"" if request.message.method == "HEAD" else self.body
+    def write(self, transport: asyncio.Transport, heads: Heads, message: RawRequestMessage) -> None:
+        """Write everything; `close` says whether the connection ends after it."""
+        head = self._head(heads, message)
+        body = b"" if message.method == "HEAD" else self.body
         if len(body) <= _JOINED_BYTES_MAX:
             transport.write(head + body)
         else:
             transport.write(head)
             transport.write(body)
-        if connection.writing_paused:
-            await connection.drain_within(request.writer)
 
     def _head(self, heads: Heads, message: RawRequestMessage) -> bytes:
         head = heads.head(self.status, self.content_type)
-        if not self.keep_alive:
-            connection = b"Connection: close\r\n"
+        lines = self.lines
+        if self.close:
+            lines += b"Connection: close\r\n"
         elif message.version[1] == 0:
-            connection = b"Connection: keep-alive\r\n"
-        else:
-            connection = b""
+            lines += b"Connection: keep-alive\r\n"
         if self.status == HTTPStatus.NO_CONTENT:
-            return b"%b%b%b\r\n" % (head, self.lines, connection)
-        return b"%b%b%bContent-Length: %d\r\n\r\n" % (
-            head,
-            self.lines,
-            connection,
-            len(self.body),
-        )
+            return b"%b%b\r\n" % (head, lines)
+        return b"%b%bContent-Length: %d\r\n\r\n" % (head, lines, len(self.body))
+
+
+# Stands in for the head of a request that could not be parsed.
+_UNPARSED = RawRequestMessage(
+    "UNKNOWN",
+    "/",
+    HttpVersion10,
+    CIMultiDictProxy(CIMultiDict()),
+    (),
+    True,
+    None,
+    False,
+    False,
+    URL("/"),
+)
+
+Respond = Callable[[Request], Awaitable[Answer]]
 
 
 class Connection(RequestHandler):
-    """One client's connection.
+    """One client's connection: its requests are answered one after the other.
 
-    Past `connections_max` a new one is told so and closed. What cannot be parsed is answered with
-    the problem that `refusal` makes of the parser's words.
+    Past `connections_max` a new connection is told so and closed. What cannot be parsed is answered
+    with what `refusal` makes of the parser's words.
     """
 
-    __slots__ = ("_limits", "_refusal", "_server", "heads")
+    __slots__ = ("_heads", "_limits", "_refusal", "_respond", "_server")
 
     def __init__(
         self,
         server: web.Server,
         limits: ApiLimits,
         heads: Heads,
+        respond: Respond,
         refusal: Callable[[str], Answer],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -223,15 +200,15 @@ class Connection(RequestHandler):
             server,
             loop=loop,
             keepalive_timeout=limits.idle_s,
-            lingering_time=limits.linger_s,
             max_line_size=limits.head_line_bytes_max,
             max_field_size=limits.head_line_bytes_max,
             auto_decompress=False,
             access_log=None,  # type: ignore[arg-type]  # what aiohttp itself passes for "none"
             logger=logger,
         )
-        self.heads = heads
         self._limits = limits
+        self._heads = heads
+        self._respond = respond
         self._refusal = refusal
         self._server = server
 
@@ -239,7 +216,7 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         if len(self._server.connections) > self._limits.connections_max and self.transport:
             self.transport.write(
-                self.heads.head(503, "") + b"Retry-After: 1\r\nConnection: close\r\n\r\n"
+                self._heads.head(503, "") + b"Retry-After: 1\r\nConnection: close\r\n\r\n"
             )
             self.force_close()
 
@@ -251,23 +228,102 @@ class Connection(RequestHandler):
         if self._reading_paused:
             super().resume_reading(resume_parser)
 
-    def handle_error(  # type: ignore[override]  # an Answer stands in for a StreamResponse
-        self,
-        request: Any,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> Answer:
-        """Answer what the parser refused; it closes the connection, whose state is unknown."""
-        words = (message or "not HTTP/1.1").partition("\n")[0].strip(" :")
-        return self._refusal(words)
+    async def start(self) -> None:
+        """Answer requests until the connection ends. aiohttp runs this as the connection's task."""
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                if not await self._answer_next():
+                    break
+        except ConnectionError:
+            pass  # the client is gone, and nobody is left to tell
+        except BaseException:
+            self.force_close()
+            raise
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
 
-    async def drain_within(self, writer: AbstractStreamWriter) -> None:
+    async def _answer_next(self) -> bool:
+        """Answer the first of the waiting requests; whether there may be another."""
+        head, payload = self._messages.popleft()
+        self._let_parser_go_on()
+        refused: Answer | None = None
+        if not isinstance(head, RawRequestMessage):
+            refused = self._refusal(head.message.partition("\n")[0].strip(" :"))
+            head = _UNPARSED
+        request = Request(head, payload, self)
+        self._request_in_progress = True
+        self._current_request = request  # type: ignore[assignment]  # it only calls `_cancel`
+        try:
+            if refused is None:
+                answer = await self._respond(request)
+            else:
+                answer = refused
+            self._current_request = None
+            self._write(request, answer)
+            if self._paused:
+                await self._drain_within()
+        finally:
+            self._current_request = None
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
+        if not payload.is_eof():
+            await self._skip_rest(payload)
+        self._keepalive = not answer.close
+        if answer.close or self._close or self._force_close:
+            return False
+        self._expect_next()
+        return True
+
+    def _let_parser_go_on(self) -> None:
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    def _write(self, request: Request, answer: Answer) -> None:
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        declined_upgrade = self._upgraded and not self._messages  # what follows is not HTTP
+        if request.message.should_close or self._heads.closing or declined_upgrade:
+            answer.close = True
+        answer.write(transport, self._heads, request.message)
+
+    async def _drain_within(self) -> None:
         """Wait until the client has taken enough of an answer; give up after `write_s`."""
         try:
             async with asyncio.timeout(self._limits.write_s):
-                await writer.drain()
+                await self._drain_helper()
         except TimeoutError:
             if self.transport is not None:
                 self.transport.abort()
             raise ConnectionResetError("the client does not read its answer") from None
+
+    async def _skip_rest(self, payload: StreamReader) -> None:
+        """Read and drop what is left of a body, so that the client gets to reading its answer.
+
+        Closing with unread bytes would reset the connection and may take the answer with it. After
+        `linger_s` that is done all the same.
+        """
+        try:
+            async with asyncio.timeout(self._limits.linger_s):
+                while not payload.is_eof() and self.transport is not None:
+                    await payload.readany()
+        except (TimeoutError, RequestPayloadError):
+            self._close = True
+
+    def _expect_next(self) -> None:
+        """Set the time by which the head of the next request must have come."""
+        close_time = self._loop.time() + self._limits.idle_s
+        self._next_keepalive_close_time = close_time
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
