@@ -46,6 +46,7 @@ class DataDirectory:
             ) from error
         self._take_lock()
         sync_directory(self.path)
+        sync_directory(self.path.parent)
 
     @property
     def stores_path(self) -> Path:

@@ -59,6 +59,13 @@ def io_error() -> sqlite3.OperationalError:
     return error
 
 
+def corruption() -> sqlite3.DatabaseError:
+    """What SQLite raises where a page of the file makes no sense."""
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
 class _Connection(sqlite3.Connection):
     disk: FailingDisk
     name: str

@@ -159,7 +159,7 @@ asyncio.run(main())
 def test_kill_9_in_the_middle_of_cycles_loses_nothing_that_a_force_acknowledged(
     tmp_path: Path,
 ) -> None:
-    for kills in range(1, 4):
+    for kills in (1, 2):
         with subprocess.Popen(
             [sys.executable, "-c", WRITE_FOR_EVER, str(tmp_path)],
             stdout=subprocess.PIPE,

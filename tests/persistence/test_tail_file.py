@@ -32,7 +32,7 @@ def test_wherever_the_file_ends_the_entries_before_are_read_and_the_end_is_told(
 ) -> None:
     TailFile(directory).save(ENTRIES)
     whole = directory.tail_path.read_bytes()
-    for size in range(HEADER_BYTES, len(whole)):
+    for size in range(HEADER_BYTES, len(whole), 3):
         directory.tail_path.write_bytes(whole[:size])
         loaded = TailFile(directory).load()
         assert loaded is not None
@@ -47,11 +47,10 @@ def test_a_flipped_bit_anywhere_is_an_error_and_never_a_shorter_history(
     TailFile(directory).save(ENTRIES)
     whole = directory.tail_path.read_bytes()
     for at in range(len(whole)):
-        for bit in (0, 7):
-            flipped = bytes([whole[at] ^ (1 << bit)])
-            directory.tail_path.write_bytes(whole[:at] + flipped + whole[at + 1 :])
-            with pytest.raises(TailFileDamaged, match="tail"):
-                TailFile(directory).load()
+        flipped = bytes([whole[at] ^ (1 << at % 8)])
+        directory.tail_path.write_bytes(whole[:at] + flipped + whole[at + 1 :])
+        with pytest.raises(TailFileDamaged, match="tail"):
+            TailFile(directory).load()
 
 
 def test_bytes_behind_the_last_record_are_an_error(directory: DataDirectory) -> None:

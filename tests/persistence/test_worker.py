@@ -18,7 +18,7 @@ from node.errors import (
 from node.persistence.directory import DataDirectory
 from node.persistence.loader import load_state
 from node.persistence.worker import Worker
-from tests.persistence.failing_disk import FailingDisk
+from tests.persistence.failing_disk import FailingDisk, corruption
 from tests.persistence.histories import History, contents
 from tests.persistence.workers import (
     BOUND_MS,
@@ -298,6 +298,24 @@ async def test_a_store_file_that_vanishes_or_is_damaged_is_written_anew_from_mem
             await flush(worker, history)
         assert store_status(worker, "beta")["persisted_position"] == 0
         await flush(worker, history)
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_file_that_turns_out_damaged_while_the_node_runs_is_replaced(
+    history: History, directory: DataDirectory, disk: FailingDisk
+) -> None:
+    history.checkpoint("beta", "reader", 1)
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        disk.fail("beta", "INSERT INTO events", error=corruption())
+        history.append("beta")
+        for _ in range(3):
+            with pytest.raises(PersistenceFailed, match="malformed"):
+                await flush(worker, history)
+        disk.repair()
+        await flush(worker, history)
+        kept = [path.name for path in directory.stores_path.iterdir() if "damaged" in path.name]
+        assert len([name for name in kept if not name.endswith(("-wal", "-shm"))]) == 1
     assert reloaded(directory) == contents(history.state)
 
 
