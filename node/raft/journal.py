@@ -80,9 +80,17 @@ class Journal:
         return [(at, term, entry) for entry, at, term in self._items if at > index]
 
     def restart_at(self, index: int, term: int) -> None:
-        """Begin anew with a base at `index`: the state up to there came another way."""
-        self._items = [(NO_OP, index, term)]
-        self.bytes = 0
+        """Move the base to `index`: the state up to there came another way.
+
+        What stands behind it stays if this log agrees there: this node may have acknowledged it,
+        and whoever leads next may need it. Where the log differs, or ends before, nothing behind
+        the committed entry at `index` can be worth keeping.
+        """
+        behind: list[Item] = []
+        if self.term_at(index) == term:
+            behind = self._items[index - self.base_index + 1 :]
+        self._items = [(NO_OP, index, term), *behind]
+        self.bytes = sum(len(entry) for entry, _, _ in behind)
 
     # --- what the library asks ---------------------------------------------------------------
 

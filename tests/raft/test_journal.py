@@ -1,0 +1,67 @@
+"""The log in memory, and what it keeps when its base moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from node.raft.journal import Journal
+from node.raft.ports import StartingPoint
+
+
+class Kept:
+    """Promises that are only counted."""
+
+    def __init__(self) -> None:
+        self.saved: list[tuple[int, str | None]] = []
+
+    def save(self, term: int, vote: str | None) -> None:
+        self.saved.append((term, vote))
+
+
+def start(**changes) -> StartingPoint:
+    known = dict(incarnation=1, term=3, vote=None, index=10, index_term=2, forgetful=False)
+    return StartingPoint(**{**known, **changes})
+
+
+def journal_of(*terms: int, **changes) -> Journal:
+    """A log with base 10 of term 2, and entries of these terms behind it."""
+    journal = Journal(start(**changes), Kept())
+    for index, term in enumerate(terms, 11):
+        journal.add(b"entry %d" % index, index, term)
+    return journal
+
+
+def test_a_moved_base_keeps_what_agrees_with_it_and_may_have_been_acknowledged():
+    journal = journal_of(2, 3, 3, 3)
+    journal.restart_at(12, 3)
+    assert (journal.base_index, journal.last_index, journal.last_term) == (12, 14, 3)
+    assert journal.tail_after(12) == [(13, 3, b"entry 13"), (14, 3, b"entry 14")]
+    assert journal.bytes == len(b"entry 13entry 14")
+
+
+@pytest.mark.parametrize(("index", "term"), [(12, 4), (20, 3)])
+def test_a_moved_base_drops_what_differs_or_ends_before_it(index: int, term: int):
+    journal = journal_of(2, 3, 3, 3)
+    journal.restart_at(index, term)
+    assert (journal.base_index, journal.last_index, journal.bytes) == (index, index, 0)
+
+
+def test_a_tail_is_taken_up_behind_the_cut_only_where_it_follows():
+    tail = tuple((index, 3, b"x") for index in range(9, 13))
+    assert journal_of(tail=tail).last_index == 12
+    assert journal_of(tail=tail[3:]).last_index == 10
+    older = tuple((index, 1, b"x") for index in range(11, 13))
+    assert journal_of(tail=older).last_index == 10
+
+
+def test_the_term_is_never_below_that_of_the_last_entry():
+    journal = journal_of(tail=((11, 7, b"x"),), vote="n2")
+    assert (journal.getCurrentTerm(), journal.getVotedForNodeId()) == (7, None)
+
+
+def test_a_promise_is_saved_once_and_before_it_counts():
+    promises = Kept()
+    journal = Journal(start(), promises)
+    journal.setCurrentTerm(4, "n1")
+    journal.setCurrentTerm(4, "n1")
+    assert promises.saved == [(4, "n1")]
