@@ -8,4 +8,5 @@ signals, and over HTTP. It never imports `node`, so what works from here works f
 `supervisor`  real node processes: start, wait until ready, stop, kill, restart
 `access`      a request to whichever node answers
 `up`, `flush`, `status`   what stands behind `scripts/cluster`, `scripts/flush`, `scripts/status`
+`demo`, `bench`           a year of real events through three nodes; figures
 """

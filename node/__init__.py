@@ -10,8 +10,10 @@ Each of those has one home, and imports point one way only:
 `raft`         the replicated log. The only place that imports pysyncobj.
 `persistence`  the files. The only place that imports sqlite3.
 `api`          the HTTP contract. The only place that imports aiohttp's server side.
+`identity`     who this node is and what it has promised, across restarts.
 `service`      wires those together; the only place that names their concrete classes.
-`config`, `errors`, `logs`  may be imported by all of them, except by `core`.
+`config` and `errors` may be imported by all of them except by `core`; `logs` says how what they log
+is written, which only `__main__` needs to know.
 
 `tests/test_architecture.py` holds this to be true. To read the program, begin with `core/store.py`
 and go up from there.

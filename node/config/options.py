@@ -126,7 +126,7 @@ class Config:
     )  # fmt: skip
 
     body_bytes_max: int = option(
-        16 * MIB, REQUESTS, "the body of a request", unit="bytes", low=KIB, high=GIB
+        16 * MIB, REQUESTS, "the body of a request", unit="bytes", low=KIB, high=256 * MIB
     )
     event_bytes_max: int = option(
         MIB, REQUESTS, "one event as it is stored", unit="bytes", low=KIB, high=256 * MIB

@@ -128,7 +128,8 @@ def from_command_line(made: _Parser, argv: list[str], problems: list[Problem]) -
 def _strays(rest: list[str]) -> Iterable[str]:
     """What is left over, but for the words behind unknown options, which are their values."""
     pairs = zip(["", *rest], rest, strict=False)
-    return (word for before, word in pairs if word.startswith("-") or not before.startswith("-"))
+    strays = (word for before, word in pairs if word[:1] == "-" or before[:1] != "-")
+    return (word.partition("=")[0] for word in strays)
 
 
 # The environment ----------------------------------------------------------------------------

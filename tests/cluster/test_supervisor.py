@@ -1,8 +1,12 @@
 """Real processes, started, stopped and killed; the program behind them is a fake node."""
 
+import asyncio
 import os
+import select
+import shutil
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +112,46 @@ async def test_a_node_cannot_be_started_twice(fake_topology: MakeTopology) -> No
     async with Supervisor(fake_topology(1)) as cluster:
         with pytest.raises(RuntimeError, match="runs already"):
             await cluster["n1"].start()
+
+
+ORPHANS = """
+import asyncio, sys
+from pathlib import Path
+from cluster.supervisor import Supervisor
+from tests.cluster.conftest import FakeNode
+from cluster.topology import local
+
+async def main():
+    topology = local(1, Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), (), FakeNode)
+    async with Supervisor(topology) as cluster:
+        print(cluster["n1"].pid, flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv (util-linux)")
+async def test_nodes_end_when_their_supervisor_is_killed(
+    fake_topology: MakeTopology, tmp_path: Path
+) -> None:
+    node = fake_topology(1).nodes[0]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ORPHANS, str(tmp_path), str(node.http_port), str(node.raft_port),
+        cwd=supervisor.PROJECT, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(20):
+            end = os.pidfd_open(int(await process.stdout.readline()))
+    finally:
+        process.kill()
+        await process.wait()
+    try:
+        ended, _, _ = await asyncio.to_thread(select.select, [end], [], [], 10)
+        assert ended
+    finally:
+        os.close(end)
 
 
 def test_an_end_is_told_in_words() -> None:
