@@ -47,9 +47,11 @@ def test_a_moved_base_drops_what_differs_or_ends_before_it(index: int, term: int
 
 
 def test_a_tail_is_taken_up_behind_the_cut_only_where_it_follows():
-    tail = tuple((index, 3, b"x") for index in range(9, 13))
+    tail = ((9, 2, b"x"), (10, 2, b"x"), (11, 3, b"x"), (12, 3, b"x"))
     assert journal_of(tail=tail).last_index == 12
     assert journal_of(tail=tail[3:]).last_index == 10
+    other = ((10, 1, b"x"), *tail[2:])
+    assert journal_of(tail=other).last_index == 10
     older = tuple((index, 1, b"x") for index in range(11, 13))
     assert journal_of(tail=older).last_index == 10
 
