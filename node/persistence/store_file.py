@@ -240,19 +240,20 @@ class StoreFile:
 def checkpoint_wal(connection: sqlite3.Connection) -> int:
     """Fold as much of the WAL into the database as readers allow, and empty it if all of it went.
 
-    PASSIVE never waits. TRUNCATE would wait for readers as long as the busy timeout, so it runs
-    with none: an operator's long query postpones it, and never holds up a cycle. Returns the bytes
-    that remain. Raises sqlite3.Error.
+    TRUNCATE waits for readers as long as the busy timeout, and without one goes on as PASSIVE,
+    which never waits: so an operator's long query postpones it, and holds up no cycle. Returns the
+    bytes that remain. Raises sqlite3.Error.
+
+    This process is the only writer of its files, and one thread in it. That also keeps clear of
+    SQLite's WAL-reset defect (before 3.51.3), which takes two connections that write or checkpoint.
     """
     connection.execute("PRAGMA busy_timeout = 0")
     try:
-        busy, frames, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        if not busy and frames == moved:
-            busy, frames, moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        busy, frames, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
-    return max(frames, 0) * page_bytes if busy or frames != moved else 0
+    return max(frames, 0) * int(page_bytes) if busy else 0
 
 
 def _cut(rows: Iterable[tuple[Any, ...]], count: int) -> Iterator[list[Any]]:
