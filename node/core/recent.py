@@ -38,16 +38,39 @@ class RecentIds:
             recent.add(frame_id(frames[position - 1]), position)
         return recent
 
+    def knows_any(self, event_ids: Sequence[bytes]) -> bool:
+        """Whether an event with one of these ids is remembered."""
+        younger, older = self._younger, self._older
+        for event_id in event_ids:  # noqa: SIM110
+            if event_id in younger or event_id in older:
+                return True
+        return False
+
     def add(self, event_id: bytes, position: int) -> None:
         """Remember an event. Positions must come in order, each once."""
         self._younger[event_id] = position
         if position % REMEMBERED_MIN == 0:
             self._older, self._younger = self._younger, {}
 
+    def extend(self, event_ids: Sequence[bytes], positions: range) -> None:
+        """Remember the events at these positions, which follow what was remembered last."""
+        if (positions[0] - 1) // REMEMBERED_MIN == positions[-1] // REMEMBERED_MIN:
+            self._younger.update(zip(event_ids, positions, strict=True))
+            return
+        for event_id, position in zip(event_ids, positions, strict=True):
+            self.add(event_id, position)
+
     def position(self, event_id: bytes) -> int | None:
         """Where the event with this id stands, or None if it is not remembered."""
         found = self._younger.get(event_id)
         return self._older.get(event_id) if found is None else found
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RecentIds):
+            return NotImplemented
+        return self._older == other._older and self._younger == other._younger
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __len__(self) -> int:
         return len(self._older) + len(self._younger)
