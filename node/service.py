@@ -224,6 +224,7 @@ def raft_settings(config: Config) -> RaftSettings:
     return RaftSettings(
         node_id=config.node_id,
         raft_address=str(config.raft_address),
+        raft_advertise_address=str(config.raft_advertise_address),
         http_address=str(config.http_advertise_address),
         peers={peer.node_id: str(peer.address) for peer in config.peers},
         secret=config.cluster_secret.encode(),

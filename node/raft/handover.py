@@ -83,7 +83,9 @@ class HandOver:
         try:
             while now() < deadline and self._engine.leads:
                 target = member or self._furthest()
-                if target is not None and self._engine.hand_over(target):
+                if target is None:
+                    break
+                if self._engine.hand_over(target):
                     left_ms = max(1, round((deadline - now()) * 1000))
                     await self._waiting.until(lambda: not self._engine.leads, left_ms, "its end")
                     return

@@ -82,7 +82,7 @@ class Members:
         return MemberStatus(
             settings.node_id,
             settings.http_address,
-            settings.raft_address,
+            settings.raft_advertise_address,
             "recovering" if self._recovering() else self._engine.role,
             self._engine.commit_index,
             self._engine.applied_index,

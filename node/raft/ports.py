@@ -80,6 +80,7 @@ class RaftSettings:
 
     node_id: str
     raft_address: str
+    raft_advertise_address: str
     http_address: str
     peers: dict[str, str]
     secret: bytes

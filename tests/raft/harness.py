@@ -349,7 +349,8 @@ class WatchedState(State):
 def settings_of(node_id: str, everyone: Sequence[str], **changes: Any) -> RaftSettings:
     """Settings for tests; addresses are names only."""
     peers = {peer: f"{peer}:1" for peer in everyone if peer != node_id}
-    return RaftSettings(node_id, f"{node_id}:1", f"{node_id}:2", peers, b"secret", **changes)
+    address = f"{node_id}:1"
+    return RaftSettings(node_id, address, address, f"{node_id}:2", peers, b"secret", **changes)
 
 
 def event(number: int, event_type: str = "happened") -> bytes:
