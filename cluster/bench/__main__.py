@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = MEASUREMENTS if options.what == "all" else (options.what,)
     try:
         for what in chosen:
+            neighbours = machine.Neighbours()
             asyncio.run(_measure(what, report, options))
+            report.neighbours(neighbours.cores())
     except wrk.WrkMissing as missing:
         report.skipped(what, str(missing))
         return 2

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shutil
 import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -43,6 +45,36 @@ def resident_bytes(pid: int) -> int:
 def stored_bytes(directory: Path) -> int:
     """Return the bytes of all files below the directory."""
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+class Neighbours:
+    """How much of the processors others took while we measured.
+
+    What all processes used, less what this one and its children did. A child counts once it was
+    waited for, so ask when the nodes have been stopped.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._foreign_s = _busy_s() - _own_s()
+
+    def cores(self) -> float:
+        """Return the average number of cores that others used since this was made."""
+        elapsed = time.monotonic() - self._since
+        return max(0.0, (_busy_s() - _own_s() - self._foreign_s) / elapsed)
+
+
+def _busy_s() -> float:
+    """Return the seconds that all cores together were busy, or taken by the machine's host."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
+        int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_s() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _processor() -> str:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
+QUIET_CORES = 0.15
+"""What others may take before the figures are in doubt."""
+
 
 @dataclass
 class Series:
@@ -63,6 +66,13 @@ class Report:
         colour = "green" if met else "red"
         self.console.print(
             f"{what}: [bold {colour}]{value}[/] (asked for: {target})", highlight=False
+        )
+
+    def neighbours(self, cores: float) -> None:
+        """Say whether the machine was ours while we measured."""
+        style = "dim" if cores < QUIET_CORES else "bold yellow"
+        self.console.print(
+            f"other processes took {cores:.2f} cores meanwhile", highlight=False, style=style
         )
 
     def skipped(self, what: str, reason: str) -> None:
