@@ -65,8 +65,8 @@ class Scan:
     """A read of the store in position order, as far as it got.
 
     It begins beside `next`, the last position evaluated before, and goes to `until` (included) or
-    to the edge of the store. `records` are the matches, in reading order; `frame_bytes` is their
-    size.
+    to the edge of the store. `rows` are the matches, in reading order, as the store gave them:
+    plain tuples, which the garbage collector need not look at. `frame_bytes` is their size.
     """
 
     wanted: Filter
@@ -74,13 +74,13 @@ class Scan:
     limit: int
     next: int
     until: int | None
-    records: list[Record]
+    rows: list[Row]
     frame_bytes: int = 0
 
     @property
     def full(self) -> bool:
         """Whether the page has as many events as the reader asked for."""
-        return len(self.records) >= self.limit
+        return len(self.rows) >= self.limit
 
     def is_end(self, head: int) -> bool:
         """Whether nothing is left to evaluate in a store whose last position is `head`."""
@@ -91,20 +91,23 @@ class Scan:
     async def run(self, store: Store, limits: ApiLimits, pacer: Pacer, evaluate_max: int) -> None:
         """Go on, for at most `evaluate_max` positions."""
         matcher = None if self.wanted.takes_all else _Matcher(store, self.wanted)
-        streams = store.stream_list
         left = evaluate_max
         while left > 0 and not self.is_end(store.position):
             for row in self._slice(store, min(left, _SLICE_POSITIONS)):
                 self.next = row[0]
                 left -= 1
                 if matcher is None or matcher.matches(row):
-                    position, ordinal, number, created_us, _, frame = row
-                    name = streams[ordinal].name
-                    self.records.append(Record(name, number, position, created_us, frame))
-                    self.frame_bytes += len(frame)
+                    self.rows.append(row)
+                    self.frame_bytes += len(row[5])
                     if self.full or self.frame_bytes >= limits.page_bytes_max:
                         return
             await pacer.breathe()
+
+    def records(self, store: Store) -> Iterator[Record]:
+        """The matches as records, made one at a time."""
+        streams = store.stream_list
+        for position, ordinal, number, created_us, _, frame in self.rows:
+            yield Record(streams[ordinal].name, number, position, created_us, frame)
 
     def _slice(self, store: Store, count: int) -> Iterator[Row]:
         if self.backward:

@@ -12,7 +12,7 @@ was, until something matches or the time is over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from node.api.arrivals import Arrivals
@@ -142,15 +142,15 @@ class Reads:
             limit=parameters["limit"],
             next=_start(parameters["after"], backward, store.position),
             until=parameters["until"],
-            records=[],
+            rows=[],
         )
         pacer = Pacer()
         await scan.run(store, self._limits, pacer, self._limits.positions_per_scan_max)
-        if wait_ms and not scan.records:
+        if wait_ms and not scan.rows:
             await self._wait(request, store, scan, pacer)
         head = store.position
         fields = {"head": head, "next": scan.next, "is_end": scan.is_end(head)}
-        return await _page(request, scan.records, fields, pacer)
+        return await _page(request, scan.records(store), fields, pacer)
 
     async def _wait(self, request: Request, store: Store, scan: Scan, pacer: Pacer) -> None:
         """Go on with a scan that found nothing, until it finds something or time is over."""
@@ -164,12 +164,12 @@ class Reads:
             self._arrivals.leave()
 
     async def _follow(self, request: Request, store: Store, scan: Scan, pacer: Pacer) -> None:
-        while not scan.records and not self._arrivals.stopped:
+        while not scan.rows and not self._arrivals.stopped:
             change = self._arrivals.next(store.name)
             request.on_gone = _canceller(change)
             try:
                 await scan.run(store, self._limits, pacer, self._limits.positions_per_scan_max)
-                if scan.records or (scan.until is not None and scan.next >= scan.until):
+                if scan.rows or (scan.until is not None and scan.next >= scan.until):
                     return
                 if scan.is_end(store.position):
                     await change
@@ -225,7 +225,7 @@ def _canceller(future: asyncio.Future[None]) -> Callable[[], None]:
 
 
 async def _page(
-    request: Request, records: list[Record], fields: dict[str, Any], pacer: Pacer
+    request: Request, records: Iterable[Record], fields: dict[str, Any], pacer: Pacer
 ) -> Answer:
     media = request.wants
     return Answer(200, await written_page(records, fields, media, pacer), media.type)

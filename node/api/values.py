@@ -126,7 +126,7 @@ def nests_too_deeply(item: bytes, nesting_max: int) -> bool:
     Each array and map has a head from 0x80 to 0xbf. Where there are not more such bytes than may
     nest, the answer costs half a microsecond; otherwise decoding tells.
     """
-    if len(item.translate(None, _NOT_CONTAINER)) <= nesting_max:
+    if len(item) <= nesting_max or len(item.translate(None, _NOT_CONTAINER)) <= nesting_max:
         return False
     try:
         cbor2.loads(item, max_depth=nesting_max)
