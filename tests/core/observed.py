@@ -1,0 +1,76 @@
+"""What can be seen of a state, as plain values, and the means to make commands for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from node.core import commands
+from node.core.frames import ABSENT, encode_frame
+from node.core.state import State
+from node.core.store import Store
+
+JSON = "application/json"
+
+
+def event_id(number: int) -> bytes:
+    """The id of the event that a test calls `number`."""
+    return number.to_bytes(16, "big")
+
+
+def frame(number: int, event_type: str = "Happened", data: bytes = b"\x01") -> bytes:
+    """A frame with the id `event_id(number)`; `data` is an encoded CBOR item."""
+    return encode_frame(event_id(number), event_type, data, ABSENT, JSON, JSON)
+
+
+def encoded(command: Any) -> bytes:
+    """The bytes of a command given as one of the types of `node.core.commands`."""
+    encoders = {
+        commands.Append: commands.append,
+        commands.AppendMany: commands.append_many,
+        commands.CreateStore: commands.create_store,
+        commands.DeleteStore: commands.delete_store,
+        commands.PutCheckpoint: commands.put_checkpoint,
+        commands.Barrier: commands.barrier,
+    }
+    return encoders[type(command)](*command)
+
+
+def started(*names: str) -> State:
+    """A state that has these stores, all of them created by the entry at index 1."""
+    state = State()
+    state.apply(1, 1, [commands.create_store(name, 1) for name in names or ("main",)])
+    return state
+
+
+def remembered(store: Store) -> dict[bytes, int]:
+    """Event id -> position of what the store would recognise; it has no public door."""
+    return {**store._recent._older, **store._recent._younger}
+
+
+def contents(state: State) -> dict[str, Any]:
+    """Everything there is in a state."""
+    return {
+        "applied": (state.applied_index, state.applied_term),
+        "stores": {name: store_contents(store) for name, store in state.stores.items()},
+    }
+
+
+def store_contents(store: Store) -> dict[str, Any]:
+    """Everything there is in a store."""
+    return {
+        "identity": (store.name, store.uid, store.created_us),
+        "position": (store.position, store.frame_bytes),
+        "records": [store.record(at) for at in range(1, store.position + 1)],
+        "rows": list(store.rows(0, store.position)),
+        "streams": [
+            (stream.name, stream.ordinal, stream.version, stream.count, list(stream.positions))
+            for stream in store.stream_list
+        ],
+        "by_name": {name: stream.ordinal for name, stream in store.streams.items()},
+        "stream_names": list(store.stream_names),
+        "types": [(name, store.find_type(name)) for name in store.type_names],
+        "checkpoints": dict(store.checkpoints),
+        "checkpoint_index": dict(store.checkpoint_index),
+        "remembered": remembered(store),
+        "generations": (dict(store._recent._older), dict(store._recent._younger)),
+    }
