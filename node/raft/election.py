@@ -46,13 +46,18 @@ class Election:
         """The leader of the current term has spoken."""
         self._heard_at = now()
         self._deadline = self._heard_at + self._timeout_s()
+        if self._agreed:
+            self._end_round()
 
     def tick(self) -> None:
         """Ask for pre-votes when the leader has been silent for too long."""
         if now() < self._deadline:
             return
         self._deadline = now() + self._timeout_s()
-        if self._engine.leads or not self._recovery.may_stand():
+        if self._engine.leads:
+            return
+        self._engine.forget_leader()
+        if not self._recovery.may_stand():
             return
         self.rounds += 1
         self._nonce += 1
@@ -96,10 +101,13 @@ class Election:
         members = len(self._settings.peers) + 1
         if 2 * len(self._agreed) <= members or not self._recovery.may_stand():
             return False
-        self._nonce += 1  # late answers of this round count no more
-        self._agreed = set()
+        self._end_round()
         self._engine.stand()
         return True
+
+    def _end_round(self) -> None:
+        self._nonce += 1  # late answers count no more
+        self._agreed = set()
 
     def _timeout_s(self) -> float:
         shortest, longest = self._settings.election_min_ms, self._settings.election_max_ms

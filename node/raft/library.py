@@ -212,6 +212,10 @@ class Engine(SyncObj):  # type: ignore[misc]
         """Stand for election at once; the next tick does it."""
         self._SyncObj__raftElectionDeadline = 0
 
+    def forget_leader(self) -> None:
+        """The leader has been silent for too long: nobody is known to lead, the term stays."""
+        self._SyncObj__raftLeader = None
+
     def append(self, entry: bytes) -> int:
         """Leader: put an entry into the log and send it on; returns its index."""
         index = self.journal.last_index + 1
