@@ -159,6 +159,14 @@ class Config:
         64 * MIB, RAFT, "bytes of the appends waiting for the log; past it they get 503",
         unit="bytes", low=KIB, high=16 * GIB
     )  # fmt: skip
+    log_tail_entries_max: int = option(
+        10_000, RAFT, "log entries kept in memory behind what is on disk, for peers that were away",
+        unit="entries", low=100, high=10_000_000
+    )  # fmt: skip
+    log_tail_bytes_max: int = option(
+        64 * MIB, RAFT, "and their bytes; who lacks more is filled from the stores",
+        unit="bytes", low=KIB, high=16 * GIB
+    )  # fmt: skip
     peer_queue_bytes_max: int = option(
         64 * MIB, RAFT, "messages waiting for one peer; past it further ones are dropped",
         unit="bytes", low=KIB, high=16 * GIB

@@ -11,7 +11,8 @@ and is more careful:
   anything follows, and the stock answer copied the whole log for every message;
 * its size in bytes is known.
 
-Cutting the log behind what is persisted belongs into `cut_to`, which only drops what is applied.
+The log is cut from the front as what it holds gets onto this node's disk (`cut`), keeping a tail so
+that a peer that was away for a moment is served from the log. Who lacks more is filled.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from collections.abc import Iterable
 from node.raft.ports import Promises, StartingPoint
 
 NO_OP = b"\x01"
+
+_CUT_ITEMS_MIN = 100  # fewer are not worth moving the rest
 
 Item = tuple[bytes, int, int]
 
@@ -91,6 +94,32 @@ class Journal:
             behind = self._items[index - self.base_index + 1 :]
         self._items = [(NO_OP, index, term), *behind]
         self.bytes = sum(len(entry) for entry, _, _ in behind)
+
+    def cut(self, persisted_index: int, items_max: int, bytes_max: int) -> None:
+        """Drop entries up to `persisted_index`, but keep the last ones within both bounds.
+
+        Only what is on disk, and therefore applied and committed, is ever dropped: the log of a
+        node whose disk fails grows, until its appends are refused.
+        """
+        droppable = min(persisted_index, self.last_index) - self.base_index
+        keep = min(len(self._items) - 1, items_max)
+        if self.bytes > bytes_max:
+            keep = min(keep, self._fitting(bytes_max))
+        dropped = min(droppable, len(self._items) - 1 - keep)
+        if dropped < _CUT_ITEMS_MIN:
+            return
+        self._forget(self._items[1 : dropped + 1])
+        _, index, term = self._items[dropped]
+        self._items[: dropped + 1] = [(NO_OP, index, term)]
+
+    def _fitting(self, bytes_max: int) -> int:
+        """How many of the last entries have no more than `bytes_max` together."""
+        size = 0
+        for count, item in enumerate(reversed(self._items)):
+            size += len(item[0])
+            if size > bytes_max:
+                return count
+        return len(self._items)
 
     # --- what the library asks ---------------------------------------------------------------
 

@@ -96,6 +96,9 @@ class RaftSettings:
     entry_commands_max: int = 1000
     entry_bytes_max: int = 1024 * 1024
     entries_in_flight_max: int = 2
+    memory_only: bool = False
+    log_tail_entries_max: int = 10_000
+    log_tail_bytes_max: int = 64 * 1024 * 1024
     peer_queue_bytes_max: int = 64 * 1024 * 1024
     peer_window_bytes: int = 8 * 1024 * 1024
     frame_bytes_max: int = 64 * 1024 * 1024

@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.02
 _SWEEP_S = 0.05
 _GOSSIP_S = 0.2
+_CUT_S = 0.25
 _ANNOUNCE_S = 0.001  # the next entry, which comes sooner under load, tells it for nothing
 
 
@@ -78,6 +79,7 @@ class Replica:
         self.state = state
         self.requests = Requests(self._send)
         self._network = network
+        self._persisted_index = persisted_index
         self._journal = Journal(start, promises)
         state.applied_index = self._journal.base_index
         state.applied_term = self._journal.term_at(self._journal.base_index) or 0
@@ -133,6 +135,7 @@ class Replica:
             (_TICK_S, self._turn),
             (_SWEEP_S, self._proposals.sweep),
             (_GOSSIP_S, self._members.say),
+            (_CUT_S, self._cut_log),
         ):
             self._timers.append(asyncio.create_task(_repeat(pause_s, step)))
 
@@ -374,6 +377,12 @@ class Replica:
         self._announcing = False
         if self._engine.leads and self._engine.announced_commit < self._engine.commit_index:
             self._engine.announce_commit()
+
+    def _cut_log(self) -> None:
+        settings = self.settings
+        # Without a disk there is nothing to wait for: a restart comes back empty either way.
+        kept = self.applied_index if settings.memory_only else self._persisted_index()
+        self._journal.cut(kept, settings.log_tail_entries_max, settings.log_tail_bytes_max)
 
     def _notice_view(self) -> None:
         view = self._engine.leader, self._engine.term

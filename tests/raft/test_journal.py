@@ -67,3 +67,33 @@ def test_a_promise_is_saved_once_and_before_it_counts():
     journal.setCurrentTerm(4, "n1")
     journal.setCurrentTerm(4, "n1")
     assert promises.saved == [(4, "n1")]
+
+
+class TestCutting:
+    def test_only_what_is_persisted_is_dropped_and_a_tail_is_kept(self):
+        journal = journal_of(*[3] * 500)
+        journal.cut(persisted_index=300, items_max=50, bytes_max=10**9)
+        assert (journal.base_index, journal.last_index, journal.term_at(300)) == (300, 510, 3)
+        assert journal.term_at(299) is None
+        journal.cut(persisted_index=510, items_max=50, bytes_max=10**9)
+        assert (journal.base_index, journal.last_index) == (460, 510)
+        assert [index for index, _, _ in journal.tail_after(0)][1:] == list(range(461, 511))
+
+    def test_the_tail_is_bounded_in_bytes_too(self):
+        journal = journal_of(*[3] * 500)
+        size = len(b"entry 100")
+        journal.cut(persisted_index=510, items_max=10**6, bytes_max=100 * size)
+        assert journal.base_index == 410
+        assert journal.bytes == 100 * size
+
+    def test_what_is_counted_in_bytes_is_what_is_there(self):
+        journal = journal_of(*[3] * 700)
+        journal.cut(persisted_index=400, items_max=20, bytes_max=10**9)
+        entries = [entry for index, _, entry in journal.tail_after(journal.base_index)]
+        assert journal.bytes == sum(map(len, entries))
+
+    def test_a_log_that_is_short_enough_is_left_alone(self):
+        journal = journal_of(*[3] * 500)
+        journal.cut(persisted_index=510, items_max=10_000, bytes_max=10**9)
+        journal.cut(persisted_index=0, items_max=10, bytes_max=10)
+        assert journal.base_index == 10
