@@ -148,5 +148,7 @@ class Metrics(Collector):
         yield GaugeMetricFamily("exesdb_raft_is_leader", "1 on the leader.", value=leads)
         for name, value in self._replica.counters().items():
             yield UntypedMetricFamily(
-                "exesdb_raft_" + _NOT_A_NAME.sub("_", name), "Told by the replica.", value=value
+                "exesdb_raft_" + _NOT_A_NAME.sub("_", name).removeprefix("raft_"),
+                "Told by the replica.",
+                value=value,
             )

@@ -140,6 +140,10 @@ class Worker(Protocol):
         """The body of `GET /v1/persistence`."""
         ...
 
+    def store_status(self, name: str) -> Mapping[str, Any]:
+        """What `status` says of one store, which must exist."""
+        ...
+
     def set_interval(self, interval_ms: int) -> None:
         """Change the pause between cycles while running."""
         ...

@@ -174,7 +174,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "StreamList": _all({"streams": _list(_all(_STREAM)), "next": _or_null(_TEXT)}),
     "StreamInfo": _all({**_STREAM, "first_event_number": _COUNT, "metadata": _OBJECT}),
     "StoreSummary": _all(_STORE),
-    "StoreInfo": _all({**_STORE, "persistence": _or_null(_OBJECT)}),
+    "StoreInfo": _all({**_STORE, "persistence": _OBJECT}),
     "StoreList": _all({"stores": _list(_all(_STORE))}),
     "EmptyBody": object_schema({}),
     "Checkpoint": _all({"name": _TEXT, "position": _COUNT}),

@@ -140,6 +140,8 @@ class ApiServer:
             answer = await self._answer(request, route, parts, query)
         except ExesdbError as error:
             answer = self._problem(request, error)
+        except ConnectionError:
+            raise  # the client left; the connection ends by itself
         except Exception:
             logger.exception("%s %s failed", message.method, message.path[:200])
             answer = self._problem(request, problems.internal())

@@ -115,7 +115,7 @@ class Stores:
     async def one(self, request: Request, name: str) -> Answer:
         """`GET /v1/stores/{store}`."""
         store = await self._levels.store(request, name)
-        persistence = self._worker.status().get("stores", {}).get(name)
+        persistence = self._worker.store_status(name)
         return _answer(request, 200, {**_summary(store), "persistence": persistence})
 
     async def put(self, request: Request, name: str) -> Answer:

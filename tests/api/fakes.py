@@ -164,8 +164,11 @@ class FakeWorker:
         self.persisted_index = index
         return Report(index, 1, 100, 1.5)
 
+    def store_status(self, name: str) -> Mapping[str, Any]:
+        return {"persisted_index": self.persisted_index}
+
     def status(self) -> Mapping[str, Any]:
-        stores = {name: {"persisted_index": self.persisted_index} for name in self._state.stores}
+        stores = {name: self.store_status(name) for name in self._state.stores}
         return {
             "enabled": True,
             "interval_ms": self.interval_ms,

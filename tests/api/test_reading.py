@@ -263,3 +263,24 @@ async def test_a_recovering_node_serves_no_reads(node: Node, path: str):
     assert (answer.status, answer.body["code"]) == (503, "not_ready")
     assert answer.body["reasons"] == ["recovering: waits for a leader"]
     assert "Retry-After" in answer.headers
+
+
+@pytest.mark.parametrize("headers", [{}, CBOR])
+async def test_a_long_page_leaves_the_loop_to_others_again_and_again(node: Node, headers):
+    for _ in range(10):
+        await node.append("s", 1_000)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    pages = await node.ask(
+        "GET", "/v1/stores/main/events?limit=10000&type=Happened", headers=headers
+    )
+    task.cancel()
+    assert len(pages.body["events"]) == 10_000
+    assert turns > 10
