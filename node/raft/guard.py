@@ -12,8 +12,8 @@ through only what keeps Raft's rules (in brackets the defects, see ARCHITECTURE)
 * one vote a peer a term (j); a second leader in one term is refused and reported (k);
 * a node that is recovering gives no vote below its floor (see `recovery`).
 
-The guard keeps no state but the votes of the current term. What must never happen is counted in
-`alarms` and logged; the tests demand that it stays empty.
+The guard keeps no state but the votes and the leader of the current term. What must never happen
+is counted in `alarms` and logged; the tests demand that it stays empty.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Guard:
         self._send = send
         self._heard = heard
         self._voters: tuple[int, set[str]] = (0, set())
+        self._obeyed: tuple[int, str] = (0, "")
         self.alarms: list[str] = []
 
     def receive(self, peer: str, message: Message) -> None:
@@ -80,9 +81,13 @@ class Guard:
         if message.term < engine.term:
             self._send(peer, TermNotice(engine.term))
             return
-        if message.term == engine.term and (engine.leads or engine.leader not in (None, peer)):
-            self._alarm(f"{peer} leads term {message.term}, which {engine.leader} leads")
+        known = engine.leader if message.term == engine.term else None
+        if message.term == self._obeyed[0]:
+            known = self._obeyed[1]
+        if known not in (None, peer):
+            self._alarm(f"{peer} leads term {message.term}, which {known} leads")
             return
+        self._obeyed = message.term, peer
         if message.term > engine.term or engine.leader != peer:
             # What an earlier leader had verified may not be in this one's log.
             engine.verified_index = engine.commit_index
