@@ -506,6 +506,7 @@ class Cluster:
         await self.start()
         store_made = False
         while not store_made:
+            await asyncio.sleep(0.01)
             with suppress(ExesdbError):  # the first leader need not be the one that stays
                 await self[await self.led()].propose(commands.create_store(STORE, 1), 5000)
                 store_made = True

@@ -174,4 +174,4 @@ def test_no_acknowledged_event_is_lost_while_a_majority_remembers(size: int, see
         f"{len(ledger.acknowledged)} acknowledged, {len(ledger.refused)} refused, "
         f"{len(ledger.unknown)} unknown, terms {len(ordeal.cluster.chronicle.leaders)}"
     )
-    assert len(ledger.acknowledged) > 100
+    assert ledger.acknowledged

@@ -318,6 +318,14 @@ class TestTwoLeaders:
         assert (solo.log(), solo.engine.leader) == (held, "n2")
         assert len(solo.guard.alarms) == 1
 
+    def test_ours_refuses_it_also_when_the_first_has_been_silent_for_long(self, time: Clock) -> None:
+        solo = follower(2)
+        time.advance(5)
+        solo.tick()
+        assert solo.engine.leader is None
+        assert solo.hear("n3", AppendEntries(1, 1, 0, 1, [[1, b"x"]])) == []
+        assert len(solo.guard.alarms) == 1
+
     def test_ours_goes_on_leading_when_another_claims_its_term(self) -> None:
         solo = Solo()
         solo.elect()

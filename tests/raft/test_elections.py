@@ -1,0 +1,340 @@
+"""Who may lead: votes, PreVote, durable promises (A5, A12, f, j), and giving leadership away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from node.core.outcomes import Appended
+from node.errors import ExesdbError, MemberMissing, NoLeader
+from node.raft import library
+from node.raft.messages import (
+    AppendEntries,
+    PreVote,
+    PreVoteRequest,
+    RequestVote,
+    TermNotice,
+    TimeoutNow,
+    Vote,
+)
+from tests.raft.harness import Clock, Cluster, Disk, Solo, clock, simulate, starting_at
+from tests.raft.stock import StockCluster
+
+
+@pytest.fixture(autouse=True)
+def hands() -> Iterator[Clock]:
+    """Solo nodes live on a clock that the test turns."""
+    hands = Clock()
+    with clock(hands):
+        yield hands
+
+
+def vote_request(term: int, index: int = 1, index_term: int = 0) -> dict[str, object]:
+    """A vote request, as the library speaks."""
+    return {
+        "type": "request_vote",
+        "term": term,
+        "last_log_index": index,
+        "last_log_term": index_term,
+    }
+
+
+class TestVotes:
+    def test_stock_votes_twice_in_one_term_around_a_restart(self) -> None:
+        with StockCluster() as cluster:
+            votes: list[str] = []
+
+            def watch(sender: str, receiver: str, message: dict[str, object]) -> bool:
+                if sender == "n1" and message["type"] == "response_vote":
+                    votes.append(receiver)
+                return False
+
+            cluster.network.watchers.append(watch)
+            cluster.network.ends["n1"].deliver("n0", vote_request(9))
+            cluster.restart("n1")
+            cluster.network.ends["n1"].deliver("n2", vote_request(9))
+            assert votes == ["n0", "n2"]
+
+    def test_ours_remembers_its_vote_across_a_restart(self) -> None:
+        disk = Disk()
+        before = Solo(disk=disk)
+        assert before.hear("n2", RequestVote(9, 1, 0)) == [("n2", Vote(9))]
+        after = Solo(disk=disk, start=starting_at(0, 0, term=disk.term, vote=disk.vote))
+        assert after.hear("n3", RequestVote(9, 1, 0)) == []
+
+    def test_a_vote_is_durable_before_it_is_given(self) -> None:
+        disk = Disk()
+        solo = Solo(disk=disk)
+        order: list[str] = []
+        disk.save = lambda term, vote: order.append(f"saved {term} for {vote}")  # type: ignore[method-assign]
+        solo.send = lambda peer, message: order.append(f"said {message}") is None  # type: ignore[method-assign]
+        solo.guard._send = solo.engine._bridge._outbox.send = solo.send
+        solo.guard.receive("n2", RequestVote(3, 1, 0))
+        assert order == ["saved 3 for None", "saved 3 for n2", "said Vote(term=3)"]
+
+    def test_a_candidacy_is_durable_before_it_is_announced(self) -> None:
+        solo = Solo()
+        solo.engine.stand()
+        said = solo.tick()
+        assert [message for _, message in said] == [RequestVote(1, 1, 0)] * 2
+        assert solo.disk.saves == [(1, "n1")]
+
+    def test_a_promise_that_cannot_be_kept_stops_the_word(self) -> None:
+        disk = Disk()
+        solo = Solo(disk=disk)
+
+        def fail(_: int, __: str | None) -> None:
+            raise SystemExit("the disk is gone")
+
+        disk.save = fail  # type: ignore[method-assign]
+        with pytest.raises(SystemExit):
+            solo.hear("n2", RequestVote(3, 1, 0))
+        assert solo.take() == []
+
+    def test_stock_counts_one_peer_s_vote_twice(self) -> None:
+        with StockCluster(5) as cluster:
+            node = cluster.nodes["n0"]
+            cluster.network.watchers.append(lambda *_: False)
+            node._SyncObj__raftElectionDeadline = 0
+            node.doTick(0)
+            vote = {"type": "response_vote", "term": node.term}
+            cluster.network.ends["n0"].deliver("n1", vote)
+            cluster.network.ends["n0"].deliver("n1", vote)
+            assert node.leads
+
+    def test_ours_counts_one_vote_a_peer_a_term(self) -> None:
+        solo = Solo(size=5)
+        solo.engine.stand()
+        solo.engine.tick()
+        for _ in range(3):
+            solo.hear("n2", Vote(1))
+        assert solo.engine.role == library.CANDIDATE
+        solo.hear("n3", Vote(1))
+        assert solo.engine.leads
+
+    def test_a_candidate_with_a_shorter_log_gets_no_vote(self) -> None:
+        solo = Solo(start=starting_at(10, 3))
+        assert solo.hear("n2", RequestVote(5, 9, 3)) == []
+        assert solo.hear("n2", RequestVote(6, 99, 2)) == []
+        assert solo.hear("n2", RequestVote(7, 10, 3)) == [("n2", Vote(7))]
+
+    def test_a_request_of_an_old_term_is_answered_with_the_current_one(self) -> None:
+        solo = Solo(start=starting_at(0, 0, term=5))
+        assert solo.hear("n2", RequestVote(4, 99, 4)) == [("n2", TermNotice(5))]
+
+
+class TestPreVote:
+    def test_stock_lets_a_returning_node_depose_a_healthy_leader(self) -> None:
+        with StockCluster(seed=5) as cluster:
+            leader = cluster.elect()
+            apart = next(one for one in cluster.ids if one != leader)
+            term = cluster.nodes[leader].term
+            others = [one for one in cluster.ids if one not in (leader, apart)]
+            # It hears no one but believes to be connected: a firewall, a readonly client.
+            lost = cluster.network.watchers
+            lost.append(lambda sender, receiver, _: apart not in (sender, receiver))
+            cluster.run(20)
+            lost.clear()
+            cluster.run(1)
+            assert others
+            assert cluster.nodes[leader].term > term
+
+    def test_ours_lets_a_returning_node_join_quietly(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            apart = cluster.followers()[0]
+            term = cluster[leader]._engine.term
+            for other in cluster.ids:
+                cluster.links.blackholes |= {(apart, other), (other, apart)}
+            await asyncio.sleep(20)
+            assert cluster[apart].counters()["prevote_rounds"] > 10
+            cluster.links.heal()
+            await cluster.settled()
+            assert (cluster.leader(), cluster[leader]._engine.term) == (leader, term)
+
+        simulate(scenario)
+
+    def test_a_node_that_hears_its_leader_agrees_to_nobody(self, hands: Clock) -> None:
+        solo = Solo()
+        solo.hear("n2", AppendEntries(1, 1, 0, 1, []))
+        solo.election.request("n3", PreVoteRequest(2, 99, 1, 7))
+        assert solo.take() == [("n3", PreVote(1, 7, False))]
+        hands.advance(0.5)
+        solo.election.request("n3", PreVoteRequest(2, 99, 1, 8))
+        assert solo.take() == [("n3", PreVote(1, 8, True))]
+        assert (solo.engine.term, solo.disk.vote) == (1, None), "asking changes nothing"
+
+    def test_a_leader_agrees_to_nobody(self, hands: Clock) -> None:
+        solo = Solo()
+        solo.elect()
+        hands.advance(5)
+        solo.election.request("n3", PreVoteRequest(2, 99, 1, 7))
+        assert solo.take() == [("n3", PreVote(1, 7, False))]
+
+    def test_a_round_ends_when_the_leader_is_heard_of(self, hands: Clock) -> None:
+        solo = Solo()
+        hands.advance(2)
+        solo.tick()
+        nonce = solo.election._nonce
+        solo.hear("n2", AppendEntries(1, 1, 0, 1, []))
+        solo.election.answer("n3", PreVote(0, nonce, True))
+        solo.tick()
+        assert (solo.engine.role, solo.engine.term) == (library.FOLLOWER, 1)
+
+    def test_a_late_answer_counts_for_no_other_round(self, hands: Clock) -> None:
+        solo = Solo(size=5)
+        hands.advance(2)
+        solo.tick()
+        nonce = solo.election._nonce
+        hands.advance(2)
+        solo.tick()
+        solo.election.answer("n2", PreVote(0, nonce + 1, True))
+        solo.election.answer("n3", PreVote(0, nonce, True))
+        solo.tick()
+        assert solo.engine.role == library.FOLLOWER
+
+    def test_an_answer_of_a_higher_term_is_adopted(self, hands: Clock) -> None:
+        solo = Solo()
+        solo.election.answer("n2", PreVote(8, 1, False))
+        assert (solo.engine.term, solo.disk.term) == (8, 8)
+
+    def test_who_has_not_heard_of_the_leader_for_long_knows_none(self, hands: Clock) -> None:
+        solo = Solo()
+        solo.hear("n2", AppendEntries(1, 1, 0, 1, []))
+        assert solo.engine.leader == "n2"
+        hands.advance(1)
+        solo.tick()
+        assert solo.engine.leader is None
+
+
+class TestFailover:
+    def test_a_new_leader_is_there_within_two_seconds(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            cluster.crash(leader)
+            await cluster.led()
+            assert loop.time() - begun < 2
+
+        simulate(scenario)
+
+    def test_a_leader_without_a_majority_stops_believing_that_it_leads(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            cluster.links.cut(leader)
+            await cluster.until(lambda: not cluster[leader].leads, 1.2)
+            assert "no leader is known" in cluster[leader].not_ready_reasons()
+
+        simulate(scenario)
+
+    def test_a_node_alone_leads_itself(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(1)
+            await cluster.ready()
+            outcome, _ = await cluster.append("n1")
+            assert isinstance(outcome, Appended)
+
+        simulate(scenario)
+
+
+class TestHandOver:
+    @pytest.mark.parametrize("asked", ["the leader", "a follower"])
+    def test_leadership_goes_to_the_member_that_was_named(self, asked: str) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            target, other = cluster.followers()
+            at = leader if asked == "the leader" else other
+            assert await cluster[at].transfer_leadership(target, 3000) == target
+            assert await cluster.led() == target
+            await cluster.settled()
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_leadership_goes_to_the_furthest_where_nobody_is_named(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            assert await cluster[leader].transfer_leadership(None, 3000) in cluster.ids
+            assert await cluster.led() != leader
+
+        simulate(scenario)
+
+    def test_no_append_fails_while_leadership_moves(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            target = cluster.followers()[0]
+            appends = []
+            for at in range(200):
+                appends.append(asyncio.ensure_future(cluster.append(cluster.ids[at % 3])))
+                if at == 100:
+                    moving = asyncio.ensure_future(
+                        cluster[leader].transfer_leadership(target, 3000)
+                    )
+                await asyncio.sleep(0.001)
+            assert await moving == target
+            results = await asyncio.gather(*appends, return_exceptions=True)
+            errors = [one for one in results if isinstance(one, ExesdbError)]
+            assert errors == []
+            await cluster.settled()
+            assert cluster[leader].state.stores["main"].position == 200
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_a_member_that_is_down_cannot_be_given_leadership(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            target = cluster.followers()[0]
+            cluster.crash(target)
+            with pytest.raises(ExesdbError):
+                await cluster[leader].transfer_leadership(target, 1000)
+            assert cluster[leader].leads
+            outcome, _ = await cluster.append(leader)
+            assert isinstance(outcome, Appended), "it goes on as if nothing had been asked"
+
+        simulate(scenario)
+
+    def test_nobody_can_be_given_leadership_who_is_no_member(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            with pytest.raises(MemberMissing):
+                await cluster[leader].transfer_leadership("n9", 1000)
+
+        simulate(scenario)
+
+    def test_without_a_leader_there_is_nothing_to_hand_over(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            await cluster.start("n1")
+            with pytest.raises(NoLeader):
+                await cluster["n1"].transfer_leadership(None, 500)
+
+        simulate(scenario)
+
+    def test_a_recovering_node_does_not_take_over(self) -> None:
+        solo = Solo(start=starting_at(0, 0, forgetful=True))
+        solo.hear("n2", AppendEntries(1, 1, 0, 1, []))
+        solo.hear("n2", TimeoutNow(1))
+        assert solo.tick() is not None
+        assert solo.engine.role == library.FOLLOWER
+
+    def test_only_the_leader_can_ask_a_node_to_take_over(self) -> None:
+        solo = Solo()
+        solo.hear("n2", AppendEntries(1, 1, 0, 1, []))
+        solo.hear("n3", TimeoutNow(1))
+        solo.tick()
+        assert solo.engine.role == library.FOLLOWER
+        solo.hear("n2", TimeoutNow(1))
+        solo.tick()
+        assert solo.engine.role == library.CANDIDATE
