@@ -50,8 +50,9 @@ class _Offer(NamedTuple):
 
 
 class Filled(NamedTuple):
-    """What a fill brought, not yet part of the state."""
+    """What a fill brought for a state as of `since`, not yet part of it."""
 
+    since: int
     raft_index: int
     term: int
     stores: list[FilledStore]
@@ -129,6 +130,7 @@ class FillReceiver:
 
     async def fetch(self, leader: str) -> Filled:
         """Bring what this node lacks. Raises `FillRefused` or `requests.NoAnswer`."""
+        since = self._state.applied_index
         number, index, term, described = await self._ask(leader, "fill_begin", None)
         if index <= self._state.applied_index:
             raise FillRefused(f"{leader} is at {index}, this node at {self._state.applied_index}")
@@ -137,12 +139,14 @@ class FillReceiver:
             chunks = await self._store(leader, number, at, name, uid, position)
             moved = {checkpoint: (where, when) for checkpoint, where, when in checkpoints}
             stores.append(FilledStore(name, uid, created_us, position, moved, chunks))
-        return Filled(index, term, stores)
+        return Filled(since, index, term, stores)
 
     def install(self, filled: Filled) -> None:
         """Make it part of the state, in one step. Raises `FillRefused` where it does not fit."""
         state = self._state
         # Everything is compared before the first change, so that a refusal changes nothing.
+        if state.applied_index != filled.since:
+            raise FillRefused("entries came through the log as well")
         for one in filled.stores:
             known = self._known(one.name, one.uid)
             if known is not None and known.position > one.position:

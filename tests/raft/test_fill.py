@@ -1,0 +1,245 @@
+"""Bringing up a node that is further behind than the leader's log reaches (A2, A3, A8)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from node.core import commands
+from node.core.state import State
+from node.raft import fill
+from node.raft.messages import Answer, Ask
+from node.raft.requests import Requests
+from tests.raft.harness import STORE, Cluster, event, simulate
+from tests.raft.stock import StockCluster
+
+
+class Direct(Requests):
+    """Questions that reach the source without a network."""
+
+    def __init__(self, source: fill.FillSource) -> None:
+        self._topics = {"fill_begin": source.begin, "fill_rows": source.rows}
+
+    async def ask(self, peer: str, topic: str, body: Any, timeout_s: float) -> Any:
+        return await self._topics[topic](peer, body)
+
+
+async def left_behind(cluster: Cluster, events: int = 30) -> tuple[str, str]:
+    """A leader whose log begins behind what the returned node, which is down, has on its disk."""
+    await cluster.ready()
+    leader = cluster.leader()
+    assert leader is not None
+    behind = cluster.followers()[0]
+    cluster.crash(behind)
+    await cluster.led()
+    for _ in range(events):
+        await cluster.append(leader)
+    await cluster.settled()
+    cluster.persist()
+    others = [one for one in cluster.ids if one != behind]
+    await cluster.stop(*others)
+    await cluster.start(*others)
+    await cluster.settled()
+    return await cluster.led(), behind
+
+
+class TestStock:
+    def test_stock_acknowledges_a_corrupt_snapshot_with_its_own_last_index(self) -> None:
+        """A3."""
+        with StockCluster() as cluster:
+            leader = cluster.elect()
+            follower = next(one for one in cluster.ids if one != leader)
+            node, front = cluster.nodes[follower], cluster.nodes[leader]
+            for _ in range(1000):
+                node._SyncObj__raftLog.add(b"\1", node.log[-1][0] + 1, 0)
+            said: list[dict[str, Any]] = []
+            cluster.network.watchers.append(
+                lambda sender, _, message: said.append(message) if sender == follower else None
+            )
+            for chunk in ((b"garbage", True, False), (b"", False, True)):
+                cluster.network.ends[follower].deliver(
+                    leader,
+                    {
+                        "type": "append_entries",
+                        "term": front.term,
+                        "commit_index": front.raftCommitIndex,
+                        "serialized": chunk,
+                    },
+                )
+            assert said[-1]["success"]
+            assert said[-1]["next_node_idx"] == node.log[-1][0] + 1
+
+    def test_stock_commits_its_own_divergent_tail_at_the_first_chunk_of_a_snapshot(self) -> None:
+        """A2."""
+        with StockCluster(leaderFallbackTimeout=30.0) as cluster:
+            leader = cluster.elect()
+            node = cluster.nodes[leader]
+            cluster.network.isolate(leader, cluster.ids)
+            told: list[int] = []
+            for item in range(3):
+                node.put(f"phantom {item}", callback=lambda _, error: told.append(error))
+            cluster.run(0.1)
+            cluster.network.ends[leader].deliver(
+                next(one for one in cluster.ids if one != leader),
+                {
+                    "type": "append_entries",
+                    "term": node.term + 1,
+                    "commit_index": 500,
+                    "serialized": (b"first chunk", True, False),
+                },
+            )
+            cluster.run(0.1)
+            assert node.applied == ["phantom 0", "phantom 1", "phantom 2"]
+            assert told == [0, 0, 0], "and it told its clients that all is well"
+
+
+class TestFilling:
+    def test_a_node_behind_the_log_gets_exactly_what_it_lacks(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader, behind = await left_behind(cluster)
+            await cluster.start(behind)
+            await cluster.settled()
+            assert cluster.links.sent["Behind"]
+            assert cluster.contents(behind) == cluster.contents(leader)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_appends_go_on_while_a_node_is_filled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fill, "_ROWS_MAX", 3)
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            cluster.links.delay_s = lambda _: 0.005
+            leader, behind = await left_behind(cluster)
+            await cluster.start(behind)
+            await cluster.until(lambda: cluster[behind]._filling is not None)
+            count = 0
+            while cluster[behind]._filling is not None:
+                await cluster.append(leader)
+                count += 1
+            assert count > 3
+            await cluster.settled()
+            assert cluster.contents(behind) == cluster.contents(leader)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_several_stores_and_their_checkpoints_come_along(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            await cluster.ready()
+            leader = await cluster.led()
+            for command in (
+                commands.create_store("gone", 1),
+                commands.create_store("more", 1),
+                commands.put_checkpoint("more", "reader", 0),
+                commands.delete_store("gone"),
+            ):
+                await cluster[leader].propose(command, 1000)
+            leader, behind = await left_behind(cluster)
+            await cluster.start(behind)
+            await cluster.settled()
+            stores = cluster[behind].state.stores
+            assert sorted(stores) == [STORE, "more"]
+            assert stores["more"].checkpoints == {"reader": 0}
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_a_fill_that_breaks_off_leaves_nothing_and_begins_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fill, "_ROWS_MAX", 3)
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            cluster.links.delay_s = lambda _: 0.005
+            leader, behind = await left_behind(cluster)
+            await cluster.start(behind)
+            await cluster.until(lambda: cluster[behind]._filling is not None)
+            await asyncio.sleep(0.03)
+            cluster.links.cut(behind)
+            await cluster.until(lambda: cluster[behind]._filling is None)
+            assert cluster[behind].state.stores == {}
+            cluster.links.heal()
+            await cluster.settled()
+            assert cluster.contents(behind) == cluster.contents(leader)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_a_fill_survives_a_change_of_leader(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fill, "_ROWS_MAX", 3)
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            cluster.links.delay_s = lambda _: 0.005
+            leader, behind = await left_behind(cluster)
+            await cluster.start(behind)
+            await cluster.until(lambda: cluster[behind]._filling is not None)
+            await asyncio.sleep(0.03)
+            other = next(one for one in cluster.ids if one not in (leader, behind))
+            await cluster[leader].transfer_leadership(other, 3000)
+            await cluster.append(other)
+            await cluster.settled()
+            assert cluster.contents(behind) == cluster.contents(other)
+            cluster.check()
+
+        simulate(scenario)
+
+    async def test_a_fill_is_not_laid_over_a_state_that_has_moved_meanwhile(self) -> None:
+        """Otherwise one store could take its rows, and the next one refuse them."""
+        source, target = State(), State()
+        history = [commands.create_store("a", 1), commands.create_store("b", 1)]
+        history += [commands.append("b", 1, "s", commands.ANY, [event(at)]) for at in range(1, 9)]
+        history += [commands.append("a", 1, "s", commands.ANY, [event(at)]) for at in range(1, 9)]
+        for index, command in enumerate(history, 2):
+            source.apply(index, 1, [command])
+        for index, command in enumerate(history[:4], 2):
+            target.apply(index, 1, [command])
+        receiver = fill.FillReceiver(target, Direct(fill.FillSource(source)))
+        filled = await receiver.fetch("n1")
+        target.apply(6, 1, [history[4]])  # entries came through the log as well
+        with pytest.raises(fill.FillRefused):
+            receiver.install(filled)
+        assert target.applied_index == 6
+        assert {name: store.position for name, store in target.stores.items()} == {"a": 0, "b": 3}
+        target.check()
+
+    @pytest.mark.parametrize(
+        "body", [None, [], [1, 2, 3], [99, 0, 0, 0, 0], ["x", {}, None, -1, 3], {"a": 1}]
+    )
+    def test_a_question_that_makes_no_sense_is_answered_no(self, body: Any) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            answers: list[Answer] = []
+
+            def watch(_: str, __: str, message: Any) -> None:
+                if isinstance(message, Answer):
+                    answers.append(message)
+
+            cluster.links.watchers.append(watch)
+            cluster[leader].received(cluster.followers()[0], Ask(1, "fill_rows", body))
+            await asyncio.sleep(0.01)
+            assert [answer.ok for answer in answers] == [False]
+
+        simulate(scenario)
+
+
+class TestOlderState:
+    def test_an_offer_that_is_not_newer_is_refused(self) -> None:
+        """A8: nothing older is laid over something newer."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            follower = cluster.followers()[0]
+            with pytest.raises(fill.FillRefused):
+                await cluster[follower]._receiver.fetch(leader)
+
+        simulate(scenario)
