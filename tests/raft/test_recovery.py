@@ -1,0 +1,358 @@
+"""Nodes that may have forgotten what they promised (A4, A5, A10, and section 2 of the argument)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from node.raft import library
+from node.raft.messages import (
+    Ack,
+    AppendEntries,
+    PreVote,
+    PreVoteRequest,
+    RecoveryReport,
+    RecoveryRequest,
+    RequestVote,
+)
+from tests.raft.harness import Clock, Cluster, Solo, clock, simulate, starting_at
+from tests.raft.stock import StockCluster
+
+
+@pytest.fixture(autouse=True)
+def hands() -> Iterator[Clock]:
+    """Solo nodes live on a clock that the test turns."""
+    hands = Clock()
+    with clock(hands):
+        yield hands
+
+
+def recovering(term: int = 4, index: int = 10) -> Solo:
+    """A node of three that may have forgotten something, and has asked its first round."""
+    solo = Solo(start=starting_at(index, 3, term=term, forgetful=True))
+    asked = solo.tick()
+    assert {type(message) for _, message in asked} == {RecoveryRequest}
+    return solo
+
+
+def nonce_of(solo: Solo) -> int:
+    """The nonce of the round that is under way."""
+    return solo.recovery._nonce
+
+
+def report(solo: Solo, **changes: object) -> RecoveryReport:
+    """The answer of a leader of term 5 whose log ends at 12."""
+    answer = RecoveryReport(nonce_of(solo), 5, True, False, 5, 12)
+    return answer._replace(**changes)  # type: ignore[arg-type]
+
+
+class TestStock:
+    def test_stock_elects_a_node_without_an_acknowledged_event_after_one_restart(self) -> None:
+        """A5."""
+        with StockCluster() as cluster:
+            leader = cluster.elect()
+            restarted, slow = (one for one in cluster.ids if one != leader)
+            cluster.network.isolate(slow, cluster.ids)
+            told: list[int] = []
+            cluster.nodes[leader].put("acked", callback=lambda _, error: told.append(error))
+            cluster.run(0.5, without=[slow])
+            assert told == [0]
+            cluster.network.isolate(leader, cluster.ids)
+            cluster.nodes[restarted] = cluster.make(restarted)
+            cluster.network.heal(slow, [restarted, slow])
+            rest = cluster.nodes
+            assert cluster.run(9, without=[leader], until=lambda: cluster.leader(leader))
+            successor = rest[cluster.leader(leader) or ""]
+            assert not any(b"acked" in entry for entry in successor.entries)
+
+    def test_stock_restarts_from_a_dump_with_a_term_below_that_of_its_log(
+        self, tmp_path: object
+    ) -> None:
+        """A4."""
+        with StockCluster(fullDumpFile=None) as cluster:
+            cluster.elect()
+            for _ in range(3):
+                leader = cluster.leader() or ""
+                cluster.network.isolate(leader, cluster.ids)
+                cluster.run(4, until=lambda: cluster.leader(leader), without=[leader])
+                cluster.network.heal(leader, cluster.ids)
+                cluster.run(1)
+            leader = cluster.leader() or ""
+            node = cluster.nodes[leader]
+            node.put("x")
+            cluster.run(1)
+            node.conf.fullDumpFile = f"{tmp_path}/dump"
+            node._SyncObj__serializer._Serializer__fileName = f"{tmp_path}/dump"
+            node._SyncObj__serializer._Serializer__useFork = False
+            node.forceLogCompaction()
+            cluster.run(0.5)
+            cluster.conf["fullDumpFile"] = f"{tmp_path}/dump"
+            again = cluster.make(leader)
+            before = again.log
+            again.doTick(0)
+            assert before == [(1, 0)], "A10: until its first tick it takes part without its state"
+            assert again.log[-1][1] > again.term
+
+
+class TestRules:
+    def test_it_gives_no_vote_and_no_pre_vote(self) -> None:
+        solo = recovering()
+        assert solo.hear("n2", RequestVote(9, 99, 8)) == []
+        assert (solo.engine.term, solo.disk.vote) == (9, None), "but learns of the term"
+        solo.election.request("n2", PreVoteRequest(10, 99, 8, 1))
+        assert solo.take() == [("n2", PreVote(9, 1, False))]
+
+    def test_it_never_stands(self, hands: Clock) -> None:
+        solo = recovering()
+        for _ in range(20):
+            hands.advance(1)
+            assert not any(isinstance(message, PreVoteRequest) for _, message in solo.tick())
+        assert solo.engine.role == library.FOLLOWER
+
+    def test_it_takes_entries_while_it_recovers(self) -> None:
+        solo = recovering()
+        said = solo.hear("n2", AppendEntries(5, 10, 3, 10, [[5, b"x"]]))
+        assert said == [("n2", Ack(5, 12, False, True))]
+        assert solo.recovery.active
+
+    def test_it_leaves_when_it_holds_what_the_leader_held_when_it_answered(self) -> None:
+        solo = recovering()
+        solo.hear("n2", AppendEntries(5, 10, 3, 10, [[5, b"x"]]))
+        solo.recovery.report("n2", report(solo))
+        solo.tick()
+        assert solo.recovery.active, "entry 12 is still missing"
+        solo.hear("n2", AppendEntries(5, 11, 5, 10, [[5, b"y"]]))
+        solo.tick()
+        assert not solo.recovery.active
+
+    def test_contact_with_a_leader_alone_is_not_enough(self) -> None:
+        solo = recovering()
+        solo.hear("n2", AppendEntries(5, 10, 3, 10, [[5, b"x"], [5, b"y"]]))
+        solo.tick()
+        assert solo.recovery.active
+
+    def test_what_another_leader_verified_does_not_count(self) -> None:
+        solo = recovering()
+        solo.hear("n3", AppendEntries(5, 10, 3, 10, [[5, b"x"], [5, b"y"], [5, b"z"]]))
+        solo.hear("n2", AppendEntries(6, 10, 3, 10, []))
+        solo.recovery.report("n2", report(solo, term=6))
+        solo.tick()
+        assert solo.recovery.active
+        assert solo.engine.verified_index == 10
+
+    @pytest.mark.parametrize(
+        ("why", "changes"),
+        [
+            ("it answers an older round", {"nonce": 1}),
+            ("its term is older than what this node promised", {"term": 3}),
+            ("it does not lead", {"leads": False}),
+            ("it is recovering itself", {"recovering": True}),
+        ],
+    )
+    def test_a_report_is_of_no_use_if(self, why: str, changes: dict[str, object]) -> None:
+        solo = recovering()
+        solo.hear("n2", AppendEntries(5, 10, 3, 10, [[5, b"x"], [5, b"y"]]))
+        solo.recovery.report("n2", report(solo, **changes))
+        solo.tick()
+        assert solo.recovery.active, why
+
+    def test_each_round_has_a_nonce_of_its_own_and_of_its_incarnation(self, hands: Clock) -> None:
+        nonces = []
+        for incarnation in (1, 2):
+            start = starting_at(0, 0, incarnation=incarnation, forgetful=True)
+            solo = Solo(start=start)
+            for _ in range(3):
+                hands.advance(1)
+                nonces += {
+                    message.nonce
+                    for _, message in solo.tick()
+                    if isinstance(message, RecoveryRequest)
+                }
+        assert len(set(nonces)) == 6
+
+    def test_whoever_is_asked_by_a_node_of_a_higher_term_steps_down_to_it(self) -> None:
+        solo = Solo()
+        solo.elect()
+        solo.recovery.request("n2", RecoveryRequest(1, 9))
+        assert (solo.engine.role, solo.disk.term) == (library.FOLLOWER, 9)
+        assert solo.take() == [("n2", RecoveryReport(1, 9, False, False, 1, 2))]
+
+
+class TestColdStart:
+    def rounds(self, solo: Solo, *reports: tuple[int, int], leads: bool = False) -> None:
+        """Let the others answer with these logs, and the next round begin."""
+        for peer, (last_term, last_index) in zip(("n2", "n3"), reports, strict=False):
+            answer = RecoveryReport(nonce_of(solo), 4, leads, True, last_term, last_index)
+            solo.recovery.report(peer, answer)
+
+    def test_when_all_have_answered_the_longest_log_may_lead(self, hands: Clock) -> None:
+        solo = recovering(index=10)
+        self.rounds(solo, (3, 12), (2, 40))
+        hands.advance(1)
+        solo.tick()
+        assert not solo.recovery.may_stand()
+        assert not solo.recovery.may_vote_for(3, 11)
+        assert solo.recovery.may_vote_for(3, 12)
+
+    def test_a_missing_member_might_remember_more(self, hands: Clock) -> None:
+        solo = recovering(index=10)
+        for _ in range(10):
+            self.rounds(solo, (3, 1))
+            hands.advance(1)
+            solo.tick()
+        assert not solo.recovery.may_stand()
+
+    def test_answers_of_different_rounds_are_not_added_up(self, hands: Clock) -> None:
+        solo = recovering(index=10)
+        self.rounds(solo, (3, 1))
+        hands.advance(1)
+        solo.tick()
+        solo.recovery.report("n3", RecoveryReport(nonce_of(solo), 4, False, True, 3, 1))
+        hands.advance(1)
+        solo.tick()
+        assert not solo.recovery.may_stand()
+
+    def test_there_is_no_floor_while_somebody_leads(self, hands: Clock) -> None:
+        solo = recovering(index=10)
+        self.rounds(solo, (3, 1), (3, 1), leads=True)
+        hands.advance(1)
+        solo.tick()
+        assert not solo.recovery.may_stand()
+
+    def test_a_vote_under_the_floor_still_compares_the_logs(self, hands: Clock) -> None:
+        solo = recovering(index=10)
+        self.rounds(solo, (3, 1), (3, 1))
+        hands.advance(1)
+        solo.tick()
+        solo.hear("n3", AppendEntries(5, 10, 3, 10, [[5, b"x"]]))
+        assert solo.hear("n2", RequestVote(6, 10, 3)) == []
+
+
+class TestClusters:
+    def test_a_killed_node_comes_back_and_nothing_is_lost(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            command = cluster.command()
+            victim, slow = cluster.followers()
+            cluster.links.cut(slow)
+            await cluster.append(leader, command)
+            cluster.crash(victim)
+            cluster.links.cut(leader)
+            cluster.links.heal(slow)
+            cluster.links.cut_pair(leader, slow)
+            await cluster.start(victim)
+            await asyncio.sleep(20)
+            assert cluster.leader() is None, "the two that are connected do not know of the event"
+            cluster.links.heal()
+            await cluster.settled()
+            assert cluster.holds(victim, command)
+            assert cluster.holds(slow, command)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_a_cluster_killed_as_a_whole_waits_for_all_members(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            await cluster.fill_log(leader, 10)
+            await cluster.settled()
+            cluster.persist()
+            cluster.crash()
+            await cluster.start("n1", "n2")
+            await asyncio.sleep(20)
+            assert cluster.leader() is None
+            assert "silent: n3" in cluster["n1"].not_ready_reasons()[0]
+            await cluster.start("n3")
+            await cluster.settled()
+            assert len(cluster.contents("n1")) == 10
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_after_a_cold_start_the_disk_that_reached_furthest_wins(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            cluster.persist()
+            await cluster.fill_log(leader, 10)
+            await cluster.settled()
+            cluster.persist("n2")
+            cluster.crash()
+            await cluster.start()
+            await cluster.settled()
+            assert all(len(cluster.contents(node_id)) == 10 for node_id in cluster.ids)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_nodes_stopped_in_order_need_no_recovery(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            await cluster.fill_log(leader, 10)
+            await cluster.stop()
+            await cluster.start("n1", "n2")
+            assert not cluster["n1"].recovering
+            await cluster.led()
+            assert len(cluster.contents(await cluster.led())) == 10
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_a_wiped_node_never_votes_by_itself(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            victim, other = cluster.followers()
+            await cluster.fill_log(leader, 5)
+            cluster.crash(victim)
+            cluster.wipe(victim)
+            cluster.crash(leader)
+            await cluster.start(victim)
+            await asyncio.sleep(20)
+            assert cluster.leader() is None
+            assert cluster.disks[victim].vote is None
+            await cluster.start(leader)
+            await cluster.settled()
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_a_wiped_node_is_filled_like_a_new_one(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            await cluster.fill_log(leader, 20)
+            victim = cluster.followers()[0]
+            cluster.crash(victim)
+            cluster.wipe(victim)
+            await cluster.start(victim)
+            await cluster.settled()
+            assert len(cluster.contents(victim)) == 20
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_a_restarted_follower_s_earlier_word_counts_no_more(self) -> None:
+        """What the leader knew of its log was known of its earlier life."""
+
+        async def scenario() -> None:
+            cluster = Cluster(5)
+            leader = await cluster.ready()
+            victim, *others = cluster.followers()
+            cluster.links.cut(*others)
+            waiting = asyncio.ensure_future(cluster.append(leader, None, 900))
+            engine = cluster[leader]._engine
+            held = engine.match_index(victim)
+            await cluster.until(lambda: engine.match_index(victim) > held)
+            cluster.crash(victim)
+            await cluster.start(victim)
+            await asyncio.sleep(0.0005)
+            assert engine.match_index(victim) == 0
+            waiting.cancel()
+
+        simulate(scenario)
