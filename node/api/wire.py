@@ -240,6 +240,8 @@ class Connection(RequestHandler):
                         self._waiter = None
                 if not await self._answer_next():
                     break
+                if self._messages:  # sent together: other connections get a turn in between
+                    await asyncio.sleep(0)
         except ConnectionError:
             pass  # the client is gone, and nobody is left to tell
         except BaseException:

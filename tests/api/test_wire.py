@@ -192,6 +192,22 @@ async def test_requests_sent_together_are_answered_in_order(node: Node):
     assert places == sorted(places)
 
 
+async def test_many_requests_sent_together_leave_the_loop_to_others(node: Node):
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    heard = await node.talk((LIVE + b"\r\n") * 500 + LIVE + b"Connection: close\r\n\r\n")
+    task.cancel()
+    assert heard.count(b"HTTP/1.1 200 ") == 501
+    assert turns > 400
+
+
 async def test_http_1_0_is_closed_unless_it_asks_to_stay(node: Node):
     heard = await node.talk(b"GET /health/live HTTP/1.0\r\n\r\n")
     assert b"Connection: close\r\n" in heard
