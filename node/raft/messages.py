@@ -112,8 +112,9 @@ class Behind(NamedTuple):
 
 
 class Propose(NamedTuple):
-    """To the leader: commands, each with the sender's sequence number."""
+    """To the leader of `term`: commands, each with the sender's sequence number."""
 
+    term: int
     sequences: list[Any]
     commands: list[Any]
 
@@ -121,10 +122,12 @@ class Propose(NamedTuple):
 class Refused(NamedTuple):
     """From a node that was asked to propose: these were certainly not put into the log.
 
-    `incarnation` is that of the node that asked: its numbers begin anew with each.
+    `incarnation` is that of the node that asked, whose numbers begin anew with each; `term` is the
+    one in which it asked.
     """
 
     incarnation: int
+    term: int
     sequences: list[Any]
     reason: str
 

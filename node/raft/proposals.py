@@ -8,11 +8,15 @@ name; every node resolves its own when it applies the entry (see `entries`).
 What is certain, and what is not, decides how a submission ends:
 
 * resolved           this node has applied it;
-* `NoLeader`         it never left this node, or the leader said that it did not take it, or another
-                     entry was committed in its place: certainly not stored;
 * `Overloaded`       a bound was reached before it was taken: certainly not stored;
-* `OutcomeUnknown`   it was handed on and not heard of in time: perhaps stored. A command is never
-                     sent twice; the client repeats it with the same event ids.
+* `NoLeader`         no leader took it in time: certainly not stored;
+* `OutcomeUnknown`   it was handed on and not heard of in time: perhaps stored. The client repeats
+                     it with the same event ids.
+
+A submission is handed on in a term, and the leader puts it only into an entry of that very term.
+Terms never decrease along the log, so when this node applies an entry of a later term, what was
+handed on in an earlier one and has not come by certainly never will: it is handed on again, to
+whoever leads now. A change of leader is a pause for the client, not an error.
 
 Bounds: `proposals_max` submissions of this node and as many of peers, `proposal_bytes_max` for
 each; beyond them `Overloaded`. A submission without a leader waits for `leader_wait_ms`.
@@ -38,35 +42,31 @@ Resolved = tuple[Outcome, int]
 _NOT_LEADING = "not leading"
 _FULL = "full"
 
+_WAITING = 0  # the term of what is not handed on
+_OUT_OF_SIGHT = 2**62  # later than any term: what became of it will not be learned here
+
 
 class _Pending:
     """A submission of this node that has no outcome yet."""
 
-    __slots__ = ("command", "deadline", "future", "handed_on", "since")
+    __slots__ = ("command", "deadline", "future", "handed_term", "since")
 
     def __init__(self, command: bytes, future: asyncio.Future[Resolved], timeout_s: float) -> None:
         self.command = command
         self.future = future
         self.since = now()
         self.deadline = self.since + timeout_s
-        self.handed_on = False
+        self.handed_term = _WAITING
 
 
 class _Foreign(NamedTuple):
-    """A command that a peer asked this leader to propose."""
+    """A command that a peer asked this leader to propose, in a term."""
 
+    term: int
     origin: str
     incarnation: int
     sequence: int
     command: bytes
-
-
-class _InFlight(NamedTuple):
-    """An entry of this leader that is not applied yet."""
-
-    raft_index: int
-    term: int
-    groups: list[Group]
 
 
 class Proposals:
@@ -93,7 +93,9 @@ class Proposals:
         self._unsent: deque[int] = deque()
         self._foreign: deque[_Foreign] = deque()
         self._foreign_bytes = 0
-        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight: deque[int] = deque()
+        self._in_flight_term = 0
+        self._applied_term = 0
         self._pump_scheduled = False
 
     # --- this node's submissions -------------------------------------------------------------
@@ -130,9 +132,9 @@ class Proposals:
         leaderless = self._engine.leader is None
         for sequence, pending in list(self._pending.items()):
             if pending.future.done():
-                if not pending.handed_on:
+                if pending.handed_term == _WAITING:
                     self._take(sequence)
-            elif pending.handed_on:
+            elif pending.handed_term != _WAITING:
                 if moment >= pending.deadline:
                     self._end(sequence, OutcomeUnknown("the outcome was not learned in time"))
             elif moment >= pending.deadline or (
@@ -143,7 +145,7 @@ class Proposals:
     def stop(self) -> None:
         """End everything that waits."""
         for sequence, pending in list(self._pending.items()):
-            if pending.handed_on:
+            if pending.handed_term != _WAITING:
                 self._end(
                     sequence, OutcomeUnknown("the node stopped before it learned the outcome")
                 )
@@ -167,6 +169,10 @@ class Proposals:
     # --- leading -----------------------------------------------------------------------------
 
     def _fill_entries(self) -> None:
+        if self._in_flight_term != self._engine.term:
+            # What is left of an earlier reign may have been cut off, and would block this one.
+            self._in_flight_term = self._engine.term
+            self._in_flight.clear()
         while (
             (self._unsent or self._foreign)
             and len(self._in_flight) < self._settings.entries_in_flight_max
@@ -175,9 +181,7 @@ class Proposals:
             groups = list(self._next_groups())
             if not groups:
                 return
-            term = self._engine.term
-            index = self._engine.append(entries.encode(groups))
-            self._in_flight.append(_InFlight(index, term, groups))
+            self._in_flight.append(self._engine.append(entries.encode(groups)))
             self.counters["entries_proposed"] += 1
 
     def _next_groups(self) -> Iterator[Group]:
@@ -189,7 +193,7 @@ class Proposals:
             pending = self._pending.get(sequence)
             if pending is None or pending.future.done():
                 continue
-            pending.handed_on = True
+            pending.handed_term = self._engine.term
             own.sequences.append(sequence)
             own.commands.append(pending.command)
             room[0] -= 1
@@ -201,8 +205,10 @@ class Proposals:
     def _foreign_groups(self, room: list[int]) -> Iterator[Group]:
         groups: dict[tuple[str, int], Group] = {}
         while self._foreign and room[0] > 0 and room[1] > 0:
-            one = self._foreign.popleft()
-            self._foreign_bytes -= len(one.command)
+            one = self._next_foreign()
+            if one.term != self._engine.term:
+                self._refuse(one)  # this node led, ceased to, and leads again
+                continue
             key = one.origin, one.incarnation
             group = groups.setdefault(key, Group(one.origin, one.incarnation, [], []))
             group.sequences.append(one.sequence)
@@ -213,27 +219,34 @@ class Proposals:
 
     def proposed(self, peer: str, incarnation: int, message: Propose) -> None:
         """A peer asks this node to propose."""
-        if not self._engine.leads:
-            self._send(peer, Refused(incarnation, message.sequences, _NOT_LEADING))
+        term, sequences, commands = message
+        if not self._engine.leads or term != self._engine.term:
+            self._send(peer, Refused(incarnation, term, sequences, _NOT_LEADING))
             return
         if (
-            len(self._foreign) + len(message.commands) > self._settings.proposals_max
+            len(self._foreign) + len(commands) > self._settings.proposals_max
             or self._foreign_bytes > self._settings.proposal_bytes_max
             or self._overloaded()
         ):
-            self._send(peer, Refused(incarnation, message.sequences, _FULL))
+            self._send(peer, Refused(incarnation, term, sequences, _FULL))
             return
-        for sequence, command in zip(message.sequences, message.commands, strict=True):
-            self._foreign.append(_Foreign(peer, incarnation, sequence, command))
+        for sequence, command in zip(sequences, commands, strict=True):
+            self._foreign.append(_Foreign(term, peer, incarnation, sequence, command))
             self._foreign_bytes += len(command)
-        self.counters["commands_forwarded_here"] += len(message.commands)
+        self.counters["commands_forwarded_here"] += len(commands)
 
     def _refuse_foreign(self) -> None:
         """This node leads no more: what it has not put into its log it certainly will not."""
         while self._foreign:
-            one = self._foreign.popleft()
-            self._foreign_bytes -= len(one.command)
-            self._send(one.origin, Refused(one.incarnation, [one.sequence], _NOT_LEADING))
+            self._refuse(self._next_foreign())
+
+    def _refuse(self, one: _Foreign) -> None:
+        self._send(one.origin, Refused(one.incarnation, one.term, [one.sequence], _NOT_LEADING))
+
+    def _next_foreign(self) -> _Foreign:
+        one = self._foreign.popleft()
+        self._foreign_bytes -= len(one.command)
+        return one
 
     # --- following ---------------------------------------------------------------------------
 
@@ -242,11 +255,12 @@ class Proposals:
             sequences, commands = self._next_forward()
             if not sequences:
                 return
-            if not self._send(leader, Propose(sequences, commands)):
+            term = self._engine.term
+            if not self._send(leader, Propose(term, sequences, commands)):
                 self._unsent.extendleft(reversed(sequences))
                 return
             for sequence in sequences:
-                self._pending[sequence].handed_on = True
+                self._pending[sequence].handed_term = term
 
     def _next_forward(self) -> tuple[list[int], list[bytes]]:
         sequences: list[int] = []
@@ -270,14 +284,18 @@ class Proposals:
             return  # it speaks of an earlier life, whose numbers were others
         for sequence in message.sequences:
             pending = self._pending.get(sequence)
-            if pending is None:
-                continue
+            if pending is None or pending.handed_term != message.term:
+                continue  # it has ended, or was handed on again since
             if message.reason == _FULL:
                 self._end(sequence, Overloaded("the leader has too much to do", limit="leader"))
             else:
-                # Another node leads, or will: it waits for that as if it had just come.
-                pending.handed_on = False
-                self._unsent.append(sequence)
+                self._take_back(sequence, pending)
+
+    def _take_back(self, sequence: int, pending: _Pending) -> None:
+        """It was not stored: let it wait for a leader as if it had just come."""
+        pending.handed_term = _WAITING
+        pending.since = now()
+        self._unsent.append(sequence)
 
     # --- outcomes ----------------------------------------------------------------------------
 
@@ -285,7 +303,11 @@ class Proposals:
         self, index: int, term: int, groups: Sequence[Group], outcomes: Sequence[Outcome]
     ) -> bool:
         """An entry is applied; True if it held commands of another node than the leader."""
-        self._settle_in_flight(index, term)
+        while self._in_flight and self._in_flight[0] <= index:
+            self._in_flight.popleft()
+        if term > self._applied_term:
+            self._applied_term = term
+            self._take_back_before(term)
         foreign, at = False, 0
         for group in groups:
             if group.origin == self._settings.node_id and group.incarnation == self._incarnation:
@@ -296,33 +318,19 @@ class Proposals:
             at += len(group.commands)
         return foreign
 
-    def _settle_in_flight(self, index: int, term: int) -> None:
-        """Forget this leader's entries up to `index`; others were committed in place of some.
+    def skipped(self) -> None:
+        """The state was brought past entries that this node never saw applied (see `fill`)."""
+        self._in_flight.clear()
+        for pending in self._pending.values():
+            if pending.handed_term != _WAITING:
+                pending.handed_term = _OUT_OF_SIGHT
 
-        Entries of two reigns may be under way here, so they need not stand in order.
-        """
-        for entry in [entry for entry in self._in_flight if entry.raft_index <= index]:
-            self._in_flight.remove(entry)
-            if entry.raft_index < index:
-                self._lost_sight_of(entry)
-            elif entry.term != term:
-                for group in entry.groups:
-                    self._displaced(group)
-
-    def _lost_sight_of(self, entry: _InFlight) -> None:
-        """The state skipped its index (see `fill`): whether it was committed is not known here."""
-        for group in entry.groups:
-            if group.origin == self._settings.node_id:
-                for sequence in group.sequences:
-                    self._end(sequence, OutcomeUnknown("this node was brought up past the request"))
-
-    def _displaced(self, group: Group) -> None:
-        if group.origin != self._settings.node_id:
-            refusal = Refused(group.incarnation, group.sequences, _NOT_LEADING)
-            self._send(group.origin, refusal)
-            return
-        for sequence in group.sequences:
-            self._end(sequence, NoLeader("another leader's entry took the place of the request"))
+    def _take_back_before(self, term: int) -> None:
+        """An entry of `term` is applied: what was handed on in an earlier one comes no more."""
+        for sequence, pending in self._pending.items():
+            if _WAITING < pending.handed_term < term and not pending.future.done():
+                self.counters["commands_handed_on_again"] += 1
+                self._take_back(sequence, pending)
 
     def _resolve(self, sequence: int, outcome: Outcome, index: int) -> None:
         pending = self._take(sequence)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable
 
 from node.core.outcomes import Outcome
@@ -62,7 +61,8 @@ _ANNOUNCE_S = 0.001  # the next entry, which comes sooner under load, tells it f
 class Replica:
     """The replicated state on this node, and the door to change it.
 
-    `overloaded` tells whether the disk is too far behind; `persisted_index` how far it is.
+    `overloaded` tells whether the disk is too far behind; `persisted_index` how far it is; `chance`
+    spreads the elections (a simulation gives its own, so that a seed gives one run).
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Replica:
         promises: Promises,
         overloaded: Callable[[], bool],
         persisted_index: Callable[[], int],
+        chance: random.Random | None = None,
     ) -> None:
         self.settings = settings
         self.state = state
@@ -87,8 +88,9 @@ class Replica:
         self._recovery = Recovery(
             self._engine, list(settings.peers), start.incarnation, start.forgetful, self._send
         )
-        chance = random.Random(f"{settings.node_id}/{start.incarnation}/{time.time_ns()}")
-        self._election = Election(self._engine, self._recovery, settings, self._send, chance)
+        self._election = Election(
+            self._engine, self._recovery, settings, self._send, chance or random.Random()
+        )
         self._guard = Guard(self._engine, self._recovery, self._send, self._election.heard)
         self._proposals = Proposals(
             self._engine, settings, start.incarnation, self._send, overloaded
@@ -329,6 +331,7 @@ class Replica:
                 raise FillRefused("the leader changed meanwhile")
             self._receiver.install(filled)
             self._engine.restart_at(filled.raft_index, filled.term)
+            self._proposals.skipped()
             log.info("filled by %s up to index %d", leader, filled.raft_index)
         except (FillRefused, NoAnswer, ValueError) as error:
             log.warning("the fill by %s broke off and will begin again: %s", leader, error)

@@ -184,9 +184,7 @@ class Links:
             self._last_arrival.get(link, 0.0) + 1e-7,
         )
         self._last_arrival[link] = arrival
-        loop.call_at(
-            arrival, self._deliver, session, sender, receiver, messages.encode(message)
-        )
+        loop.call_at(arrival, self._deliver, session, sender, receiver, messages.encode(message))
         return True
 
     def _deliver(self, session: int, sender: str, receiver: str, encoded: bytes) -> None:
@@ -404,8 +402,8 @@ class Cluster:
             disk,
             lambda: False,
             lambda: disk.cut,
+            random.Random(self.chance.random()),
         )
-        replica._election._chance = random.Random(self.chance.random())
         replica.on_elected = lambda: self.chronicle.leads(node_id, replica._engine.term)
         self.replicas[node_id] = replica
         await replica.start()
@@ -590,9 +588,7 @@ class Solo:
         self.journal = Journal(start, self.disk)
         self.engine = Engine(self.settings, self.journal, self, self._apply)
         peers = list(self.settings.peers)
-        self.recovery = Recovery(
-            self.engine, peers, start.incarnation, start.forgetful, self.send
-        )
+        self.recovery = Recovery(self.engine, peers, start.incarnation, start.forgetful, self.send)
         self.election = Election(
             self.engine, self.recovery, self.settings, self.send, random.Random(1)
         )

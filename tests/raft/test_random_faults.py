@@ -66,6 +66,7 @@ class Ordeal:
         await asyncio.gather(writing, persisting)
         await self._calm()
         await asyncio.gather(*self._clients)
+        await cluster.settled()  # what clients still waited for was stored after the calm began
         self._reckon()
 
     @staticmethod
