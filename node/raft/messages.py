@@ -13,7 +13,7 @@ can load a pickle.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin, get_type_hints
 
 import cbor2
 
@@ -179,6 +179,11 @@ Message = (
     | Answer
 )
 
+def _checked_as(hint: Any) -> type:
+    """The type by which a field is checked; `object` for one that may be anything."""
+    return object if hint is Any else get_origin(hint) or hint
+
+
 _KINDS: tuple[type[Any], ...] = (
     AppendEntries,
     Ack,
@@ -198,9 +203,9 @@ _KINDS: tuple[type[Any], ...] = (
     Answer,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
-_FIELD_TYPES: dict[str, type] = {"int": int, "bool": bool, "str": str, "list[Any]": list}
 _SHAPES = [
-    tuple(_FIELD_TYPES.get(kind.__annotations__[name], object) for name in kind._fields)
+    # The hints are resolved: as they stand in the classes they are only names of types.
+    tuple(_checked_as(hint) for hint in get_type_hints(kind).values())
     for kind in _KINDS
 ]
 _INT_MAX = 2**62
