@@ -84,6 +84,7 @@ class Session(asyncio.Protocol):
         self.up = False
         self.heard_at = 0.0
         self.transport: asyncio.Transport | None = None
+        self._unwanted = False
         self._owner = owner
         self._identity = identity
         self._may_accept = may_accept
@@ -100,7 +101,9 @@ class Session(asyncio.Protocol):
         # uvloop's transports are no subclasses of asyncio.Transport, only like it.
         self.transport = cast(asyncio.Transport, transport)
         self.heard_at = asyncio.get_running_loop().time()
-        if self._dialled:
+        if self._unwanted:
+            self.close()
+        elif self._dialled:
             self._own_greeting = self._greeting(self.peer)
             self.write(cbor2.dumps(self._own_greeting))
 
@@ -138,7 +141,8 @@ class Session(asyncio.Protocol):
         return str(peer)
 
     def close(self) -> None:
-        """Drop the connection and what is queued."""
+        """Drop the connection and what is queued; before it is made, drop it when it is."""
+        self._unwanted = True
         if self.transport is not None:
             self.transport.abort()
 

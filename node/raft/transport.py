@@ -147,8 +147,7 @@ class Transport:
     def _accept(self) -> Session:
         session = self._session(None)
         if len(self._strangers) >= self._settings.strangers_max:
-            # One over the bound: it is closed as soon as it exists.
-            asyncio.get_running_loop().call_soon(session.close)
+            session.close()
         self._watch_stranger(session)
         return session
 
