@@ -99,7 +99,9 @@ class _StockTransport(Transport):  # type: ignore[misc]
 class StockNode(SyncObj):  # type: ignore[misc]
     """A list, replicated by the library as its README tells."""
 
-    def __init__(self, network: StockNetwork, node_id: str, ids: Sequence[str], **conf: Any) -> None:
+    def __init__(
+        self, network: StockNetwork, node_id: str, ids: Sequence[str], **conf: Any
+    ) -> None:
         self.end = _StockTransport(network, node_id)
         super().__init__(
             Node(node_id),

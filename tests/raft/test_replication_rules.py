@@ -165,9 +165,7 @@ class TestConflicts:
             cluster.run(1, without=[apart])
             cluster.network.heal(apart, cluster.ids)
             front = cluster.nodes[leader]
-            converged = cluster.run(
-                30, until=lambda: node.raftLastApplied == front.raftLastApplied
-            )
+            converged = cluster.run(30, until=lambda: node.raftLastApplied == front.raftLastApplied)
             assert not converged
 
     def test_ours_needs_one_exchange_for_a_divergent_tail_under_a_backlog(self) -> None:
@@ -318,7 +316,9 @@ class TestTwoLeaders:
         assert (solo.log(), solo.engine.leader) == (held, "n2")
         assert len(solo.guard.alarms) == 1
 
-    def test_ours_refuses_it_also_when_the_first_has_been_silent_for_long(self, time: Clock) -> None:
+    def test_ours_refuses_it_also_when_the_first_has_been_silent_for_long(
+        self, time: Clock
+    ) -> None:
         solo = follower(2)
         time.advance(5)
         solo.tick()

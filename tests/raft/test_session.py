@@ -1,0 +1,330 @@
+"""Sessions over real sockets: who may speak, what ends a connection, and the bounds (A19-A21)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import pytest
+
+from node.raft.messages import AppendEntries, Gossip, Vote, encode
+from tests.raft.wire import Hand, Node, free_port, pair, until
+
+
+def listening(**changes: Any) -> Node:
+    """n1, to which n2 dials."""
+    return Node("n1", free_port(), {"n2": "127.0.0.1:9"}, **changes)
+
+
+async def established(node: Node, hand: Hand, **changes: Any) -> bool:
+    """Take the handshake to its end; whether the node then has a session."""
+    assert await hand.greet(**changes)
+    before = len(node.ears.told)
+    hand.say([hand.prove()])
+    try:
+        await until(lambda: len(node.ears.told) > before, 1)
+    except TimeoutError:
+        return False
+    return node.transport.is_connected("n2")
+
+
+class TestHandshake:
+    async def test_two_nodes_prove_themselves_and_talk_both_ways_in_order(self) -> None:
+        async with pair() as (first, second):
+            assert first.ears.told == [("connected", "n2", 1)]
+            assert second.ears.told == [("connected", "n1", 1)]
+            for term in range(100):
+                assert first.transport.send("n2", Vote(term))
+                assert second.transport.send("n1", Vote(term))
+            await until(lambda: len(first.ears.told) > 100 and len(second.ears.told) > 100)
+            assert second.ears.told[1:] == [("n1", Vote(term)) for term in range(100)]
+
+    async def test_an_honest_peer_made_by_hand_is_let_in(self) -> None:
+        async with listening() as node, await Hand.dial(node.port) as hand:
+            assert await established(node, hand)
+            assert hand.theirs[-1] == hand.prove(side="acceptor"), "and the node proves itself"
+            hand.message(Vote(3))
+            await until(lambda: ("n2", Vote(3)) in node.ears.told)
+            assert node.transport.incarnation("n2") == 7
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"magic": "other"},
+            {"version": 2},
+            {"cluster": "c2"},
+            {"receiver": "n3"},
+            {"sender": "n3"},
+            {"sender": "n1"},
+            {"sender": 5},
+            {"incarnation": -1},
+            {"incarnation": "7"},
+            {"incarnation": True},
+            {"nonce": b"short"},
+            {"nonce": "n" * 32},
+            {"more": 1},
+        ],
+        ids=str,
+    )
+    async def test_a_greeting_is_refused_with(self, changes: dict[str, Any]) -> None:
+        async with listening() as node, await Hand.dial(node.port) as hand:
+            assert not await hand.greet(**changes)
+            assert await hand.closed()
+            assert node.ears.told == []
+
+    async def test_a_peer_with_another_secret_is_refused(self) -> None:
+        async with listening() as node, await Hand.dial(node.port) as hand:
+            assert await hand.greet()
+            hand.say([hand.prove(secret=b"guessed")])
+            assert await hand.closed()
+            assert node.ears.told == []
+
+    async def test_two_nodes_with_different_secrets_never_talk(self) -> None:
+        port = free_port()
+        async with (
+            Node("n1", port, {"n2": "127.0.0.1:9"}) as one,
+            Node("n2", free_port(), {"n1": f"127.0.0.1:{port}"}, secret=b"another") as other,
+        ):
+            await until(lambda: other.transport.counters["connections_refused"] >= 2)
+            assert one.ears.told == other.ears.told == []
+
+    async def test_the_node_s_own_proof_sent_back_to_it_is_refused(self) -> None:
+        async with listening() as node, await Hand.dial(node.port) as hand:
+            assert await hand.greet()
+            hand.say([hand.theirs[-1]])
+            assert await hand.closed()
+            assert node.ears.told == []
+
+    async def test_a_proof_of_an_earlier_connection_is_refused(self) -> None:
+        async with listening() as node:
+            async with await Hand.dial(node.port) as hand:
+                assert await established(node, hand)
+                recorded = hand.prove()
+            async with await Hand.dial(node.port) as again:
+                assert await again.greet()
+                again.say([recorded])
+                assert await again.closed()
+
+    async def test_an_older_incarnation_is_refused(self) -> None:
+        async with listening() as node:
+            async with await Hand.dial(node.port) as hand:
+                assert await established(node, hand, incarnation=7)
+            async with await Hand.dial(node.port) as older:
+                assert not await established(node, older, incarnation=6)
+                assert await older.closed()
+
+    async def test_messages_before_the_proof_are_not_heard(self) -> None:
+        async with listening() as node, await Hand.dial(node.port) as hand:
+            assert await hand.greet()
+            hand.message(Vote(1))
+            assert await hand.closed()
+            assert node.ears.told == []
+
+    @pytest.mark.parametrize("proof", [[], [b""], [b"", b""], ["x"], [None], 7, {}])
+    async def test_what_is_no_proof_is_refused(self, proof: Any) -> None:
+        async with listening() as node, await Hand.dial(node.port) as hand:
+            assert await hand.greet()
+            hand.say(proof)
+            assert await hand.closed()
+
+
+class TestFrames:
+    async def test_a_frame_over_the_limit_closes_the_session(self) -> None:
+        async with listening(frame_bytes_max=5000) as node, await Hand.dial(node.port) as hand:
+            assert await established(node, hand)
+            hand.raw((5001).to_bytes(4, "big"))
+            assert await hand.closed()
+            assert node.ears.told[-1] == ("disconnected", "n2")
+
+    async def test_a_frame_at_the_limit_is_taken(self) -> None:
+        message = AppendEntries(1, 1, 0, 1, [[1, b"x" * 4000]])
+        limit = len(encode(message))
+        async with listening(frame_bytes_max=limit) as node, await Hand.dial(node.port) as hand:
+            assert await established(node, hand)
+            hand.message(message)
+            await until(lambda: ("n2", message) in node.ears.told)
+
+    async def test_a_stranger_s_frame_is_at_most_a_kilobyte(self) -> None:
+        async with listening() as node, await Hand.dial(node.port) as hand:
+            hand.raw((1025).to_bytes(4, "big"))
+            assert await hand.closed()
+
+    @pytest.mark.parametrize(
+        "frame",
+        [
+            encode(Vote(7))[:-1],
+            b"",
+            b"\x81" * 5000,
+            cbor2.dumps([1, 3, 7]),
+            cbor2.dumps([0, 99, 7]),
+            cbor2.dumps([0, -1, 7]),
+            cbor2.dumps([0, 3]),
+            cbor2.dumps([0, 3, "7"]),
+            cbor2.dumps([0, 3, True]),
+            cbor2.dumps([0, 3, 2**63]),
+            cbor2.dumps([0, 0, 1, 1, 1, 1, [[1, "not bytes"]]]),
+            cbor2.dumps([0, 0, 1, 1, 1, 1, [[1, b""]]]),
+            cbor2.dumps({"type": "append_entries", "serialized": b"x"}),
+        ],
+        ids=lambda frame: frame[:12].hex() or "empty",
+    )
+    async def test_what_is_no_message_closes_the_session_and_no_other(self, frame: bytes) -> None:
+        async with listening() as node, await Hand.dial(node.port) as hand:
+            assert await established(node, hand)
+            before = len(node.ears.told)
+            hand.frame(frame)
+            assert await hand.closed()
+            assert node.ears.told[before:] == [("disconnected", "n2")]
+            async with await Hand.dial(node.port) as again:
+                assert await established(node, again)
+
+    async def test_a_thousand_frames_of_garbage_on_ten_connections_disturb_nobody(self) -> None:
+        seed = 20261123
+        print(f"seed {seed}")
+        chance = random.Random(seed)
+        async with pair() as (first, second):
+            unhurt = asyncio.create_task(_chat(second))
+
+            async def garbage() -> None:
+                for _ in range(100):
+                    async with await Hand.dial(first.port) as hand:
+                        hand.raw(chance.randbytes(chance.randint(1, 300)))
+
+            await asyncio.gather(*(garbage() for _ in range(10)))
+            unhurt.cancel()
+            await asyncio.gather(unhurt, return_exceptions=True)
+            assert first.ears.told[0] == ("connected", "n2", 1)
+            assert {told[0] for told in first.ears.told[1:]} == {"n2"}, "the session went on"
+            await until(lambda: not first.transport._strangers)
+
+
+async def _chat(node: Node) -> None:
+    for term in range(1_000_000):
+        node.transport.send("n1", Vote(term))
+        await asyncio.sleep(0.001)
+
+
+class TestBounds:
+    async def test_connections_that_prove_nothing_are_closed_in_time(self) -> None:
+        async with listening(handshake_ms=100) as node:
+            hands = [await Hand.dial(node.port) for _ in range(5)]
+            assert all([await hand.closed() for hand in hands])
+            await until(lambda: not node.transport._strangers)
+            for hand in hands:
+                await hand.close()
+
+    async def test_strangers_over_the_bound_are_closed_at_once(self) -> None:
+        async with listening(handshake_ms=60_000, strangers_max=3) as node:
+            kept = [await Hand.dial(node.port) for _ in range(3)]
+            await until(lambda: len(node.transport._strangers) == 3)
+            for _ in range(5):
+                async with await Hand.dial(node.port) as hand:
+                    assert await hand.closed()
+            assert len(node.transport._strangers) == 3
+            for hand in kept:
+                await hand.close()
+
+    async def test_there_is_one_session_a_peer_and_the_newest_wins(self) -> None:
+        async with listening() as node:
+            async with await Hand.dial(node.port) as old, await Hand.dial(node.port) as new:
+                assert await established(node, old)
+                assert await established(node, new)
+                assert await old.closed()
+                assert [told[0] for told in node.ears.told] == [
+                    "connected",
+                    "disconnected",
+                    "connected",
+                ]
+                new.message(Vote(1))
+                await until(lambda: ("n2", Vote(1)) in node.ears.told)
+
+    async def test_what_does_not_fit_into_a_peer_s_queue_is_dropped_and_said_so(self) -> None:
+        bound = 1_000_000
+        async with (
+            listening(peer_queue_bytes_max=bound) as node,
+            await Hand.dial(node.port) as hand,
+        ):
+            assert await established(node, hand)
+            message = AppendEntries(1, 1, 0, 1, [[1, b"x" * 100_000]])
+            for _ in range(1000):
+                if not node.transport.send("n2", message):
+                    break
+            else:
+                pytest.fail("everything was taken, though nobody reads")
+            assert node.transport._sessions["n2"].queued_bytes <= bound
+            assert node.transport.counters["messages_dropped"] == 1
+
+    async def test_a_peer_that_falls_silent_is_disconnected(self) -> None:
+        async with listening(silence_ms=300) as node, await Hand.dial(node.port) as hand:
+            assert await established(node, hand)
+            assert await hand.closed()
+            await until(lambda: node.ears.told[-1] == ("disconnected", "n2"))
+
+    async def test_nothing_is_sent_to_a_peer_without_a_session(self) -> None:
+        async with listening() as node:
+            assert not node.transport.send("n2", Vote(1))
+            assert not node.transport.send("stranger", Vote(1))
+
+    async def test_a_peer_that_comes_back_is_dialled_again(self) -> None:
+        ports = {"n1": free_port(), "n2": free_port()}
+        async with Node("n2", ports["n2"], {"n1": f"127.0.0.1:{ports['n1']}"}) as dialler:
+            for incarnation in (1, 2):
+                peers = {"n2": f"127.0.0.1:{ports['n2']}"}
+                async with Node("n1", ports["n1"], peers, incarnation=incarnation):
+                    connected = ("connected", "n1", incarnation)
+                    await until(lambda told=connected: told in dialler.ears.told)  # type: ignore[misc]
+                await until(lambda: dialler.ears.told[-1] == ("disconnected", "n1"))
+
+
+@pytest.fixture(scope="module")
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Both sides' contexts with one self-signed certificate."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make certificates with")
+    place: Path = tmp_path_factory.mktemp("tls")
+    cert, key = place / "cert.pem", place / "key.pem"
+    subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    made = []
+    for purpose in (ssl.Purpose.CLIENT_AUTH, ssl.Purpose.SERVER_AUTH):
+        context = ssl.create_default_context(purpose, cafile=str(cert))
+        context.load_cert_chain(cert, key)
+        context.verify_mode = ssl.CERT_REQUIRED
+        made.append(context)
+    return made[0], made[1]
+
+
+class TestTls:
+    async def test_nodes_talk_over_tls(
+        self, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+    ) -> None:
+        server, client = contexts
+        async with pair(server_tls=server, client_tls=client) as (first, second):
+            gossip = Gossip("leader", 1, 2, 3, 4, "a:1", "b:2")
+            first.transport.send("n2", gossip)
+            await until(lambda: ("n1", gossip) in second.ears.told)
+
+    async def test_a_peer_without_tls_is_closed(
+        self, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+    ) -> None:
+        server, client = contexts
+        async with (
+            listening(server_tls=server, client_tls=client) as node,
+            await Hand.dial(node.port) as hand,
+        ):
+            assert not await hand.greet()
+            assert node.ears.told == []
