@@ -131,16 +131,17 @@ def is_frame(value: object) -> bool:
     This is what `apply` relies on to be total. It does not look into data and metadata: these were
     encoded by the node that took the request, and no node's state depends on them.
     """
+    # Written out, without calls: it runs for every event on every node.
     if type(value) is not bytes or len(value) < _BYTES_MIN or value[:3] != _HEAD:
         return False
-    head = value[_TYPE_HEAD]
-    if _SHORT_TEXT < head < _LONG_TEXT:
-        length = head - _SHORT_TEXT
-    elif head == _LONG_TEXT and value[20] >= 24:
+    length = value[_TYPE_HEAD] - _SHORT_TEXT
+    if 0 < length < 24:
+        name = value[20 : 20 + length]
+    elif length == 24 and value[20] >= 24:
         length = value[20]
+        name = value[21 : 21 + length]
     else:
         return False
-    name = frame_type_bytes(value)
     return len(name) == length and (name.isascii() or _is_utf8(name))
 
 

@@ -92,11 +92,11 @@ class State:
         return self._appliers[type(command)](command, place)
 
     def _append(self, command: Append, _: int) -> Outcome:
-        store = self.stores.get(command.store)
+        name, created_us, stream, expected, frames = command
+        store = self.stores.get(name)
         if store is None:
-            return StoreNotFound(command.store)
-        outcome = store.append(command.stream, command.expected, command.frames, command.created_us)
-        return self._noting(outcome, store)
+            return StoreNotFound(name)
+        return self._noting(store.append(stream, expected, frames, created_us), store)
 
     def _append_many(self, command: AppendMany, place: int) -> Outcome:
         store = self.stores.get(command.store)
@@ -135,9 +135,10 @@ class State:
         return BarrierPassed()
 
     def _noting(self, outcome: Outcome, store: Store) -> Outcome:
-        changed = isinstance(outcome, CheckpointMoved) or (
-            isinstance(outcome, Appended) and not outcome.idempotent
-        )
+        if isinstance(outcome, Appended):
+            changed = not outcome.idempotent
+        else:
+            changed = isinstance(outcome, CheckpointMoved)
         if changed:
             self._changed.add(store.name)
         return outcome
