@@ -185,9 +185,7 @@ def plain(outcome: Any) -> tuple[Any, ...]:
 
 
 StateAgainstReference.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=80,
     stateful_step_count=40,
-    deadline=None,
-    print_blob=True,
 )
 TestStateAgainstReference = StateAgainstReference.TestCase
