@@ -37,8 +37,11 @@ class DataDirectory:
     def __init__(self, path: Path | str, now_s: Callable[[], float] = time.time) -> None:
         self.path = Path(path).absolute()
         self._now_s = now_s
+        is_new = not self.path.exists()
         try:
             self.stores_path.mkdir(parents=True, exist_ok=True)
+            if is_new:
+                sync_directory(self.path.parent)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise FilesUnreadable(
@@ -46,7 +49,6 @@ class DataDirectory:
             ) from error
         self._take_lock()
         sync_directory(self.path)
-        sync_directory(self.path.parent)
 
     @property
     def stores_path(self) -> Path:

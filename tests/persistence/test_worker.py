@@ -442,6 +442,29 @@ async def test_a_store_created_and_deleted_between_two_cycles_leaves_nothing(
     assert reloaded(directory) == contents(history.state)
 
 
+async def test_a_state_that_jumps_forward_is_persisted_like_any_other(
+    history: History, directory: DataDirectory
+) -> None:
+    """As when a node that was far behind is filled by the leader in one step."""
+    ahead = History(load_state(directory).state)
+    for name in ("alpha", "beta", "my_store"):
+        ahead.create(name)
+        ahead.append(name, count=10)
+    ahead.append("alpha", "new", count=40)
+    ahead.delete("beta")
+    ahead.checkpoint("my_store", "reader", 3)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        names = history.state.stores.keys() | ahead.state.stores.keys()
+        history.state.stores = dict(ahead.state.stores)
+        history.state.applied_index = ahead.index
+        for name in names:
+            worker.changed(name)
+        await flush(worker, history)
+        assert worker.persisted_index == ahead.index
+    assert reloaded(directory) == contents(ahead.state)
+
+
 async def test_more_stores_than_open_files_are_persisted(
     directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
