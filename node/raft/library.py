@@ -12,6 +12,7 @@ Python turns ``self.__name`` inside class SyncObj into ``self._SyncObj__name``. 
     _SyncObj__applyLogEntries           budgeted, and a command cannot be applied twice
     _SyncObj__tryLogCompaction          no dump of the library's
     _SyncObj__loadDumpFile              likewise
+    _SyncObj__onBecomeLeader            each reign begins with open windows
     _checkCommandsToApply               the library's command queue stays empty: `append`
 
     read or written
@@ -58,6 +59,7 @@ SEAMS = (
     "_SyncObj__applyLogEntries",
     "_SyncObj__tryLogCompaction",
     "_SyncObj__loadDumpFile",
+    "_SyncObj__onBecomeLeader",
     "_SyncObj__onMessageReceived",
     "_checkCommandsToApply",
 )
@@ -392,6 +394,13 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__generateRaftTimeout(self) -> float:
         return _NEVER
+
+    def _SyncObj__onBecomeLeader(self) -> None:
+        # What was under way in an earlier reign may have been cut from the log since, and is then
+        # never acknowledged.
+        for window in self._windows.values():
+            window.clear()
+        super()._SyncObj__onBecomeLeader()
 
     def _SyncObj__sendNextNodeIdx(
         self,
