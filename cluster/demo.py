@@ -31,7 +31,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cluster import topology
-from cluster.access import Unreachable, request
 from cluster.bench.machine import stored_bytes
 from cluster.demo_flights import (
     FLIGHTS_IN_TABLE,
@@ -46,6 +45,7 @@ from cluster.demo_transfer import (
     HistoryDigest,
     TransferFailed,
     append_all,
+    ask,
     prepare,
     read_back,
 )
@@ -58,7 +58,6 @@ DATA_DIR = Path("data/demo")
 HTTP_PORT, RAFT_PORT = 8201, 7201
 """Not the ports of `scripts/cluster`, so that the demo runs beside it."""
 
-FLUSH_LIMIT_S = 300.0
 READY_LIMIT_S = 300.0
 
 T = TypeVar("T")
@@ -68,7 +67,7 @@ class DemoFailed(Exception):
     """Something came out other than it must, or the demo may not run here."""
 
 
-_FAILURES = (DemoFailed, NodeFailed, PortBusy, SourceUnavailable, TransferFailed, Unreachable)
+_FAILURES = (DemoFailed, NodeFailed, PortBusy, SourceUnavailable, TransferFailed)
 
 
 @dataclass
@@ -180,10 +179,10 @@ async def _through_the_cluster(
     console.print(f"starting three nodes: {', '.join(nodes.urls)}", highlight=False, soft_wrap=True)
     timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
     async with Supervisor(nodes, logs) as cluster, aiohttp.ClientSession(timeout=timeout) as http:
-        await _ask(nodes, "PUT", f"/v1/stores/{STORE}")
+        await ask(http, "PUT", f"{nodes.urls[0]}/v1/stores/{STORE}")
         course.append_s = await _append(http, nodes, lanes, course, console)
         console.print("flushing the cluster", highlight=False, soft_wrap=True)
-        flush = _ask(nodes, "POST", "/v1/persistence/force?scope=cluster")
+        flush = ask(http, "POST", f"{nodes.urls[0]}/v1/persistence/force?scope=cluster")
         course.flush_s, _ = await _timed(flush)
         course.disk_bytes = sum(stored_bytes(node.data_dir) for node in nodes.nodes)
         course.read_s = await _compare(http, nodes.urls[1], course.source, console)
@@ -231,12 +230,6 @@ async def _compare(
         )
     console.print(f"  the same as the source: {found.hexdigest()}", highlight=False, soft_wrap=True)
     return seconds
-
-
-async def _ask(nodes: Topology, method: str, path: str) -> None:
-    reply = await request(method, nodes.urls, path, timeout_s=FLUSH_LIMIT_S)
-    if reply.status not in (200, 201):
-        raise DemoFailed(f"{method} {reply.url}{path}: {reply.status} {reply.body}")
 
 
 async def _timed(work: Awaitable[T]) -> tuple[float, T]:

@@ -32,7 +32,9 @@ ATTEMPT_PAUSE_S = 0.25
 REQUEST_TIMEOUT_S = 60.0
 
 _CBOR = {"Content-Type": "application/cbor", "Accept": "application/cbor"}
-_TRY_AGAIN = frozenset({503, 504})
+_DONE = frozenset({200, 201})
+_TRY_AGAIN = frozenset({207, 503, 504})
+"""207 is a flush that not every node managed; flushing again does no harm."""
 
 
 class TransferFailed(Exception):
@@ -158,7 +160,7 @@ async def _append_lane(
     on_appended: Callable[[int], None],
 ) -> None:
     for batch in batches:
-        answer = await _request(session, "POST", url, batch.body)
+        answer = await ask(session, "POST", url, batch.body)
         if answer["streams"] != batch.versions:
             raise TransferFailed(f"{url} answers other stream versions than the source has")
         on_appended(batch.events)
@@ -183,7 +185,7 @@ async def _page(
     session: aiohttp.ClientSession, address: str, store: str, after: int, min_position: int
 ) -> dict[str, Any]:
     query = f"after={after}&limit={PAGE_EVENTS}&min_position={min_position}"
-    return await _request(session, "GET", f"{address}/v1/stores/{store}/events?{query}")
+    return await ask(session, "GET", f"{address}/v1/stores/{store}/events?{query}")
 
 
 def _add_page(digest: HistoryDigest, events: Sequence[dict[str, Any]]) -> None:
@@ -196,16 +198,19 @@ def _add_page(digest: HistoryDigest, events: Sequence[dict[str, Any]]) -> None:
         )
 
 
-async def _request(
+async def ask(
     session: aiohttp.ClientSession, method: str, url: str, body: bytes | None = None
 ) -> dict[str, Any]:
-    """Return the decoded answer; try again, boundedly, what a node says may be tried again."""
+    """Return the decoded answer; try again, boundedly, what a node says may be tried again.
+
+    Raises TransferFailed with the last refusal or fault.
+    """
     trouble = ""
     for _ in range(ATTEMPTS_MAX):
         try:
             async with session.request(method, url, data=body, headers=_CBOR) as response:
                 answer: dict[str, Any] = cbor2.loads(await response.read())
-                if response.status < 300:
+                if response.status in _DONE:
                     return answer
                 trouble = f"{response.status} {answer.get('code')}: {answer.get('detail')}"
                 if response.status not in _TRY_AGAIN:
