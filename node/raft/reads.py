@@ -15,7 +15,7 @@ from typing import Any
 from node.core import commands
 from node.core.outcomes import Outcome
 from node.core.state import State
-from node.errors import NoLeader, ReadBarrierTimeout
+from node.errors import NoLeader, OutcomeUnknown, ReadBarrierTimeout
 from node.raft.library import Engine, now
 from node.raft.ports import RaftSettings
 from node.raft.requests import NoAnswer, Requests
@@ -51,7 +51,10 @@ class Reads:
         Raises `ReadBarrierTimeout`, `NoLeader`, `NotReady`, `Overloaded`.
         """
         if level == "linearizable":
-            await self._propose(commands.barrier(), timeout_ms)
+            try:
+                await self._propose(commands.barrier(), timeout_ms)
+            except OutcomeUnknown as error:
+                raise ReadBarrierTimeout("the barrier did not come back in time") from error
         elif level == "leader":
             deadline = now() + timeout_ms / 1000
             await self.applied(await self._leader_index(deadline), _left_ms(deadline))
