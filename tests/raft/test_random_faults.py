@@ -17,6 +17,7 @@ import pytest
 from node.core.commands import Append, decode
 from node.core.outcomes import Appended
 from node.errors import ExesdbError
+from node.raft.messages import Ask, Message
 from tests.raft.harness import Cluster, simulate
 
 SEEDS = int(os.environ.get("RAFT_SEEDS", "5"))
@@ -45,14 +46,17 @@ class Ordeal:
             entries_in_flight_max=self.chance.choice([1, 2, 2, 8]),
             peer_window_bytes=self.chance.choice([200, 2000, 1 << 20]),
             entry_commands_max=self.chance.choice([1, 3, 1000]),
+            log_tail_entries_max=self.chance.choice([5, 50, 10_000]),
         )
         self.ledger = Ledger()
+        self.fills = 0
         self._clients: list[asyncio.Task[None]] = []
         self._minority = (size - 1) // 2
 
     async def run(self) -> None:
         """Faults, then calm, then the reckoning."""
         cluster = self.cluster
+        cluster.links.watchers.append(self._count)
         await cluster.ready()
         cluster.links.loss = self.chance.choice([0.0, 0.0, 0.01, 0.05])
         cluster.links.delay_s = self._delay
@@ -68,6 +72,9 @@ class Ordeal:
         await asyncio.gather(*self._clients)
         await cluster.settled()  # what clients still waited for was stored after the calm began
         self._reckon()
+
+    def _count(self, _: str, __: str, message: Message) -> None:
+        self.fills += isinstance(message, Ask) and message.topic == "fill_begin"
 
     @staticmethod
     def _delay(chance: random.Random) -> float:
@@ -173,6 +180,7 @@ def test_no_acknowledged_event_is_lost_while_a_majority_remembers(size: int, see
     ledger = ordeal.ledger
     print(
         f"{len(ledger.acknowledged)} acknowledged, {len(ledger.refused)} refused, "
-        f"{len(ledger.unknown)} unknown, terms {len(ordeal.cluster.chronicle.leaders)}"
+        f"{len(ledger.unknown)} unknown, {len(ordeal.cluster.chronicle.leaders)} terms, "
+        f"{ordeal.fills} fills"
     )
     assert ledger.acknowledged

@@ -1,0 +1,151 @@
+"""How much a read may rely on (h)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from node.errors import ExesdbError, NoLeader, ReadBarrierTimeout
+from tests.raft.harness import STORE, Cluster, simulate
+from tests.raft.stock import StockCluster
+
+
+class TestBarriers:
+    def test_stock_has_two_leaders_for_many_seconds(self) -> None:
+        with StockCluster(seed=5) as cluster:
+            leader = cluster.elect()
+            cluster.network.isolate(leader, cluster.ids)
+            both = 0.0
+
+            def watch() -> None:
+                nonlocal both
+                both += 0.01 * (sum(node.leads for node in cluster.nodes.values()) == 2)
+
+            cluster.run(40, each=watch)
+            assert both > 10
+
+    @pytest.mark.parametrize("level", ["leader", "linearizable"])
+    def test_after_a_barrier_a_follower_holds_what_was_acknowledged_anywhere(
+        self, level: str
+    ) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            cluster.links.delay_s = lambda chance: 0.05 * chance.random()
+            leader = await cluster.ready()
+            for node_id in cluster.followers():
+                for _ in range(10):
+                    command = cluster.command()
+                    await cluster.append(leader, command)
+                    await cluster[node_id].barrier(level, 2000)
+                    assert cluster.holds(node_id, command)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_a_deposed_leader_never_passes_a_linearizable_barrier(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, leader_fallback_ms=30_000)
+            leader = await cluster.ready()
+            cluster.links.cut(leader)
+            successor = await cluster.led(*cluster.followers())
+            await cluster.append(successor)
+            assert cluster[leader].leads, "it still believes"
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            with pytest.raises(ReadBarrierTimeout):
+                await cluster[leader].barrier("linearizable", 800)
+            assert loop.time() - begun < 1
+
+        simulate(scenario)
+
+    def test_a_barrier_that_was_under_way_at_a_deposition_sees_the_new_leader_s_entries(
+        self,
+    ) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, leader_fallback_ms=30_000)
+            leader = await cluster.ready()
+            cluster.links.cut(leader)
+            waiting = asyncio.ensure_future(cluster[leader].barrier("linearizable", 20_000))
+            successor = await cluster.led(*cluster.followers())
+            command = cluster.command()
+            await cluster.append(successor, command)
+            cluster.links.heal()
+            try:
+                await waiting
+            except ExesdbError:
+                return
+            assert cluster.holds(leader, command)
+
+        simulate(scenario)
+
+    def test_a_new_leader_answers_only_when_it_is_sure_of_the_past(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            cluster.links.delay_s = lambda _: 0.02
+            leader = await cluster.ready()
+            command = cluster.command()
+            await cluster.append(leader, command)
+            cluster.crash(leader)
+            await cluster.until(lambda: cluster.leader())
+            new = cluster.leader()
+            assert new is not None
+            assert cluster[new].not_ready_reasons()
+            await cluster[new].barrier("leader", 2000)
+            assert cluster.holds(new, command)
+
+        simulate(scenario)
+
+    @pytest.mark.parametrize("level", ["leader", "linearizable"])
+    def test_without_a_leader_a_barrier_ends_in_time(self, level: str) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, leader_wait_ms=500)
+            await cluster.ready()
+            alone = cluster.followers()[0]
+            cluster.links.cut(alone)
+            await cluster.until(lambda: cluster[alone].leader is None)
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            with pytest.raises((NoLeader, ReadBarrierTimeout)):
+                await cluster[alone].barrier(level, 3000)
+            assert loop.time() - begun < 1
+
+        simulate(scenario)
+
+
+class TestWaiting:
+    def test_a_read_waits_for_the_index_that_its_client_has_seen(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            follower = cluster.followers()[0]
+            command = cluster.command()
+            _, index = await cluster.append(leader, command)
+            assert cluster[follower].applied_index < index
+            await cluster[follower].wait_applied(index, 1000)
+            assert cluster.holds(follower, command)
+
+        simulate(scenario)
+
+    def test_a_read_waits_for_a_position(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            follower = cluster.followers()[0]
+            waiting = asyncio.ensure_future(cluster[follower].wait_position(STORE, 5, 1000))
+            await cluster.fill_log(leader, 5)
+            assert await waiting
+            assert cluster[follower].state.stores[STORE].position == 5
+            assert not await cluster[follower].wait_position(STORE, 6, 50)
+
+        simulate(scenario)
+
+    def test_waiting_ends_in_time(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            with pytest.raises(ReadBarrierTimeout):
+                await cluster[leader].wait_applied(10_000, 100)
+            assert cluster[leader]._waiting._waiting == {}
+
+        simulate(scenario)
