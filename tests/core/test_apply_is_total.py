@@ -280,6 +280,18 @@ def test_names_of_streams_and_checkpoints_have_up_to_255_bytes(name):
     assert [type(one) for one in outcomes] == [Appended, Appended, CheckpointMoved]
 
 
+@pytest.mark.parametrize("name", ["", "x" * 256, "é" * 128, "日" * 86, "😀" * 64, None, 7, b"s"])
+def test_longer_names_and_values_that_are_no_names_are_malformed(name):
+    for fields in (
+        [1, 0, "main", 5, name, -2, [frame(1)]],
+        [1, 1, "main", 5, [name], [0], [frame(1)], [], None],
+        [1, 1, "main", 5, ["s"], [0], [frame(1)], [[name, -2]], None],
+        [1, 1, "main", 5, ["s"], [0], [frame(1)], [], [name, 1]],
+        [1, 4, "main", name, 1],
+    ):
+        assert isinstance(apply_and_compare(filled(), cbor2.dumps(fields)), Malformed)
+
+
 @pytest.mark.parametrize("created_us", [commands.TIME_US_MAX + 1, -1, 5.0, None])
 def test_a_time_that_is_no_date_is_malformed(created_us):
     encoded = cbor2.dumps([1, 0, "main", created_us, "s", -2, [frame(1)]])
