@@ -122,6 +122,8 @@ class Ledger:
     def take(self, forced: bool) -> CyclePlan:
         """The plan of a cycle that starts now. `forced` tries also where a breaker is open."""
         now = self._clock()
+        for name, since in self._taken.items():  # of a cycle that was never settled
+            self._pending[name] = min(since, self._pending.get(name, since))
         due = [
             name
             for name in self._pending

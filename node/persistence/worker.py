@@ -278,7 +278,11 @@ class Worker:
             await self._until_due()
             if self._stopping:
                 return
-            await self._cycle(forced=False)
+            try:
+                await self._cycle(forced=False)
+            except Exception:
+                # A defect of ours. What the cycle took is pending again with the next one.
+                log.exception("PersistenceWorker[%s] failed", self._name)
 
     async def _until_due(self) -> None:
         """Wait for the interval to end, or for somebody to ask."""
@@ -295,7 +299,7 @@ class Worker:
         self._cycle_started_at = loop.time()
 
     async def _cycle(self, forced: bool) -> None:
-        """One cycle. Never raises for what happens to it; see `CycleResult`."""
+        """One cycle. What files and disks do to it is in its result, not an exception."""
         waiting = self._take_next()
         plan = self._ledger.take(forced or waiting is not None)
         done = waiting or asyncio.get_running_loop().create_future()

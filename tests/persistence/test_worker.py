@@ -319,6 +319,29 @@ async def test_a_file_that_turns_out_damaged_while_the_node_runs_is_replaced(
     assert reloaded(directory) == contents(history.state)
 
 
+async def test_even_a_defect_of_our_own_does_not_end_the_loop(
+    history: History,
+    directory: DataDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with working(history, directory) as worker:
+        for door in ("ledger.Ledger.settle", "database.Database.run", "database.Database.tidy"):
+            with monkeypatch.context() as broken:
+                broken.setattr(f"node.persistence.{door}", _defect)
+                history.append("alpha")
+                worker.request("alpha")
+                await until(lambda: "a defect" in caplog.text)
+            caplog.clear()
+            await flush(worker, history)
+            assert worker.persisted_index == history.index
+    assert reloaded(directory) == contents(history.state)
+
+
+def _defect(*_: object) -> None:
+    raise RuntimeError("a defect")
+
+
 # --- bounds, modes, life ---------------------------------------------------------------------
 
 
