@@ -55,7 +55,7 @@ _TICK_S = 0.02
 _SWEEP_S = 0.05
 _GOSSIP_S = 0.2
 _CUT_S = 0.25
-_ANNOUNCE_S = 0.001  # the next entry, which comes sooner under load, tells it for nothing
+_ANNOUNCE_S = 0.002  # the next entry, which comes sooner under load, tells it for nothing
 
 
 class Replica:
