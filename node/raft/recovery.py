@@ -29,6 +29,7 @@ from node.raft.messages import Message, RecoveryReport, RecoveryRequest
 
 log = logging.getLogger(__name__)
 
+_NONCE_BITS = 30  # incarnations have 31, and a message's numbers 62
 _ASK_AGAIN_S = 0.25  # where somebody leads, one exchange is enough
 _COLD_AGAIN_S = 0.6  # long enough for an election under the floor of the last round
 
@@ -47,7 +48,7 @@ class Recovery:
         self._engine = engine
         self._peers = peers
         self._send = send
-        self._nonce = incarnation << 32
+        self._nonce = incarnation << _NONCE_BITS
         self._reports: dict[str, RecoveryReport] = {}
         self._floor: tuple[int, int] | None = None
         self._target: tuple[int, str, int] | None = None

@@ -78,7 +78,7 @@ class Replica:
     ) -> None:
         self.settings = settings
         self.state = state
-        self.requests = Requests(self._send)
+        self.requests = Requests(self._send, start.incarnation)
         self._network = network
         self._persisted_index = persisted_index
         self._journal = Journal(start, promises)

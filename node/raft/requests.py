@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[[str, Any], Awaitable[Any]]
 
 _SERVED_MAX = 64
+_NUMBERS_BITS = 30  # incarnations have 31, and a message's numbers 62
 
 
 class NoAnswer(Exception):
@@ -28,14 +29,18 @@ class NoAnswer(Exception):
 
 
 class Requests:
-    """Both sides of questions and answers, for one node."""
+    """Both sides of questions and answers, for one node.
 
-    def __init__(self, send: Callable[[str, Message], bool]) -> None:
+    Questions are numbered anew in each incarnation, from another start: an answer that was asked
+    for in an earlier life may still come, and must not be taken for one of this life.
+    """
+
+    def __init__(self, send: Callable[[str, Message], bool], incarnation: int) -> None:
         self._send = send
         self._handlers: dict[str, Handler] = {}
         self._waiting: dict[int, tuple[str, asyncio.Future[Any]]] = {}
         self._served: set[asyncio.Task[None]] = set()
-        self._number = 0
+        self._number = incarnation << _NUMBERS_BITS
 
     def serve(self, topic: str, handler: Handler) -> None:
         """Let `handler(peer, body)` answer a topic; an exception of its is the answer "no"."""
