@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 
@@ -17,6 +18,8 @@ from node.persistence.faults import FileFault
 from node.service import Service
 
 log = logging.getLogger(__name__)
+
+EXIT_NOT_WRITTEN = 3
 
 
 async def run(config: Config) -> int:
@@ -32,8 +35,7 @@ async def run(config: Config) -> int:
         log.error("node %s cannot start: %s", config.node_id, error)
         return 1
     await stopped.wait()
-    await service.stop()
-    return 0
+    return 0 if await service.stop() else EXIT_NOT_WRITTEN
 
 
 def main() -> None:
@@ -42,6 +44,9 @@ def main() -> None:
     started = logs.start(config.node_id, config.log_level, config.log_format)
     code = uvloop.run(run(config))
     started.stop()
+    if code == EXIT_NOT_WRITTEN:
+        # A thread may wait for a disk that does not answer, and would keep the process alive.
+        os._exit(code)
     sys.exit(code)
 
 

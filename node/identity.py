@@ -45,13 +45,14 @@ class Identity:
         """From where the replica goes on, given the cut to which the state was loaded."""
         loaded = self._tail.load()
         tail = loaded.entries if loaded else []
+        torn = loaded is not None and loaded.torn
         return StartingPoint(
             incarnation=self._now.incarnation,
             term=self._now.term,
             vote=self._now.vote,
             index=index,
             index_term=term,
-            forgetful=self._forgetful or damaged,
+            forgetful=self._forgetful or damaged or torn,
             tail=tuple((entry.index, entry.term, entry.entry) for entry in tail),
         )
 

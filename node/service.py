@@ -12,12 +12,12 @@ Stopping is never leaving: nothing is wiped, and the node is still a member when
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import ssl
 import time
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 from node import __version__
@@ -30,6 +30,7 @@ from node.identity import Identity
 from node.persistence.directory import DataDirectory
 from node.persistence.loader import LoadedState, load_state
 from node.persistence.worker import Worker, WorkerSettings
+from node.raft.durability import Durability
 from node.raft.flush import Flushes
 from node.raft.ports import RaftSettings
 from node.raft.replica import Replica
@@ -46,6 +47,7 @@ DEFAULT_STORE_MS = 2000
 # Most of what a node allocates are bytes, which the collector does not look at. What it does look
 # at (streams, lists) only ever grows, so it is looked at rarely.
 GC_THRESHOLDS = (50_000, 50, 100)
+FREEZE_STREAMS = 10_000
 
 
 class Info:
@@ -67,6 +69,7 @@ class Service:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._overloaded = False
+        self._frozen_streams = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -87,17 +90,19 @@ class Service:
         self._keep(self._housekeeping())
         log.info("node %s serves http://%s", config.node_id, config.http_advertise_address)
 
-    async def stop(self) -> None:
-        """Take the node down in the order above; what is acknowledged is on disk at the end."""
+    async def stop(self) -> bool:
+        """Take the node down in the order above; True if all that it held is on disk."""
         await self._finish_requests()
         await self._give_up_leadership()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._durability.stop()
         await self._replica.stop()
-        await self._write_everything()
+        written = await self._write_everything()
         self._directory.close()
         log.info("node %s stopped", self._config.node_id)
+        return written
 
     # --- putting together --------------------------------------------------------------------
 
@@ -111,10 +116,9 @@ class Service:
     def _build(self, loaded: LoadedState) -> None:
         config = self._config
         self._state = loaded.state
-        start = self._identity.starting_point(
-            loaded.cut_index, loaded.cut_term, bool(loaded.set_aside)
-        )
+        start = self._identity.starting_point(loaded.cut_index, loaded.cut_term, loaded.lost)
         settings = raft_settings(config)
+        peers = list(settings.peers)
         me = SessionIdentity(
             config.node_id, self._identity.cluster, start.incarnation, settings.secret
         )
@@ -132,10 +136,14 @@ class Service:
         )
         self._replica.on_elected = self._elected
         flushes = Flushes(self._replica.requests, self._flush_here)
+        self._durability = Durability(
+            [partial(self._flush_here, None), *(partial(flushes.on, peer, None) for peer in peers)]
+        )
         self._api = ApiServer(
             self._replica,
             self._worker,
             flushes.on,
+            self._durability.reach,
             self._state,
             Info(config),
             lambda: time.time_ns() // 1000,
@@ -170,7 +178,19 @@ class Service:
                 log.warning("appends are %s", "refused" if self._overloaded else "taken again")
             if self._config.strict_checks:
                 self._state.check()
+            self._freeze_growth()
             await asyncio.sleep(HOUSEKEEPING_S)
+
+    def _freeze_growth(self) -> None:
+        """Take new streams out of the collector's sight: none of them will ever be garbage.
+
+        A full collection over a hundred thousand of them would stop the loop for 0.2 s.
+        """
+        streams = sum(len(store.stream_list) for store in self._state.stores.values())
+        if streams - self._frozen_streams >= FREEZE_STREAMS:
+            self._frozen_streams = streams
+            gc.collect(1)
+            gc.freeze()
 
     def _elected(self) -> None:
         self._keep(self._make_default_store())
@@ -180,8 +200,10 @@ class Service:
         name = self._config.store_id
         while self._replica.leads and name not in self._state.stores:
             command = commands.create_store(name, time.time_ns() // 1000)
-            with contextlib.suppress(ExesdbError):
+            try:
                 await self._replica.propose(command, DEFAULT_STORE_MS)
+            except ExesdbError:
+                await asyncio.sleep(HOUSEKEEPING_S)
 
     def _keep(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -205,17 +227,19 @@ class Service:
             except ExesdbError as error:
                 log.warning("leadership could not be handed over: %s", error)
 
-    async def _write_everything(self) -> None:
+    async def _write_everything(self) -> bool:
+        """The last cycle, the log behind it, and then the mark; True if nothing is missing."""
         if not self._config.persistence_enabled:
-            return
-        written = await self._worker.stop()
-        if not written:
+            return True
+        if not await self._worker.stop():
             log.error("not everything could be written: the next start will not trust this stop")
-            return
+            return False
         try:
             self._identity.leave(self._replica.log_tail(self._worker.persisted_index))
         except OSError as error:
             log.error("the clean mark could not be written: %s", error)
+            return False
+        return True
 
 
 def raft_settings(config: Config) -> RaftSettings:

@@ -26,7 +26,7 @@ from node.api.limits import ApiLimits
 from node.api.media import sent
 from node.api.names import checked_name
 from node.api.parameters import NUMBER_MAX, choice, timeout
-from node.api.ports import Clock, Replica
+from node.api.ports import Clock, OnDisk, Replica, Worker
 from node.api.refusals import refusal
 from node.api.routes import Reply, Route
 from node.api.wire import Answer, Request
@@ -41,11 +41,11 @@ from node.errors import (
     InvalidExpectedVersion,
     InvalidRequest,
     NoLeader,
-    NotImplementedYet,
     NotReady,
     OutcomeUnknown,
     Overloaded,
     PayloadTooLarge,
+    PersistenceDisabled,
     StoreMissing,
     UnsupportedMediaType,
 )
@@ -60,8 +60,9 @@ _PROBLEMS: tuple[type[ExesdbError], ...] = (
     WrongExpectedVersionError,
     EventIdReused,
     PayloadTooLarge,
+    PersistenceDisabled,
+    PersistenceDisabled,
     UnsupportedMediaType,
-    NotImplementedYet,
     NoLeader,
     Overloaded,
     NotReady,
@@ -89,11 +90,15 @@ class Appends:
     def __init__(
         self,
         replica: Replica,
+        worker: Worker,
+        on_disk: OnDisk,
         clock: Clock,
         bodies: BodyReader,
         limits: ApiLimits,
     ) -> None:
         self._replica = replica
+        self._worker = worker
+        self._on_disk = on_disk
         self._clock = clock
         self._bodies = bodies
         self._limits = limits
@@ -146,12 +151,14 @@ class Appends:
         expected = expected_code(parsed.expected_version)
         if not parsed.events:
             raise InvalidRequest("events: must hold at least one event")
-        _check_durability(request)
+        durable = self._durable(request)
         now_us = self._clock()
         frames = await self._framer.frames(parsed.events, body, media, now_us)
         command = commands.append(store, now_us, stream, expected, frames)
         outcome, index = await self._replica.propose(command, request.parameters["timeout_ms"])
         if type(outcome) is Appended:
+            if durable:
+                await self._on_disk(index, request.parameters["timeout_ms"])
             return _appended(request, outcome, index)
         raise _refused(outcome, [(stream, expected, parsed.expected_version)])
 
@@ -164,7 +171,7 @@ class Appends:
         checkpoint = _checkpoint(parsed)
         if not parsed.events and checkpoint is None:
             raise InvalidRequest("events: may be empty only together with a checkpoint")
-        _check_durability(request)
+        durable = self._durable(request)
         now_us = self._clock()
         frames = await self._framer.frames(parsed.events, body, media, now_us)
         events = list(zip(_streams(parsed.events), frames, strict=True))
@@ -172,8 +179,17 @@ class Appends:
         command = commands.append_many(store, now_us, events, pairs, checkpoint)
         outcome, index = await self._replica.propose(command, request.parameters["timeout_ms"])
         if type(outcome) is Appended:
+            if durable:
+                await self._on_disk(index, request.parameters["timeout_ms"])
             return _appended(request, outcome, index)
         raise _refused(outcome, checks)
+
+    def _durable(self, request: Request) -> bool:
+        """Whether the events must be on disk before the answer. Raises `PersistenceDisabled`."""
+        durable: bool = request.parameters["durability"] == "persisted"
+        if durable and not self._worker.enabled:
+            raise PersistenceDisabled("this node keeps its data in memory only; nothing was stored")
+        return durable
 
     def _checks(self, checks: Sequence[Check]) -> list[tuple[str, int, Any]]:
         limit = self._limits.events_per_append_max
@@ -187,11 +203,6 @@ class Appends:
             )
             for check in checks
         ]
-
-
-def _check_durability(request: Request) -> None:
-    if request.parameters["durability"] == "persisted":
-        raise NotImplementedYet("durability=persisted is not implemented yet")
 
 
 def _streams(events: Sequence[NewEventIn]) -> list[str]:

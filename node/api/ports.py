@@ -119,6 +119,8 @@ class Worker(Protocol):
     """The persistence worker of this node."""
 
     @property
+    def enabled(self) -> bool: ...
+    @property
     def backlog_bytes(self) -> int: ...
     @property
     def persisted_index(self) -> int: ...
@@ -161,6 +163,14 @@ class ForceOn(Protocol):
         Raises `PersistenceDisabled`, `PersistenceTimeout`, `PersistenceFailed`, or one of the
         `Unavailable` when the member cannot be reached.
         """
+        ...
+
+
+class OnDisk(Protocol):
+    """Waits until a majority has everything up to a Raft index on disk."""
+
+    async def __call__(self, index: int, timeout_ms: int) -> None:
+        """Return when it has. Raises `OutcomeUnknown` when the time is over, `Overloaded`."""
         ...
 
 

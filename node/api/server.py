@@ -36,7 +36,7 @@ from node.api.limits import ApiLimits
 from node.api.metrics import UNMATCHED, Metrics
 from node.api.openapi import Document
 from node.api.persistence import Persistence
-from node.api.ports import Clock, ForceOn, NodeInfo, Replica, Worker
+from node.api.ports import Clock, ForceOn, NodeInfo, OnDisk, Replica, Worker
 from node.api.reads import Reads
 from node.api.routes import Route, Router
 from node.api.stores import Stores
@@ -59,6 +59,7 @@ class ApiServer:
         replica: Replica,
         worker: Worker,
         force_on: ForceOn,
+        on_disk: OnDisk,
         state: State,
         info: NodeInfo,
         clock: Clock,
@@ -76,7 +77,7 @@ class ApiServer:
         self._cluster = Cluster(replica, info, self._bodies, self.limits)
         levels = Levels(replica, state, self.limits)
         families = (
-            Appends(replica, clock, self._bodies, self.limits),
+            Appends(replica, worker, on_disk, clock, self._bodies, self.limits),
             Reads(levels, state, self.arrivals, self.limits),
             Stores(replica, worker, state, clock, levels, self._bodies, self.limits),
             Checkpoints(replica, levels, self._bodies, self.limits),

@@ -225,6 +225,11 @@ class Worker:
     # --- looking -----------------------------------------------------------------------------
 
     @property
+    def enabled(self) -> bool:
+        """Whether anything is ever written."""
+        return self._settings.enabled
+
+    @property
     def persisted_index(self) -> int:
         """The node's cut: the raft index that a restart gets back to."""
         return self._ledger.cut.raft_index

@@ -24,5 +24,6 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 * `reads`      barriers for reads
 * `handover`   giving leadership away
 * `flush`      asking the peers' persistence workers
+* `durability` waiting until a majority has something on disk
 * `replica`    the whole, as the rest of the node sees it
 """

@@ -179,6 +179,7 @@ Message = (
     | Answer
 )
 
+
 def _checked_as(hint: Any) -> type:
     """The type by which a field is checked; `object` for one that may be anything."""
     return object if hint is Any else get_origin(hint) or hint

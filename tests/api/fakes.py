@@ -145,6 +145,9 @@ class FakeWorker:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self.enabled = True
+        self.durable: list[int] = []
+        self.durable_error: ExesdbError | None = None
         self.backlog_bytes = 11
         self.persisted_index = 0
         self.requested: list[str] = []
@@ -273,8 +276,13 @@ async def serving(**limits: Any):
             raise result
         return dict(result)
 
+    async def on_disk(index: int, timeout_ms: int) -> None:
+        worker.durable.append(index)
+        if worker.durable_error is not None:
+            raise worker.durable_error
+
     api = ApiServer(
-        replica, worker, force_on, state, FakeInfo(), lambda: NOW_US, ApiLimits(**limits)
+        replica, worker, force_on, on_disk, state, FakeInfo(), lambda: NOW_US, ApiLimits(**limits)
     )
     state.on_change = api.arrivals.arrived
     replica.apply(commands.create_store("main", NOW_US))

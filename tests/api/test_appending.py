@@ -215,9 +215,30 @@ async def test_what_the_cluster_cannot_do_says_whether_it_is_stored(node, error,
     assert answer.headers["Retry-After"] == "1"
 
 
-async def test_durability_on_disk_is_not_there_yet_and_stores_nothing(node: Node):
+@pytest.mark.parametrize("path", [EVENTS, "/v1/stores/main/append"])
+async def test_an_append_that_asks_for_the_disk_waits_for_a_majority_of_them(node: Node, path):
+    body = {"events": [event(**({"stream": "s"} if path.endswith("append") else {}))]}
+    answer = await node.ask("POST", path + "?durability=persisted", json=body)
+    assert answer.status == 201
+    assert node.worker.durable == [answer.body["raft_index"]]
+    assert (await node.ask("POST", path + "?durability=replicated", json=body)).status == 201
+    assert len(node.worker.durable) == 1
+
+
+async def test_events_that_are_not_known_to_be_on_disk_are_perhaps_stored(node: Node):
+    node.worker.durable_error = OutcomeUnknown("not on the disks of a majority")
     answer = await node.ask("POST", EVENTS + "?durability=persisted", json={"events": [event()]})
-    assert (answer.status, answer.code) == (501, "not_implemented")
+    assert (answer.status, answer.code, answer.body["stored"]) == (
+        504,
+        "outcome_unknown",
+        "perhaps",
+    )
+
+
+async def test_a_node_without_a_disk_promises_none_and_stores_nothing(node: Node):
+    node.worker.enabled = False
+    answer = await node.ask("POST", EVENTS + "?durability=persisted", json={"events": [event()]})
+    assert (answer.status, answer.code) == (409, "persistence_disabled")
     assert node.state.stores["main"].position == 0
 
 

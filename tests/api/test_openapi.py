@@ -83,7 +83,7 @@ async def test_real_answers_are_as_the_document_says(node: Node):
         ("POST", f"{STREAM}/events", 201, {"events": [event], "expected_version": "any"}),
         ("POST", f"{STREAM}/events", 409, {"events": [event], "expected_version": 7}),
         ("POST", f"{STREAM}/events", 400, {"events": [{}]}),
-        ("POST", f"{STREAM}/events?durability=persisted", 501, {"events": [event]}),
+        ("POST", f"{STREAM}/events?durability=persisted", 201, {"events": [event]}),
         ("POST", "/v1/stores/main/append", 201, many),
         ("GET", f"{STREAM}/events", 200, None),
         ("GET", "/v1/stores/main/events", 200, None),

@@ -1,0 +1,78 @@
+"""Waiting until a majority has something on disk."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from node.errors import NotReady, OutcomeUnknown, PersistenceFailed
+from node.raft.durability import Durability
+
+
+class Disk:
+    """A member whose flushes end when the test says so."""
+
+    def __init__(self, *, open: bool = True, error: Exception | None = None) -> None:
+        self.asked: list[int] = []
+        self.error = error
+        self.gate = asyncio.Event()
+        self.busy = asyncio.Event()
+        if open:
+            self.gate.set()
+
+    async def __call__(self, index: int, timeout_ms: int) -> None:
+        self.asked.append(index)
+        self.busy.set()
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+
+
+async def test_two_of_three_disks_are_enough():
+    slow = Disk(open=False)
+    await Durability([Disk(), slow, Disk()]).reach(7, 5000)
+    assert slow.asked == [7]
+
+
+async def test_one_of_three_disks_is_not_enough():
+    members = [Disk(), Disk(error=PersistenceFailed("full")), Disk(error=NotReady("gone"))]
+    durability = Durability(members)
+    with pytest.raises(OutcomeUnknown):
+        await durability.reach(7, 150)
+    members[1].error = None
+    await durability.reach(7, 5000)
+
+
+async def test_waits_that_come_while_a_round_runs_share_the_next_one():
+    disk = Disk(open=False)
+    durability = Durability([disk])
+    first = asyncio.create_task(durability.reach(1, 5000))
+    await asyncio.wait_for(disk.busy.wait(), 5)
+    later = [asyncio.create_task(durability.reach(index, 5000)) for index in range(2, 50)]
+    await asyncio.sleep(0)
+    disk.gate.set()
+    await asyncio.wait_for(asyncio.gather(first, *later), 5)
+    assert disk.asked == [1, 49]
+
+
+async def test_a_round_releases_only_what_it_covers():
+    disk = Disk(open=False)
+    durability = Durability([disk])
+    first = asyncio.create_task(durability.reach(5, 5000))
+    await asyncio.wait_for(disk.busy.wait(), 5)
+    later = asyncio.create_task(durability.reach(9, 5000))
+    await asyncio.sleep(0)
+    disk.gate.set()
+    await asyncio.wait_for(first, 5)
+    await asyncio.wait_for(later, 5)
+    assert disk.asked == [5, 9]
+
+
+async def test_a_stop_ends_the_rounds():
+    durability = Durability([Disk(open=False)])
+    wait = asyncio.create_task(durability.reach(1, 100))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(durability.stop(), 5)
+    with pytest.raises(OutcomeUnknown):
+        await wait
