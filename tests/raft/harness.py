@@ -309,22 +309,25 @@ class Chronicle:
     def __init__(self) -> None:
         self.entries: dict[int, tuple[int, list[bytes]]] = {}
         self.leaders: dict[int, str] = {}
-        self.lost_memory = False
+        self.violations: list[str] = []
 
     def applied(self, node_id: str, index: int, term: int, batch: Sequence[bytes]) -> None:
         """A node has applied an entry."""
         entry = term, list(batch)
         known = self.entries.setdefault(index, entry)
-        assert known == entry, f"{node_id} applied another entry at {index}: {entry} not {known}"
+        if known != entry:
+            self._violated(f"{node_id} applied another entry at {index}: {entry} not {known}")
 
     def leads(self, node_id: str, term: int) -> None:
         """A node has begun to lead."""
         known = self.leaders.setdefault(term, node_id)
-        assert known == node_id, f"{node_id} and {known} both lead term {term}"
+        if known != node_id:
+            self._violated(f"{node_id} and {known} both lead term {term}")
 
-    def forget_after(self, index: int) -> None:
-        """More than a minority has lost its memory: what only memory held may be gone."""
-        self.entries = {at: entry for at, entry in self.entries.items() if at <= index}
+    def _violated(self, what: str) -> None:
+        # A replica goes on after an exception, so it is also kept for whoever waits for the end.
+        self.violations.append(what)
+        raise AssertionError(what)
 
 
 class WatchedState(State):
@@ -469,6 +472,7 @@ class Cluster:
         """Wait (virtual time) until `holds()`; fails at the bound."""
         end = asyncio.get_running_loop().time() + timeout_s
         while not holds():
+            assert self.chronicle.violations == []
             assert asyncio.get_running_loop().time() < end, "it did not happen in time"
             await asyncio.sleep(0.005)
 
@@ -532,7 +536,8 @@ class Cluster:
             assert isinstance(outcome, Appended)
 
     def check(self) -> None:
-        """No alarm was raised anywhere, and all states hold together."""
+        """No rule was broken, no alarm raised anywhere, and all states hold together."""
+        assert self.chronicle.violations == []
         assert self.alarms == []
         for replica in self.replicas.values():
             assert replica.alarms == []

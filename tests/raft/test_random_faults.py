@@ -92,10 +92,34 @@ class Ordeal:
             cluster.links.blackholes.add((one, other))
         elif kind < 0.65 and cluster.replicas:
             await self._stop_cleanly()
-        elif kind < 0.8:
+        elif kind < 0.75:
             cluster.links.heal()
-        else:
+        elif kind < 0.9:
             await cluster.start()
+        else:
+            await self._squeeze()
+
+    async def _squeeze(self) -> None:
+        """Let a bare majority hold the newest entries, take the memory of one of them, and leave it
+        with those that never had them: what an acknowledgement must survive, by the shortest way.
+        """
+        cluster, chance = self.cluster, self.chance
+        cluster.links.heal()
+        await cluster.start()
+        await asyncio.sleep(chance.uniform(0.5, 2.0))
+        leader = cluster.leader()
+        if leader is None or any(self._lacks_memory(one) for one in cluster.ids):
+            return
+        others = chance.sample(cluster.followers(), len(cluster.ids) - 1)
+        keepers, slow = others[: self._minority], others[self._minority :]
+        cluster.links.cut(*slow)
+        await asyncio.sleep(chance.uniform(0.1, 1.0))
+        cluster.crash(keepers[0])
+        await cluster.start(keepers[0])
+        await asyncio.sleep(chance.choice([0.0, 0.003, 0.01, 0.05, 0.3]))
+        cluster.links.heal()
+        cluster.links.cut(leader, *keepers[1:])
+        await asyncio.sleep(chance.uniform(1.5, 4.0))
 
     async def _lose_a_memory(self) -> None:
         cluster = self.cluster
