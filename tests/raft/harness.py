@@ -43,7 +43,7 @@ from node.raft.replica import Replica
 EPOCH_S = 1000.0  # virtual time starts here: some code takes 0 to mean "never"
 STORE = "main"
 
-# --- time ------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 class Stuck(Exception):
@@ -106,7 +106,7 @@ def _cancel_the_rest(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
 
-# --- network ---------------------------------------------------------------------------------------
+# --- network --------------------------------------------------------------------------------------
 
 
 class Links:
@@ -277,7 +277,7 @@ class Port:
             self._listener.batch_done()
 
 
-# --- disk ------------------------------------------------------------------------------------------
+# --- disk -----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -300,7 +300,7 @@ class Disk:
         self.saves.append((term, vote))
 
 
-# --- what must hold --------------------------------------------------------------------------------
+# --- what must hold -------------------------------------------------------------------------------
 
 
 class Chronicle:
@@ -344,7 +344,7 @@ class WatchedState(State):
         return super().apply(index, term, encoded)
 
 
-# --- the cluster -----------------------------------------------------------------------------------
+# --- the cluster ----------------------------------------------------------------------------------
 
 
 def settings_of(node_id: str, everyone: Sequence[str], **changes: Any) -> RaftSettings:
@@ -556,7 +556,7 @@ class Cluster:
         return all(frame in frames for frame in decoded.frames)
 
 
-# --- one node alone --------------------------------------------------------------------------------
+# --- one node alone -------------------------------------------------------------------------------
 
 
 class Clock:

@@ -184,7 +184,7 @@ class TestCertainty:
         async def scenario() -> None:
             cluster = Cluster(3, leader_wait_ms=1500)
             await cluster.ready()
-            node_id, *others = cluster.followers()
+            node_id = cluster.followers()[0]
             cluster.links.cut(node_id)
             await cluster.until(lambda: cluster[node_id].leader is None, 3)
             loop = asyncio.get_running_loop()

@@ -76,7 +76,7 @@ class TestStock:
             for _ in range(3):
                 leader = cluster.leader() or ""
                 cluster.network.isolate(leader, cluster.ids)
-                cluster.run(4, until=lambda: cluster.leader(leader), without=[leader])
+                cluster.run(4, until=lambda one=leader: cluster.leader(one), without=[leader])
                 cluster.network.heal(leader, cluster.ids)
                 cluster.run(1)
             leader = cluster.leader() or ""
@@ -307,7 +307,7 @@ class TestClusters:
         async def scenario() -> None:
             cluster = Cluster(3)
             leader = await cluster.ready()
-            victim, other = cluster.followers()
+            victim = cluster.followers()[0]
             await cluster.fill_log(leader, 5)
             cluster.crash(victim)
             cluster.wipe(victim)

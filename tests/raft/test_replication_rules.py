@@ -1,4 +1,4 @@
-"""What a follower keeps and a leader believes: the stock library beside ours (A1, A15-A17, a, k)."""
+"""What a follower keeps and a leader believes: stock beside ours (A1, A15-A17, a, k)."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class TestConflicts:
             leader = await cluster.ready()
             apart = cluster.followers()[0]
             cluster.links.cut(apart)
-            await asyncio_appends(cluster, leader, 50)
+            await cluster.fill_log(leader, 50)
             journal = cluster[apart]._journal
             for _ in range(300):
                 journal.add(b"divergent", journal.last_index + 1, 0)
@@ -367,12 +367,6 @@ class TestAfterARestart:
         solo = Solo(start=start)
         assert solo.log() == [(10, 2), (11, 3), (12, 3)]
         assert solo.engine.commit_index == 10, "a tail is not committed by being there"
-
-
-async def asyncio_appends(cluster: Cluster, node_id: str, count: int) -> None:
-    """Append so many events one by one."""
-    for _ in range(count):
-        await cluster.append(node_id)
 
 
 def test_votes_of_an_old_term_do_not_count() -> None:

@@ -231,18 +231,18 @@ class TestBounds:
                 await hand.close()
 
     async def test_there_is_one_session_a_peer_and_the_newest_wins(self) -> None:
-        async with listening() as node:
-            async with await Hand.dial(node.port) as old, await Hand.dial(node.port) as new:
-                assert await established(node, old)
-                assert await established(node, new)
-                assert await old.closed()
-                assert [told[0] for told in node.ears.told] == [
-                    "connected",
-                    "disconnected",
-                    "connected",
-                ]
-                new.message(Vote(1))
-                await until(lambda: ("n2", Vote(1)) in node.ears.told)
+        async with (
+            listening() as node,
+            await Hand.dial(node.port) as old,
+            await Hand.dial(node.port) as new,
+        ):
+            assert await established(node, old)
+            assert await established(node, new)
+            assert await old.closed()
+            whats = [told[0] for told in node.ears.told]
+            assert whats == ["connected", "disconnected", "connected"]
+            new.message(Vote(1))
+            await until(lambda: ("n2", Vote(1)) in node.ears.told)
 
     async def test_what_does_not_fit_into_a_peer_s_queue_is_dropped_and_said_so(self) -> None:
         bound = 1_000_000
