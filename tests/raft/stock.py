@@ -16,7 +16,7 @@ from pysyncobj import SyncObj, SyncObjConf, replicated
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
-from tests.raft.harness import Clock, clock
+from tests.raft.virtual_time import Clock, clock
 
 STEP_S = 0.01
 

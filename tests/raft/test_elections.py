@@ -19,8 +19,10 @@ from node.raft.messages import (
     TimeoutNow,
     Vote,
 )
-from tests.raft.harness import Clock, Cluster, Disk, Solo, clock, simulate, starting_at
+from tests.raft.harness import Cluster
+from tests.raft.solo import Disk, Solo, starting_at
 from tests.raft.stock import StockCluster
+from tests.raft.virtual_time import Clock, clock, simulate
 
 
 @pytest.fixture(autouse=True)

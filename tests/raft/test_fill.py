@@ -12,8 +12,9 @@ from node.core.state import State
 from node.raft import fill
 from node.raft.messages import Answer, Ask
 from node.raft.requests import Requests
-from tests.raft.harness import STORE, Cluster, event, simulate
+from tests.raft.harness import STORE, Cluster, event
 from tests.raft.stock import StockCluster
+from tests.raft.virtual_time import simulate
 
 
 class Direct(Requests):

@@ -28,8 +28,10 @@ from pysyncobj.transport import TCPTransport
 from node.core.outcomes import Appended
 from node.raft import library
 from node.raft.messages import AppendEntries
-from tests.raft.harness import Clock, Cluster, Solo, clock, simulate
+from tests.raft.harness import Cluster
+from tests.raft.solo import Solo
 from tests.raft.stock import StockCluster
+from tests.raft.virtual_time import Clock, clock, simulate
 
 NODE = Path(__file__).parents[2] / "node"
 

@@ -12,8 +12,9 @@ from pysyncobj import FAIL_REASON
 from node.core.outcomes import Appended
 from node.errors import ExesdbError, NoLeader, NotReady, OutcomeUnknown, Overloaded
 from node.raft.messages import AppendEntries, Propose, Refused
-from tests.raft.harness import STORE, Cluster, simulate
+from tests.raft.harness import STORE, Cluster
 from tests.raft.stock import StockCluster
+from tests.raft.virtual_time import simulate
 
 
 async def ended(submission: Awaitable[Any]) -> Any:

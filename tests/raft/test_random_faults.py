@@ -18,7 +18,8 @@ from node.core.commands import Append, decode
 from node.core.outcomes import Appended
 from node.errors import ExesdbError
 from node.raft.messages import Ask, Message
-from tests.raft.harness import Cluster, simulate
+from tests.raft.harness import Cluster
+from tests.raft.virtual_time import simulate
 
 SEEDS = int(os.environ.get("RAFT_SEEDS", "5"))
 FIRST_SEED = int(os.environ.get("RAFT_FIRST_SEED", "1"))

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from node.errors import ExesdbError, NoLeader, ReadBarrierTimeout
-from tests.raft.harness import STORE, Cluster, simulate
+from tests.raft.harness import STORE, Cluster
 from tests.raft.stock import StockCluster
+from tests.raft.virtual_time import simulate
 
 
 class TestBarriers:

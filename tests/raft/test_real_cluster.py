@@ -24,7 +24,8 @@ from node.raft.ports import RaftSettings, StartingPoint
 from node.raft.replica import Replica
 from node.raft.session import Identity
 from node.raft.transport import Transport
-from tests.raft.harness import STORE, Disk, event
+from tests.raft.harness import STORE, event
+from tests.raft.solo import Disk
 from tests.raft.wire import CLUSTER, SECRET, Hand, free_port, until
 
 IDS = ("n1", "n2", "n3")

@@ -15,8 +15,10 @@ from node.raft.messages import (
     TermNotice,
     Vote,
 )
-from tests.raft.harness import Clock, Cluster, Solo, clock, simulate, starting_at
+from tests.raft.harness import Cluster
+from tests.raft.solo import Solo, starting_at
 from tests.raft.stock import StockCluster, StockNode
+from tests.raft.virtual_time import Clock, clock, simulate
 
 
 @pytest.fixture(autouse=True)

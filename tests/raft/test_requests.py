@@ -10,7 +10,8 @@ import pytest
 from node.raft import requests as module
 from node.raft.messages import Answer, Ask, Message, RecoveryRequest, decode, encode
 from node.raft.requests import NoAnswer, Requests
-from tests.raft.harness import Clock, Solo, clock, starting_at
+from tests.raft.solo import Solo, starting_at
+from tests.raft.virtual_time import Clock, clock
 
 LATEST_INCARNATION = 2**31 - 1  # the greatest that a handshake takes
 

@@ -1,0 +1,122 @@
+"""One node's inner parts alone: engine, guard, recovery and election, message by message.
+
+A test gives it single messages and reads its answers from a list. There is no event loop; time is a
+`Clock` that the test turns. `Disk` keeps its promises.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from node.raft import messages
+from node.raft.election import Election
+from node.raft.guard import Guard
+from node.raft.journal import Journal
+from node.raft.library import Engine
+from node.raft.messages import Message
+from node.raft.ports import RaftSettings, StartingPoint
+from node.raft.recovery import Recovery
+
+
+@dataclass
+class Disk:
+    """What a node finds again when it starts: promises, the cut of its state, a tail of the log."""
+
+    term: int = 0
+    vote: str | None = None
+    incarnation: int = 0
+    cut: int = 0
+    clean: bool = False
+    tail: tuple[tuple[int, int, bytes], ...] = ()
+    saves: list[tuple[int, str | None]] = field(default_factory=list)
+
+    def save(self, term: int, vote: str | None) -> None:
+        """`ports.Promises`: term and vote never go back."""
+        assert term >= self.term, "a term went back"
+        assert term > self.term or self.vote in (None, vote), "a second vote in one term"
+        self.term, self.vote = term, vote
+        self.saves.append((term, vote))
+
+
+def settings_of(node_id: str, everyone: Sequence[str], **changes: Any) -> RaftSettings:
+    """Settings for tests; addresses are names only."""
+    peers = {peer: f"{peer}:1" for peer in everyone if peer != node_id}
+    address = f"{node_id}:1"
+    return RaftSettings(node_id, address, address, f"{node_id}:2", peers, b"secret", **changes)
+
+
+class Solo:
+    """The inner parts of one node; what it says is in `said`, until it is taken from there."""
+
+    def __init__(
+        self,
+        node_id: str = "n1",
+        size: int = 3,
+        start: StartingPoint | None = None,
+        disk: Disk | None = None,
+        **changes: Any,
+    ) -> None:
+        everyone = [f"n{number}" for number in range(1, size + 1)]
+        self.settings = settings_of(node_id, everyone, **changes)
+        self.disk = disk or Disk()
+        start = start or StartingPoint(1, 0, None, 0, 0, forgetful=False)
+        self.said: list[tuple[str, Message]] = []
+        self.applied: list[tuple[int, int, bytes]] = []
+        self.journal = Journal(start, self.disk)
+        self.engine = Engine(self.settings, self.journal, self, self._apply)
+        peers = list(self.settings.peers)
+        self.recovery = Recovery(self.engine, peers, start.incarnation, start.forgetful, self.send)
+        self.election = Election(
+            self.engine, self.recovery, self.settings, self.send, random.Random(1)
+        )
+        self.guard = Guard(self.engine, self.recovery, self.send, self.election.heard)
+        for peer in peers:
+            self.engine.connected(peer)
+
+    def send(self, peer: str, message: Message) -> bool:
+        """Everything that the parts say ends here."""
+        self.said.append((peer, message))
+        return True
+
+    def hear(self, peer: str, message: Message) -> list[tuple[str, Message]]:
+        """Give the guard a message, and take what the node says to it."""
+        self.guard.receive(peer, message)
+        return self.take()
+
+    def tick(self) -> list[tuple[str, Message]]:
+        """One turn, as the replica does it."""
+        self.recovery.tick()
+        self.election.tick()
+        self.engine.tick()
+        return self.take()
+
+    def take(self) -> list[tuple[str, Message]]:
+        """What was said since the last time."""
+        said, self.said = self.said, []
+        return said
+
+    def elect(self) -> None:
+        """Make this node the leader of the next term, with everyone's vote."""
+        self.engine.stand()
+        self.engine.tick()
+        for peer in self.settings.peers:
+            self.guard.receive(peer, messages.Vote(self.engine.term))
+        assert self.engine.leads
+        self.take()
+
+    def log(self) -> list[tuple[int, int]]:
+        """The log as (index, term), with its base."""
+        first, last = self.journal.base_index, self.journal.last_index
+        return [(at, self.journal.term_at(at) or 0) for at in range(first, last + 1)]
+
+    def _apply(self, index: int, term: int, entry: bytes) -> None:
+        self.applied.append((index, term, entry))
+
+
+def starting_at(index: int, index_term: int, **changes: Any) -> StartingPoint:
+    """The start of a node whose state was loaded up to `index`, and which has forgotten nothing."""
+    start = StartingPoint(1, index_term, None, index, index_term, forgetful=False)
+    return replace(start, **changes)
