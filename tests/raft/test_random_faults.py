@@ -46,7 +46,7 @@ class Ordeal:
             seed,
             entries_in_flight_max=self.chance.choice([1, 2, 2, 8]),
             peer_window_bytes=self.chance.choice([200, 2000, 1 << 20]),
-            entry_commands_max=self.chance.choice([1, 3, 1000]),
+            entry_commands_max=self.chance.choice([5, 20, 1000]),
             log_tail_entries_max=self.chance.choice([5, 50, 10_000]),
         )
         self.ledger = Ledger()
