@@ -126,7 +126,7 @@ class Cluster:
             lambda: disk.cut,
             random.Random(self.chance.random()),
         )
-        replica.on_elected = lambda: self.chronicle.leads(node_id, replica._engine.term)
+        replica.open_reigns_with(lambda: self.chronicle.leads(node_id, replica._engine.term) or ())
         self.replicas[node_id] = replica
         await replica.start()
 

@@ -291,6 +291,41 @@ class TestClusters:
 
         simulate(scenario)
 
+    @pytest.mark.parametrize("survivor", ["the leader", "a follower"])
+    def test_when_all_but_one_are_killed_what_the_one_remembers_is_kept(
+        self, survivor: str
+    ) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            await cluster.fill_log(leader, 10)
+            await cluster.settled()
+            left = leader if survivor == "the leader" else cluster.followers()[0]
+            cluster.crash(*(one for one in cluster.ids if one != left))
+            await asyncio.sleep(3)
+            await cluster.start()
+            await cluster.settled()
+            assert all(len(cluster.contents(node_id)) == 10 for node_id in cluster.ids)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_killed_again_and_again_while_it_recovers_a_node_still_comes_back(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            victim = cluster.followers()[0]
+            for at in range(10):
+                await cluster.fill_log(leader, 3)
+                cluster.crash(victim)
+                await cluster.start(victim)
+                await asyncio.sleep(0.001 * at)
+            await cluster.settled()
+            assert len(cluster.contents(victim)) == 30
+            cluster.check()
+
+        simulate(scenario)
+
     def test_nodes_stopped_in_order_need_no_recovery(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(3)
