@@ -16,7 +16,7 @@ import gc
 import logging
 import ssl
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 HAND_OVER_MS = 2000
 FINISH_S = 2.0
 HOUSEKEEPING_S = 0.05
-DEFAULT_STORE_MS = 2000
 
 # Most of what a node allocates are bytes, which the collector does not look at. What it does look
 # at (streams, lists) only ever grows, so it is looked at rarely.
@@ -134,7 +133,7 @@ class Service:
             lambda: self._overloaded,
             lambda: self._worker.persisted_index,
         )
-        self._replica.on_elected = self._elected
+        self._replica.open_reigns_with(self._opening)
         flushes = Flushes(self._replica.requests, self._flush_here)
         self._durability = Durability(
             [partial(self._flush_here, None), *(partial(flushes.on, peer, None) for peer in peers)]
@@ -192,18 +191,12 @@ class Service:
             gc.collect(1)
             gc.freeze()
 
-    def _elected(self) -> None:
-        self._keep(self._make_default_store())
-
-    async def _make_default_store(self) -> None:
-        """The default store exists from the start: the leader sees to it."""
+    def _opening(self) -> Sequence[bytes]:
+        """The default store exists from the start: every leader sees to it first."""
         name = self._config.store_id
-        while self._replica.leads and name not in self._state.stores:
-            command = commands.create_store(name, time.time_ns() // 1000)
-            try:
-                await self._replica.propose(command, DEFAULT_STORE_MS)
-            except ExesdbError:
-                await asyncio.sleep(HOUSEKEEPING_S)
+        if name in self._state.stores:
+            return ()
+        return (commands.create_store(name, time.time_ns() // 1000),)
 
     def _keep(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -68,9 +68,7 @@ FOLLOWER, CANDIDATE, LEADER = "follower", "candidate", "leader"
 _ROLES = (FOLLOWER, CANDIDATE, LEADER)
 
 _NEVER = float("inf")
-_APPLY_ENTRIES_MAX = (
-    256  # entries applied in one tick, so that a long backlog leaves room for heartbeats
-)
+_APPLY_S = 0.005  # applying pauses here: a long backlog must leave room for heartbeats
 _SEND_ENTRIES_MAX = 1024
 _SEND_BYTES_MAX = 4 * 1024 * 1024
 
@@ -420,12 +418,14 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__applyLogEntries(self) -> bool:
         applied, journal = self._SyncObj__raftLastApplied, self.journal
-        until = min(self._SyncObj__raftCommitIndex, applied + _APPLY_ENTRIES_MAX)
+        until, deadline = self._SyncObj__raftCommitIndex, now() + _APPLY_S
         while applied < until:
             entry, index, term = journal.item(applied + 1)
             # Counted before it is applied: whatever happened below, no entry is applied twice.
             applied = self._SyncObj__raftLastApplied = index
             self._apply(index, term, entry)
+            if now() >= deadline:
+                break
         return False
 
     def _checkCommandsToApply(self) -> None:

@@ -18,6 +18,9 @@ Terms never decrease along the log, so when this node applies an entry of a late
 handed on in an earlier one and has not come by certainly never will: it is handed on again, to
 whoever leads now. A change of leader is a pause for the client, not an error.
 
+A leader begins its reign with the commands that `opening` gives, before all that waits: what must
+be there before anything else is, such as the default store.
+
 Bounds: `proposals_max` submissions of this node and as many of peers, `proposal_bytes_max` for
 each; beyond them `Overloaded`. A submission without a leader waits for `leader_wait_ms`.
 """
@@ -82,6 +85,7 @@ class Proposals:
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.paused = False
+        self.opening: Callable[[], Sequence[bytes]] = tuple
         self._engine = engine
         self._settings = settings
         self._incarnation = incarnation
@@ -103,17 +107,18 @@ class Proposals:
     def submit(self, command: bytes, timeout_ms: int) -> asyncio.Future[Resolved]:
         """Queue a command; the future gives (outcome, Raft index) or one of the errors above."""
         self._check_bounds(len(command))
-        loop = asyncio.get_running_loop()
         self._sequence += 1
-        sequence = self._sequence
-        pending = _Pending(command, loop.create_future(), timeout_ms / 1000)
-        self._pending[sequence] = pending
-        self._pending_bytes += len(command)
-        self._unsent.append(sequence)
+        self._unsent.append(self._sequence)
         if not self._pump_scheduled:
             self._pump_scheduled = True
-            loop.call_soon(self.pump)
-        return pending.future
+            asyncio.get_running_loop().call_soon(self.pump)
+        return self._wait_for(self._sequence, command, timeout_ms)
+
+    def _wait_for(self, sequence: int, command: bytes, timeout_ms: int) -> asyncio.Future[Resolved]:
+        future = asyncio.get_running_loop().create_future()
+        self._pending[sequence] = _Pending(command, future, timeout_ms / 1000)
+        self._pending_bytes += len(command)
+        return future
 
     def pump(self) -> None:
         """Move what waits: into the log if this node leads, else to the leader."""
@@ -170,9 +175,7 @@ class Proposals:
 
     def _fill_entries(self) -> None:
         if self._in_flight_term != self._engine.term:
-            # What is left of an earlier reign may have been cut off, and would block this one.
-            self._in_flight_term = self._engine.term
-            self._in_flight.clear()
+            self._begin_reign()
         while (
             (self._unsent or self._foreign)
             and len(self._in_flight) < self._settings.entries_in_flight_max
@@ -183,6 +186,17 @@ class Proposals:
                 return
             self._in_flight.append(self._engine.append(entries.encode(groups)))
             self.counters["entries_proposed"] += 1
+
+    def _begin_reign(self) -> None:
+        """This node leads a new term: what it opens with goes before all that waits."""
+        self._in_flight_term = self._engine.term
+        # What is left of an earlier reign may have been cut off, and would block this one.
+        self._in_flight.clear()
+        for command in self.opening():
+            self._sequence += 1
+            self._unsent.appendleft(self._sequence)
+            ended = self._wait_for(self._sequence, command, self._settings.leader_wait_ms)
+            ended.add_done_callback(_let_go)
 
     def _next_groups(self) -> Iterator[Group]:
         """The groups of the next entry, within its bounds; at least one command if there is one."""
@@ -348,3 +362,9 @@ class Proposals:
         if pending is not None:
             self._pending_bytes -= len(pending.command)
         return pending
+
+
+def _let_go(ended: asyncio.Future[Resolved]) -> None:
+    """Nobody waits for it, and an opening that failed is repeated by the next reign."""
+    if not ended.cancelled():
+        ended.exception()

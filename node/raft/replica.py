@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from node.core.outcomes import Outcome
 from node.core.state import State
@@ -122,7 +122,10 @@ class Replica:
         self._announcing = False
         self._last_view: tuple[str | None, int] = (None, 0)
         self._elections_won = 0
-        self.on_elected: Callable[[], None] = lambda: None
+
+    def open_reigns_with(self, opening: Callable[[], Sequence[bytes]]) -> None:
+        """Whenever this node begins to lead, first propose the commands that `opening` gives."""
+        self._proposals.opening = opening
 
     # --- life --------------------------------------------------------------------------------
 
@@ -396,7 +399,6 @@ class Replica:
         self._waiting.advanced()
         if self._engine.leads:
             self._elections_won += 1
-            self.on_elected()
 
     def _apply(self, index: int, term: int, entry: bytes) -> None:
         groups: list[entries.Group] = []

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from pysyncobj import FAIL_REASON
 
+from node.core import commands
 from node.core.outcomes import Appended
 from node.errors import ExesdbError, NoLeader, NotReady, OutcomeUnknown, Overloaded
 from node.raft.messages import AppendEntries, Propose, Refused
-from tests.raft.harness import STORE, Cluster
+from tests.raft.harness import STORE, Cluster, event
 from tests.raft.stock import StockCluster
 from tests.raft.virtual_time import simulate
 
@@ -366,6 +367,21 @@ class TestCertainty:
             assert before
             assert cluster[follower]._proposals._pending[number].handed_term, "it may be stored"
             await submission
+
+        simulate(scenario)
+
+
+class TestOpening:
+    def test_what_a_leader_opens_its_reign_with_comes_before_all_that_waits(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            for replica in cluster.replicas.values():
+                replica.open_reigns_with(lambda: [commands.create_store("late", 1)])
+            follower = cluster.followers()[0]
+            cluster.crash(leader)
+            command = commands.append("late", 1, "s", commands.NO_STREAM, [event(1)])
+            assert isinstance(await ended(cluster.append(follower, command)), Appended)
 
         simulate(scenario)
 
