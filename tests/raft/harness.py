@@ -24,6 +24,7 @@ from node.core.frames import ABSENT, encode_frame
 from node.core.outcomes import Appended, Outcome
 from node.core.state import State
 from node.errors import ExesdbError
+from node.raft.messages import AppendEntries, Message
 from node.raft.ports import StartingPoint
 from node.raft.replica import Replica
 from tests.raft.links import Links, Port
@@ -92,8 +93,14 @@ class Cluster:
         self.replicas: dict[str, Replica] = {}
         self.ports: dict[str, Port] = {}
         self.alarms: list[str] = []
+        self.links.watchers.append(self._watch_leaders)
         self._changes = changes
         self._events = 0
+
+    def _watch_leaders(self, sender: str, _: str, message: Message) -> None:
+        # Who sends entries leads: seen here it needs no word of the node itself.
+        if isinstance(message, AppendEntries):
+            self.chronicle.leads(sender, message.term)
 
     # --- life and death ---
 
