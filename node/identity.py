@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 
@@ -45,14 +46,15 @@ class Identity:
         """From where the replica goes on, given the cut to which the state was loaded."""
         loaded = self._tail.load()
         tail = loaded.entries if loaded else []
-        torn = loaded is not None and loaded.torn
+        # A clean stop always leaves a tail, if only an empty one; without it something is missing.
+        incomplete = loaded is None or loaded.torn
         return StartingPoint(
             incarnation=self._now.incarnation,
             term=self._now.term,
             vote=self._now.vote,
             index=index,
             index_term=term,
-            forgetful=self._forgetful or damaged or torn,
+            forgetful=self._forgetful or damaged or incomplete,
             tail=tuple((entry.index, entry.term, entry.entry) for entry in tail),
         )
 
@@ -83,10 +85,19 @@ class Identity:
             )
         self._forgetful = not known.clean
         begun = dataclasses.replace(
-            known, incarnation=known.incarnation + 1, boot_id=kernel_boot_id(), clean=False
+            known, incarnation=self._next_incarnation(known), boot_id=kernel_boot_id(), clean=False
         )
         self._file.save(begun)
         return begun
+
+    @staticmethod
+    def _next_incarnation(known: NodeIdentity) -> int:
+        """Later than any before, also where the directory was wiped and nothing is known of them.
+
+        Peers refuse an incarnation older than one they have seen. The clock need not be right: it
+        only has to have moved on since the life that was forgotten.
+        """
+        return max(known.incarnation + 1, int(time.time()))
 
     def _keep(self, identity: NodeIdentity) -> None:
         self._file.save(identity)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -50,6 +51,8 @@ from node.raft.requests import NoAnswer, Requests
 from node.raft.waiting import Waiting
 
 log = logging.getLogger(__name__)
+
+EXIT_DIVERGED = 71
 
 _TICK_S = 0.02
 _SWEEP_S = 0.05
@@ -409,7 +412,14 @@ class Replica:
                 self._guard.alarms.append(f"entry {index} is malformed: {error}")
                 log.critical("entry %d is malformed and is passed over: %s", index, error)
         batch = [command for group in groups for command in group.commands]
-        outcomes = self.state.apply(index, term, batch)
+        try:
+            outcomes = self.state.apply(index, term, batch)
+        except BaseException:
+            # It is total, so this is a defect or the end of memory. A node that went on would hold
+            # another state than the others and call it the same.
+            log.critical("entry %d could not be applied, the process ends", index, exc_info=True)
+            logging.shutdown()
+            os._exit(EXIT_DIVERGED)
         if self._proposals.applied(index, term, groups, outcomes):
             self._announce = True
         self._waiting.advanced()

@@ -230,7 +230,7 @@ class Session(asyncio.Protocol):
             raise HandshakeRefused("a node of another cluster")
         if not isinstance(sender, str) or receiver != self._identity.node_id:
             raise HandshakeRefused(f"a greeting for {receiver!r}")
-        if type(incarnation) is not int or not 0 <= incarnation < 2**31:
+        if type(incarnation) is not int or not 0 <= incarnation < 2**32:
             raise HandshakeRefused("no incarnation")
         if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
             raise HandshakeRefused("no nonce")

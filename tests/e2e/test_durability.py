@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,20 @@ async def test_sigterm_under_load_exits_0_and_keeps_every_acknowledged_event(
             for event in await client.events(min_position=len(acknowledged))
         }
         assert acknowledged.items() <= found.items()
+
+
+async def test_a_node_whose_directory_was_wiped_is_filled_by_the_others(
+    cluster: Cluster, layout: Topology
+) -> None:
+    for number in range(30):
+        assert (await cluster.any.append("s", f"{number}")).status == 201
+    await cluster.supervisor["n2"].kill()
+    shutil.rmtree(layout.node("n2").data_dir)
+
+    await cluster.supervisor["n2"].start()
+    await cluster.supervisor["n2"].wait_ready()
+
+    assert len(await cluster.clients["n2"].events(min_position=30)) == 30
 
 
 @pytest.fixture
