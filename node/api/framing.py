@@ -105,8 +105,8 @@ class Framer:
     def _may_nest(self, body: bytes, media: Media) -> bool:
         """False where no value in the body can nest too deeply, for certain.
 
-        Of JSON, only the brackets are kept, and taken away in pairs that hold nothing. A round takes
-        away two levels at most: what is gone after half as many rounds as may nest was not deeper.
+        Of JSON, only the brackets are kept, and taken away in pairs that hold nothing. A round
+        takes two levels at most: what is gone after half as many rounds as may nest was not deeper.
         What is left may be, or has brackets inside its texts.
         """
         if media is CBOR:
