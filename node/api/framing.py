@@ -111,6 +111,8 @@ class Framer:
         """
         if media is CBOR:
             return True
+        if body.count(b"{") + body.count(b"[") <= self._limits.nesting_max:
+            return False
         brackets = body.translate(None, _NOT_BRACKETS)
         for _ in range(min(_ROUNDS, self._limits.nesting_max // 2)):
             brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
