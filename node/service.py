@@ -39,7 +39,7 @@ from node.raft.transport import Transport
 
 log = logging.getLogger(__name__)
 
-HAND_OVER_MS = 2000
+HAND_OVER_MS = 1000
 FINISH_S = 2.0
 HOUSEKEEPING_S = 0.05
 
