@@ -11,7 +11,8 @@ stays pending and is tried again at the next interval, or after the breaker's pa
 the loop, and never keep the other stores from being written.
 
 Forces share cycles: all that arrive while a cycle runs wait for the next one together, or for the
-running one if its cut covers them already. A force tries even where a breaker is open.
+running one if it was forced too and its cut covers them. A force tries even where a breaker is
+open.
 
 With `enabled=False` everything stays in memory: there is no thread and no file, and a force is
 refused.
@@ -306,9 +307,11 @@ class Worker:
     async def _cycle(self, forced: bool) -> None:
         """One cycle. What files and disks do to it is in its result, not an exception."""
         waiting = self._take_next()
-        plan = self._ledger.take(forced or waiting is not None)
+        forced = forced or waiting is not None
+        plan = self._ledger.take(forced)
         done = waiting or asyncio.get_running_loop().create_future()
-        self._running = (plan.cut.raft_index, done)
+        # A force may not join a cycle that passes over stores whose breaker is open.
+        self._running = (plan.cut.raft_index, done) if forced else None
         try:
             if plan.stores or plan.gone or plan.cut != self._ledger.cut:
                 self._settle(plan, await self._write(plan))
