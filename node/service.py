@@ -160,13 +160,7 @@ class Service:
     async def _flush_here(
         self, stores: Collection[str] | None, index: int, timeout_ms: int
     ) -> Mapping[str, Any]:
-        report = await self._worker.force(stores, index, timeout_ms)
-        return {
-            "persisted_index": report.persisted_index,
-            "persisted_position": report.persisted_position,
-            "bytes": report.bytes,
-            "duration_ms": report.duration_ms,
-        }
+        return (await self._worker.force(stores, index, timeout_ms)).entry()
 
     # --- running -----------------------------------------------------------------------------
 

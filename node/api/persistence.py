@@ -179,13 +179,7 @@ class Persistence:
     async def _force_here(
         self, stores: Collection[str] | None, index: int, timeout_ms: int
     ) -> Mapping[str, Any]:
-        report = await self._worker.force(stores, index, timeout_ms)
-        return {
-            "persisted_index": report.persisted_index,
-            "persisted_position": report.persisted_position,
-            "bytes": report.bytes,
-            "duration_ms": report.duration_ms,
-        }
+        return (await self._worker.force(stores, index, timeout_ms)).entry()
 
     async def _force_members(
         self, own_id: str, stores: Collection[str] | None, index: int, timeout_ms: int

@@ -105,14 +105,10 @@ class Replica(Protocol):
 class ForceReport(Protocol):
     """What a flush of this node reached."""
 
-    @property
-    def persisted_index(self) -> int: ...
-    @property
-    def persisted_position(self) -> int | None: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def duration_ms(self) -> float: ...
+    def entry(self) -> Mapping[str, Any]:
+        """The node's entry in the answer of a flush: `persisted_index`, `persisted_position`,
+        `bytes`, `duration_ms`."""
+        ...
 
 
 class Worker(Protocol):

@@ -28,7 +28,6 @@ import cbor2
 
 FORMAT = 1
 ID_BYTES = 16
-TYPE_BYTES_MAX = 255
 ABSENT = b"\xf6"  # the encoded CBOR item `null`
 
 _HEAD = b"\x87\x01\x50"  # array of 7, format 1, byte string of 16

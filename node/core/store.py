@@ -107,10 +107,6 @@ class Store:
         """The frame at a position."""
         return self._frames[position - 1]
 
-    def stream_ordinal(self, position: int) -> int:
-        """Which stream, counted in order of creation, the event at a position belongs to."""
-        return self._stream_of[position - 1]
-
     def type_ordinal(self, position: int) -> int:
         """Which event type, counted in order of first use, the event at a position has."""
         return self._type_of[position - 1]

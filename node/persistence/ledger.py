@@ -198,10 +198,6 @@ class Ledger:
         """The books of one store; None before its first cycle."""
         return self._accounts.get(name)
 
-    def is_behind(self, name: str) -> bool:
-        """Whether a store waits for a cycle, or is in one."""
-        return name in self._pending or name in self._taken
-
     def covered(self, name: str) -> int:
         """The raft index up to which this store's own file is complete."""
         account = self._accounts.get(name)

@@ -86,6 +86,15 @@ class ForceReport:
     duration_ms: float
     node_index: int
 
+    def entry(self) -> dict[str, object]:
+        """This node's entry in the answer to a flush, also when a peer asked for it."""
+        return {
+            "persisted_index": self.persisted_index,
+            "persisted_position": self.persisted_position,
+            "bytes": self.bytes,
+            "duration_ms": self.duration_ms,
+        }
+
 
 class Worker:
     """Persists one state into one directory.

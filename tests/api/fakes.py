@@ -139,6 +139,9 @@ class Report(NamedTuple):
     bytes: int
     duration_ms: float
 
+    def entry(self) -> Mapping[str, Any]:
+        return self._asdict()
+
 
 class FakeWorker:
     """A worker whose disk is as fast as memory."""
