@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import random
 import ssl
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,7 +34,7 @@ from node.persistence.loader import LoadedState, load_state
 from node.persistence.worker import Worker, WorkerSettings
 from node.raft.durability import Durability
 from node.raft.flush import Flushes
-from node.raft.ports import RaftSettings
+from node.raft.ports import Network, RaftSettings
 from node.raft.replica import Replica
 from node.raft.session import Identity as SessionIdentity
 from node.raft.transport import Transport
@@ -47,6 +49,20 @@ HOUSEKEEPING_S = 0.05
 # at (streams, lists) only ever grows, so it is looked at rarely.
 GC_THRESHOLDS = (50_000, 50, 100)
 FREEZE_STREAMS = 10_000
+
+
+@dataclass(frozen=True)
+class World:
+    """What a node meets outside of itself; a simulation puts others in these places.
+
+    `network` makes the sessions with the peers, `api` the way in for clients. `clock` is monotonic,
+    in seconds; `chance` spreads the elections.
+    """
+
+    network: Callable[[RaftSettings, SessionIdentity], Network] = Transport
+    api: Callable[..., ApiServer] = ApiServer
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], random.Random] = random.Random
 
 
 class Info:
@@ -65,8 +81,9 @@ class Info:
 class Service:
     """One node, from start to stop."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, world: World | None = None) -> None:
         self._config = config
+        self._world = world or World()
         self._overloaded = False
         self._frozen_streams = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,23 +139,28 @@ class Service:
             config.node_id, self._identity.cluster, start.incarnation, settings.secret
         )
         self._worker = Worker(
-            self._state, self._directory, worker_settings(config), wait_applied=self._wait_applied
+            self._state,
+            self._directory,
+            worker_settings(config),
+            self._world.clock,
+            self._wait_applied,
         )
         self._replica = Replica(
             settings,
-            Transport(settings, me),
+            self._world.network(settings, me),
             start,
             self._state,
             self._identity,
             lambda: self._overloaded,
             lambda: self._worker.persisted_index,
+            self._world.chance(),
         )
         self._replica.open_reigns_with(self._opening)
         flushes = Flushes(self._replica.requests, self._flush_here)
         self._durability = Durability(
             [partial(self._flush_here, None), *(partial(flushes.on, peer, None) for peer in peers)]
         )
-        self._api = ApiServer(
+        self._api = self._world.api(
             self._replica,
             self._worker,
             flushes.on,
