@@ -20,6 +20,7 @@ from node.service import Service
 log = logging.getLogger(__name__)
 
 EXIT_NOT_WRITTEN = 3
+START_AGAIN = -1
 
 
 async def run(config: Config) -> int:
@@ -34,8 +35,12 @@ async def run(config: Config) -> int:
     except (OSError, FileFault, WrongDirectory) as error:
         log.error("node %s cannot start: %s", config.node_id, error)
         return 1
-    await stopped.wait()
-    return 0 if await service.stop() else EXIT_NOT_WRITTEN
+    ends = [asyncio.ensure_future(event.wait()) for event in (stopped, service.again)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    written = await service.stop()
+    if not written:
+        return EXIT_NOT_WRITTEN
+    return 0 if stopped.is_set() else START_AGAIN
 
 
 def main() -> None:
@@ -47,6 +52,9 @@ def main() -> None:
     if code == EXIT_NOT_WRITTEN:
         # A thread may wait for a disk that does not answer, and would keep the process alive.
         os._exit(code)
+    if code == START_AGAIN:
+        # The same process, so that whoever supervises it need not know; nothing of it is left over.
+        os.execv(sys.executable, sys.orig_argv)
     sys.exit(code)
 
 

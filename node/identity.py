@@ -16,12 +16,13 @@ import hashlib
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from node.persistence.directory import DataDirectory
 from node.persistence.state_file import NodeIdentity, StateFile, kernel_boot_id
 from node.persistence.tail_file import TailEntry, TailFile
+from node.raft.lineage import Standing
 from node.raft.ports import StartingPoint
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,24 @@ class Identity:
         self._file = StateFile(directory)
         self._tail = TailFile(directory)
         self._now = self._begin(node_id)
+        if self._now.given_up is not None and not self._now.aside:
+            self._set_aside(directory)
+
+    @property
+    def standing(self) -> Standing:
+        """The lineage that this node follows, as it is on disk."""
+        return Standing(self._now.lineage, self._now.ancestry, self._now.founded)
+
+    @property
+    def quarantined(self) -> str | None:
+        """In words, why this node is no member until it is added; None if it is not quarantined."""
+        if self._now.given_up is None:
+            return None
+        aside = f"; its data stand in {self._now.aside}" if self._now.aside else ""
+        return (
+            f"quarantined: its lineage {self._now.given_up} was given up for "
+            f"{self._now.lineage}{aside}; it waits to be added as a member"
+        )
 
     def starting_point(self, index: int, term: int, damaged: bool) -> StartingPoint:
         """From where the replica goes on, given the cut to which the state was loaded."""
@@ -48,56 +67,100 @@ class Identity:
         tail = loaded.entries if loaded else []
         # A clean stop always leaves a tail, if only an empty one; without it something is missing.
         incomplete = loaded is None or loaded.torn
+        if (damaged or incomplete) and not self._now.forgetful:
+            self._keep(dataclasses.replace(self._now, forgetful=True))
         return StartingPoint(
             incarnation=self._now.incarnation,
             term=self._now.term,
             vote=self._now.vote,
             index=index,
             index_term=term,
-            forgetful=self._forgetful or damaged or incomplete,
+            forgetful=self._now.forgetful,
             tail=tuple((entry.index, entry.term, entry.entry) for entry in tail),
         )
 
     def save(self, term: int, vote: str | None) -> None:
         """Promise; on disk when this returns."""
-        try:
-            self._keep(dataclasses.replace(self._now, term=term, vote=vote))
-        except OSError as error:
-            log.critical("term %d cannot be made durable, the process ends: %s", term, error)
-            logging.shutdown()
-            os._exit(EXIT_PROMISE_LOST)
+        self._promise(term=term, vote=vote)
+
+    def recovered(self) -> None:
+        """A leader has shown that nothing is missing here any more; on disk when this returns."""
+        self._promise(forgetful=False, founded=True, given_up=None, aside="")
+
+    def quarantine(self, newer: Standing) -> None:
+        """Another lineage took the place of this node's: it is a stranger there, with no promises.
+
+        On disk when this returns, or the process ends. Its data are moved aside at the next start;
+        until then this process must not act on them any more.
+        """
+        self._promise(
+            lineage=newer.lineage,
+            ancestry=newer.ancestry,
+            founded=False,
+            forgetful=True,
+            term=0,
+            vote=None,
+            given_up=self._now.lineage,
+            aside="",
+        )
 
     def leave(self, log_tail: Sequence[tuple[int, int, bytes]]) -> None:
-        """A clean stop: keep the log behind the cut, then the mark. Raises `OSError`."""
+        """A clean stop: keep the log behind the cut, then the mark. Raises `OSError`.
+
+        A node that is still recovering stays forgetful, however cleanly it stops.
+        """
         self._tail.save(TailEntry(*entry) for entry in log_tail)
         self._keep(dataclasses.replace(self._now, clean=True))
 
     def _begin(self, node_id: str) -> NodeIdentity:
         known = self._file.load()
         if known is None:
+            # All founders must agree on the lineage before they have ever spoken.
             known = NodeIdentity(
-                self.cluster, node_id, 0, 0, None, kernel_boot_id(), False, uuid.uuid4().hex
+                self.cluster, node_id, 0, 0, None, kernel_boot_id(), False, lineage=self.cluster
             )
         if (known.node_id, known.cluster_id) != (node_id, self.cluster):
             raise WrongDirectory(
                 f"the data directory is that of node {known.node_id} in a cluster with other "
                 "members; give this node a directory of its own"
             )
-        self._forgetful = not known.clean
+        # Durable, because a stop or another crash before this node has recovered changes nothing.
         begun = dataclasses.replace(
-            known, incarnation=self._next_incarnation(known), boot_id=kernel_boot_id(), clean=False
+            known,
+            incarnation=self._next_incarnation(known),
+            boot_id=kernel_boot_id(),
+            forgetful=known.forgetful or not known.clean,
+            clean=False,
         )
         self._file.save(begun)
         return begun
+
+    def _set_aside(self, directory: DataDirectory) -> None:
+        """Never merged and never deleted: what the given-up lineage had here is only moved."""
+        aside = directory.quarantine()
+        if aside:
+            log.critical(
+                "lineage %s was given up for %s: all data of this node were moved to %s",
+                *(self._now.given_up, self._now.lineage, directory.path / aside),
+            )
+        self._keep(dataclasses.replace(self._now, aside=aside or "no place, there were none"))
 
     @staticmethod
     def _next_incarnation(known: NodeIdentity) -> int:
         """Later than any before, also where the directory was wiped and nothing is known of them.
 
         Peers refuse an incarnation older than one they have seen. The clock need not be right: it
-        only has to have moved on since the life that was forgotten.
+        only has to have moved on by a millisecond since the life that was forgotten began.
         """
-        return max(known.incarnation + 1, int(time.time()))
+        return max(known.incarnation + 1, time.time_ns() // 1_000_000)
+
+    def _promise(self, **changes: Any) -> None:
+        try:
+            self._keep(dataclasses.replace(self._now, **changes))
+        except OSError as error:
+            log.critical("%s cannot be made durable, the process ends: %s", changes, error)
+            logging.shutdown()
+            os._exit(EXIT_PROMISE_LOST)
 
     def _keep(self, identity: NodeIdentity) -> None:
         self._file.save(identity)

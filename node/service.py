@@ -34,6 +34,7 @@ from node.persistence.loader import LoadedState, load_state
 from node.persistence.worker import Worker, WorkerSettings
 from node.raft.durability import Durability
 from node.raft.flush import Flushes
+from node.raft.lineage import Lineage, Standing
 from node.raft.ports import Network, RaftSettings
 from node.raft.replica import Replica
 from node.raft.session import Identity as SessionIdentity
@@ -79,9 +80,13 @@ class Info:
 
 
 class Service:
-    """One node, from start to stop."""
+    """One node, from start to stop.
+
+    `again` is set when the node has to stop and start anew, from what its disk then says.
+    """
 
     def __init__(self, config: Config, world: World | None = None) -> None:
+        self.again = asyncio.Event()
         self._config = config
         self._world = world or World()
         self._overloaded = False
@@ -136,7 +141,11 @@ class Service:
         settings = raft_settings(config)
         peers = list(settings.peers)
         me = SessionIdentity(
-            config.node_id, self._identity.cluster, start.incarnation, settings.secret
+            config.node_id,
+            self._identity.cluster,
+            start.incarnation,
+            settings.secret,
+            Lineage(lambda: self._identity.standing, self._given_up),
         )
         self._worker = Worker(
             self._state,
@@ -175,6 +184,14 @@ class Service:
     def _changed(self, store: str) -> None:
         self._worker.changed(store)
         self._api.arrivals.arrived(store)
+
+    def _given_up(self, newer: Standing) -> None:
+        if not self.again.is_set():
+            log.critical(
+                "this node's lineage was given up for %s: it is quarantined", newer.lineage
+            )
+            self._identity.quarantine(newer)
+            self.again.set()
 
     async def _wait_applied(self, index: int, timeout_ms: int) -> None:
         await self._replica.wait_applied(index, timeout_ms)
@@ -230,7 +247,7 @@ class Service:
         await stopping
 
     async def _give_up_leadership(self) -> None:
-        if self._replica.leads and self._config.peers:
+        if self._replica.leads and self._config.peers and not self.again.is_set():
             try:
                 await self._replica.transfer_leadership(None, HAND_OVER_MS)
             except ExesdbError as error:

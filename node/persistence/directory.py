@@ -6,6 +6,7 @@
     DIR/node.db                  the cut, and the list of stores at the cut (`node_file`)
     DIR/stores/NAME.UID.db       one store (`store_file`)
     …damaged-TIME, …unused-TIME  set aside at a start: never read again, never deleted
+    DIR/quarantined-TIME/        all that this node had when its lineage was given up; likewise
 
 Two rules. One process at a time: `lock` is taken before anything is read, and the kernel gives it
 back however the process ends. And a new name is durable only once its directory has been fsynced,
@@ -25,6 +26,7 @@ from node.persistence.faults import DirectoryInUse, FilesUnreadable
 
 # SQLite keeps these beside a database; they belong to it and move with it.
 SQLITE_COMPANIONS = ("-wal", "-shm", "-journal")
+_QUARANTINED = "quarantined"
 
 
 class DataDirectory:
@@ -96,6 +98,26 @@ class DataDirectory:
         sync_directory(path.parent)
         return target
 
+    def quarantine(self) -> str:
+        """Move everything but the lock and the state file into a new `quarantined-TIME`.
+
+        Returns its name; empty if there was nothing to move. Durable when this returns. A crash in
+        the middle leaves some files moved and others not; the next call moves those elsewhere.
+        """
+        kept = {"lock", *(path.name for path in self.state_paths)}
+        found = [path for path in self.path.iterdir() if _is_data(path, kept)]
+        if not found:
+            return ""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._now_s()))
+        target = _free_name(self.path / f"{_QUARANTINED}-{stamp}")
+        target.mkdir()
+        for path in found:
+            path.rename(target / path.name)
+        self.stores_path.mkdir(exist_ok=True)
+        sync_directory(target)
+        sync_directory(self.path)
+        return target.name
+
     def remove(self, path: Path) -> None:
         """Delete a database and its companions. Durable when this returns; absence is no error."""
         for companion in ("", *SQLITE_COMPANIONS):
@@ -155,6 +177,13 @@ def replace_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     draft.rename(path)
     sync_directory(path.parent)
+
+
+def _is_data(path: Path, kept: set[str]) -> bool:
+    """Whether it belongs to the node's history; an empty directory holds none."""
+    if path.name in kept or path.name.startswith(_QUARANTINED):
+        return False
+    return not path.is_dir() or any(path.iterdir())
 
 
 def _free_name(path: Path) -> Path:

@@ -11,7 +11,7 @@ a damaged one falls back on the other. If both are damaged no one can tell what 
 the start is refused.
 
 A copy is two lines, readable with `cat`: JSON, and the SHA-256 of the first line. Fields may be
-added; a change of meaning raises `FORMAT`.
+added, with a default for files that lack them; a change of meaning raises `FORMAT`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from node.persistence.directory import DataDirectory, replace_durably
 from node.persistence.faults import FilesUnreadable, FormatTooNew, StateFileDamaged
 
-FORMAT = 1
+FORMAT = 2  # in format 1 every node had a lineage of its own, which meant nothing
 _BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -35,8 +35,15 @@ class NodeIdentity:
     `incarnation` counts starts; messages of older ones are dropped. `vote` is the member voted for
     in `term`, or None. `boot_id` is the kernel's at the last save: the same one means that the
     machine has not gone down, so what was written without fsync is still there. `clean` says that
-    the last stop wrote the whole log to disk first. `lineage` changes when an operator rebuilds the
-    cluster without some of its members.
+    the last stop wrote the whole log to disk first. `forgetful` is True from a start at which
+    something may have been forgotten until a leader has shown that nothing is missing any more.
+
+    `lineage` names the history that this node follows; it changes when an operator rebuilds the
+    cluster without some of its members. `ancestry` are the lineages that were given up on the way
+    to it, the latest last. `founded` says that this node has seen a leader of its lineage: only
+    then does it hold that the ancestry is given up. `given_up` is set while this node is one of
+    those that were left out: the lineage that it followed. `aside` is then where its data were
+    moved, relative to the data directory; empty until they are.
     """
 
     cluster_id: str
@@ -47,6 +54,11 @@ class NodeIdentity:
     boot_id: str
     clean: bool
     lineage: str
+    forgetful: bool = True
+    ancestry: tuple[str, ...] = ()
+    founded: bool = False
+    given_up: str | None = None
+    aside: str = ""
 
 
 class StateFile:
@@ -118,5 +130,8 @@ def _read_copy(path: Path) -> tuple[int, NodeIdentity] | None:
     body = json.loads(line)
     if body["format"] > FORMAT:
         raise FormatTooNew(path, f"has format {body['format']}; this version knows {FORMAT}")
-    known = {field.name: body[field.name] for field in fields(NodeIdentity)}
+    known = {field.name: body[field.name] for field in fields(NodeIdentity) if field.name in body}
+    known["ancestry"] = tuple(known.get("ancestry", ()))
+    if body["format"] == 1:
+        known |= {"lineage": body["cluster_id"], "founded": True}
     return body["sequence"], NodeIdentity(**known)

@@ -6,6 +6,7 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 
 * `ports`      what this package needs from the node around it, and the port to its peers
 * `messages`   what nodes say to one another, with a limit on everything
+* `lineage`    which history a node follows, and whom it may therefore speak with
 * `session`    one authenticated connection to a peer
 * `transport`  one live session a peer, dialling, bounded queues
 * `journal`    the Raft log in memory, and the promises that must be durable

@@ -11,10 +11,13 @@ from node.raft.messages import Message
 
 
 class Promises(Protocol):
-    """Where term and vote are kept. `save` returns when they are on disk, or ends the process."""
+    """What must not be forgotten. Each call returns when it is on disk, or ends the process."""
 
     def save(self, term: int, vote: str | None) -> None:
         """Make the promise durable before anything is said in that term."""
+
+    def recovered(self) -> None:
+        """Nothing is missing here any more: from now on this node is not forgetful."""
 
 
 class Listener(Protocol):

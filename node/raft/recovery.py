@@ -26,10 +26,11 @@ from collections.abc import Callable
 
 from node.raft.library import Engine, now
 from node.raft.messages import Message, RecoveryReport, RecoveryRequest
+from node.raft.ports import Promises, StartingPoint
 
 log = logging.getLogger(__name__)
 
-_NONCE_BITS = 30  # incarnations have 31, and a message's numbers 62
+_NONCE_BITS = 20  # incarnations have 42, and a message's numbers 62
 _ASK_AGAIN_S = 0.25  # where somebody leads, one exchange is enough
 _COLD_AGAIN_S = 0.6  # long enough for an election under the floor of the last round
 
@@ -41,20 +42,21 @@ class Recovery:
         self,
         engine: Engine,
         peers: list[str],
-        incarnation: int,
-        forgetful: bool,
+        start: StartingPoint,
+        promises: Promises,
         send: Callable[[str, Message], bool],
     ) -> None:
         self._engine = engine
         self._peers = peers
         self._send = send
-        self._nonce = incarnation << _NONCE_BITS
+        self._promises = promises
+        self._nonce = start.incarnation << _NONCE_BITS
         self._reports: dict[str, RecoveryReport] = {}
         self._floor: tuple[int, int] | None = None
         self._target: tuple[int, str, int] | None = None
         self._next_round = 0.0
         self._asked_under: str | None = None
-        self.active = forgetful
+        self.active = start.forgetful
 
     def waits_for(self) -> str:
         """What a recovering node is waiting for, in words for an operator."""
@@ -122,6 +124,8 @@ class Recovery:
         return term == engine.term and engine.leader == leader and engine.verified_index >= index
 
     def _leave(self) -> None:
+        # On disk first: a crash after this must find a node that has kept its word since.
+        self._promises.recovered()
         self.active = False
         log.info("recovered at index %d in term %d", self._engine.verified_index, self._engine.term)
 

@@ -88,9 +88,7 @@ class Replica:
         state.applied_index = self._journal.base_index
         state.applied_term = self._journal.term_at(self._journal.base_index) or 0
         self._engine = Engine(settings, self._journal, self, self._apply)
-        self._recovery = Recovery(
-            self._engine, list(settings.peers), start.incarnation, start.forgetful, self._send
-        )
+        self._recovery = Recovery(self._engine, list(settings.peers), start, promises, self._send)
         self._election = Election(
             self._engine, self._recovery, settings, self._send, chance or random.Random()
         )

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[[str, Any], Awaitable[Any]]
 
 _SERVED_MAX = 64
-_NUMBERS_BITS = 30  # incarnations have 31, and a message's numbers 62
+_NUMBERS_BITS = 20  # incarnations have 42, and a message's numbers 62
 
 
 class NoAnswer(Exception):

@@ -3,15 +3,18 @@
 A frame is a length of four bytes, most significant first, and so many bytes. The first three frames
 are the handshake, all CBOR arrays of at most `HELLO_BYTES_MAX` bytes:
 
-    dialler  -> acceptor   [magic, version, cluster, from, to, incarnation, nonce]
-    acceptor -> dialler    [magic, version, cluster, from, to, incarnation, nonce, proof]
+    dialler  -> acceptor   greeting
+    acceptor -> dialler    [*greeting, proof]
     dialler  -> acceptor   [proof]
+    greeting               [magic, version, cluster, from, to, incarnation, nonce, standing]
 
 A proof is an HMAC-SHA256, keyed with the cluster secret, over the prover's side of the connection
-and both greetings: it binds both ids, both incarnations and both nonces, so it can be neither
-replayed nor used for another pair of nodes. Neither side looks at anything else before it has seen
-the other's proof. After it every frame is a message (see `messages`). Without TLS the messages
-themselves are neither secret nor signed: the raft port belongs on a private network.
+and both greetings: it binds both ids, incarnations, nonces and standings (see `lineage`), so it can
+be neither replayed nor used for another pair of nodes. Neither side looks at anything else before
+it has seen the other's proof. Who is refused after that (an old incarnation, another lineage) is
+refused by both sides: the dialler's proof is sent before it hangs up. After the handshake every
+frame is a message (see `messages`). Without TLS the messages themselves are neither secret nor
+signed: the raft port belongs on a private network.
 
 A frame that is too long or no message closes the connection, and with it nothing else.
 """
@@ -28,14 +31,16 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import cbor2
 
+from node.raft.lineage import Lineage, Standing, decoded
 from node.raft.messages import MalformedMessage, Message, decode
 
 log = logging.getLogger(__name__)
 
 MAGIC = "exesdb-raft"
-VERSION = 1
+VERSION = 2
 HELLO_BYTES_MAX = 1024
 NONCE_BYTES = 32
+INCARNATION_BITS = 42  # milliseconds until the year 2109
 _LENGTH = struct.Struct(">I")
 
 
@@ -46,13 +51,14 @@ class Identity(NamedTuple):
     cluster: str
     incarnation: int
     secret: bytes
+    lineage: Lineage
 
 
 class SessionOwner(Protocol):
     """The transport, as a session sees it."""
 
-    def established(self, session: Session) -> bool:
-        """The peer is proven; False refuses it."""
+    def established(self, session: Session) -> str | None:
+        """The peer is proven; a text refuses it, and says why."""
 
     def received(self, session: Session, message: Message) -> None:
         """A message of an established session."""
@@ -68,6 +74,10 @@ class HandshakeRefused(ValueError):
     """The other end did not prove to be the peer that it should be."""
 
 
+class _Unwelcome(Exception):
+    """The peer is who it says, and yet there must be no session with it."""
+
+
 class Session(asyncio.Protocol):
     """One connection, dialled by us (`expected_peer` is given) or accepted (None)."""
 
@@ -81,6 +91,7 @@ class Session(asyncio.Protocol):
     ) -> None:
         self.peer = expected_peer or ""
         self.peer_incarnation = 0
+        self.peer_standing = Standing("", (), founded=False)
         self.up = False
         self.heard_at = 0.0
         self.transport: asyncio.Transport | None = None
@@ -116,6 +127,9 @@ class Session(asyncio.Protocol):
         except (MalformedMessage, HandshakeRefused) as error:
             log.warning("closing the connection with %s: %s", self.peer or self.address, error)
             self.close()
+        except _Unwelcome as error:
+            log.debug("refusing %s: %s", self.peer, error)
+            self._hang_up()
         if self.up:
             self._owner.batch_done()
 
@@ -145,6 +159,11 @@ class Session(asyncio.Protocol):
         self._unwanted = True
         if self.transport is not None:
             self.transport.abort()
+
+    def _hang_up(self) -> None:
+        """Close once our proof, which tells the peer why, is on its way."""
+        if self.transport is not None:
+            self.transport.close()
 
     def _take_frames(self) -> None:
         buffer, at = self._buffer, 0
@@ -206,12 +225,14 @@ class Session(asyncio.Protocol):
         self._establish()
 
     def _establish(self) -> None:
-        if not self._owner.established(self):
-            raise HandshakeRefused(f"{self.peer} has been seen in a later incarnation")
+        self.peer_standing = decoded(self._peer_greeting[7])
+        refusal = self._owner.established(self)
+        if refusal is not None:
+            raise _Unwelcome(refusal)
         self.up = True
 
     def _greeting(self, peer: str) -> list[Any]:
-        me = self._identity
+        me, standing = self._identity, self._identity.lineage.standing
         return [
             MAGIC,
             VERSION,
@@ -220,20 +241,25 @@ class Session(asyncio.Protocol):
             peer,
             me.incarnation,
             secrets.token_bytes(NONCE_BYTES),
+            [standing.lineage, list(standing.ancestry), standing.founded],
         ]
 
     def _check_greeting(self, fields: list[Any]) -> None:
-        if len(fields) != 7 or fields[:2] != [MAGIC, VERSION]:
+        if len(fields) != 8 or fields[:2] != [MAGIC, VERSION]:
             raise HandshakeRefused("not a greeting of this version")
-        _, _, cluster, sender, receiver, incarnation, nonce = fields
+        _, _, cluster, sender, receiver, incarnation, nonce, standing = fields
         if cluster != self._identity.cluster:
             raise HandshakeRefused("a node of another cluster")
         if not isinstance(sender, str) or receiver != self._identity.node_id:
             raise HandshakeRefused(f"a greeting for {receiver!r}")
-        if type(incarnation) is not int or not 0 <= incarnation < 2**32:
+        if type(incarnation) is not int or not 0 <= incarnation < 2**INCARNATION_BITS:
             raise HandshakeRefused("no incarnation")
         if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
             raise HandshakeRefused("no nonce")
+        try:
+            decoded(standing)
+        except ValueError as error:
+            raise HandshakeRefused(str(error)) from error
 
     def _proof(self, side: str) -> bytes:
         mine, theirs = self._own_greeting, self._peer_greeting

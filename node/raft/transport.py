@@ -99,11 +99,18 @@ class Transport:
 
     # --- what sessions tell ------------------------------------------------------------------
 
-    def established(self, session: Session) -> bool:
-        """Let a proven session take its place, unless the peer is known in a later incarnation."""
+    def established(self, session: Session) -> str | None:
+        """Let a proven session take its place, or say why it must not."""
         peer = session.peer
-        if self._listener is None or session.peer_incarnation < self.incarnation(peer):
-            return False
+        if self._listener is None:
+            return "this node is stopping"
+        if session.peer_incarnation < self.incarnation(peer):
+            log.warning("refusing %s: it has been seen in a later incarnation", peer)
+            return "a later incarnation of it has been seen"
+        refusal = self._identity.lineage.met(peer, session.peer_standing)
+        if refusal is not None:
+            self.counters["lineages_refused"] += 1
+            return refusal
         self._strangers.discard(session)
         older = self._sessions.pop(peer, None)
         if older is not None:
@@ -113,7 +120,7 @@ class Transport:
         self._incarnations[peer] = session.peer_incarnation
         # The session is in its place before the listener speaks through it.
         asyncio.get_running_loop().call_soon(self._announce, session)
-        return True
+        return None
 
     def received(self, session: Session, message: Message) -> None:
         """Pass on a message of a session that is in its place."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -69,10 +70,10 @@ def test_two_damaged_copies_are_an_error_that_names_them(directory: DataDirector
 def test_the_format_of_a_newer_version_is_refused(
     directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.persistence.state_file.FORMAT", 2)
+    monkeypatch.setattr("node.persistence.state_file.FORMAT", 3)
     StateFile(directory).save(IDENTITY)
     monkeypatch.undo()
-    with pytest.raises(FormatTooNew, match="format 2"):
+    with pytest.raises(FormatTooNew, match="format 3"):
         StateFile(directory).load()
 
 
@@ -99,3 +100,17 @@ def test_a_save_that_fails_leaves_what_was_there(
 
 def test_the_boot_id_is_the_same_while_the_machine_is_up() -> None:
     assert kernel_boot_id() == kernel_boot_id()
+
+
+def test_format_1_is_read_and_its_random_lineage_is_passed_over(directory: DataDirectory) -> None:
+    old = {
+        **{"format": 1, "sequence": 4, "cluster_id": "cluster", "node_id": "n1", "incarnation": 3},
+        **{"term": 7, "vote": "n2", "boot_id": "boot", "clean": True, "lineage": "drawn by chance"},
+    }
+    line = json.dumps(old).encode()
+    for path in directory.state_paths:
+        path.write_bytes(line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n")
+    found = StateFile(directory).load()
+    assert found is not None
+    assert (found.lineage, found.ancestry, found.founded) == ("cluster", (), True)
+    assert found.term == 7

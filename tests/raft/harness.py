@@ -112,7 +112,7 @@ class Cluster:
     async def _start(self, node_id: str) -> None:
         disk = self.disks[node_id]
         disk.incarnation += 1
-        forgetful, disk.clean = not disk.clean, False
+        disk.forgetful, disk.clean = disk.forgetful or not disk.clean, False
         state = self._load(node_id, disk)
         self.ports[node_id] = port = Port(self.links, node_id, disk.incarnation)
         replica = Replica(
@@ -124,7 +124,7 @@ class Cluster:
                 disk.vote,
                 state.applied_index,
                 state.applied_term,
-                forgetful,
+                disk.forgetful,
                 disk.tail,
             ),
             state,

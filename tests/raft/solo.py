@@ -30,6 +30,7 @@ class Disk:
     incarnation: int = 0
     cut: int = 0
     clean: bool = False
+    forgetful: bool = True
     tail: tuple[tuple[int, int, bytes], ...] = ()
     saves: list[tuple[int, str | None]] = field(default_factory=list)
 
@@ -39,6 +40,10 @@ class Disk:
         assert term > self.term or self.vote in (None, vote), "a second vote in one term"
         self.term, self.vote = term, vote
         self.saves.append((term, vote))
+
+    def recovered(self) -> None:
+        """`ports.Promises`."""
+        self.forgetful = False
 
 
 def settings_of(node_id: str, everyone: Sequence[str], **changes: Any) -> RaftSettings:
@@ -68,7 +73,7 @@ class Solo:
         self.journal = Journal(start, self.disk)
         self.engine = Engine(self.settings, self.journal, self, self._apply)
         peers = list(self.settings.peers)
-        self.recovery = Recovery(self.engine, peers, start.incarnation, start.forgetful, self.send)
+        self.recovery = Recovery(self.engine, peers, start, self.disk, self.send)
         self.election = Election(
             self.engine, self.recovery, self.settings, self.send, random.Random(1)
         )

@@ -17,6 +17,9 @@ class Kept:
     def save(self, term: int, vote: str | None) -> None:
         self.saved.append((term, vote))
 
+    def recovered(self) -> None:
+        """Not asked for here."""
+
 
 def start(**changes) -> StartingPoint:
     known = dict(incarnation=1, term=3, vote=None, index=10, index_term=2, forgetful=False)

@@ -20,13 +20,14 @@ from node.core import commands
 from node.core.outcomes import Appended, StoreCreated
 from node.core.state import State
 from node.raft import messages
+from node.raft.lineage import Lineage
 from node.raft.ports import RaftSettings, StartingPoint
 from node.raft.replica import Replica
 from node.raft.session import Identity
 from node.raft.transport import Transport
 from tests.raft.harness import STORE, event
 from tests.raft.solo import Disk
-from tests.raft.wire import CLUSTER, SECRET, Hand, free_port, until
+from tests.raft.wire import CLUSTER, SECRET, STANDING, Hand, free_port, until
 
 IDS = ("n1", "n2", "n3")
 
@@ -66,7 +67,8 @@ def replica(node_id: str, ports: dict[str, int]) -> Replica:
         peers={one: address for one, address in addresses.items() if one != node_id},
         secret=SECRET,
     )
-    transport = Transport(settings, Identity(node_id, CLUSTER, 1, SECRET))
+    lineage = Lineage(lambda: STANDING, lambda _: None)
+    transport = Transport(settings, Identity(node_id, CLUSTER, 1, SECRET, lineage))
     start = StartingPoint(1, 0, None, 0, 0, forgetful=False)
     return Replica(settings, transport, start, State(), Disk(), lambda: False, lambda: 0)
 

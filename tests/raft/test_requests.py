@@ -10,10 +10,11 @@ import pytest
 from node.raft import requests as module
 from node.raft.messages import Answer, Ask, Message, RecoveryRequest, decode, encode
 from node.raft.requests import NoAnswer, Requests
+from node.raft.session import INCARNATION_BITS
 from tests.raft.solo import Solo, starting_at
 from tests.raft.virtual_time import Clock, clock
 
-LATEST_INCARNATION = 2**31 - 1  # the greatest that a handshake takes
+LATEST_INCARNATION = 2**INCARNATION_BITS - 1  # the greatest that a handshake takes
 
 
 class Line:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import shutil
 import ssl
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import cbor2
 import pytest
 
+from node.raft.lineage import Standing
 from node.raft.messages import AppendEntries, Gossip, Vote, encode
+from node.raft.session import INCARNATION_BITS
 from tests.raft.wire import Hand, Node, free_port, pair, until
 
 
@@ -57,7 +61,7 @@ class TestHandshake:
         "changes",
         [
             {"magic": "other"},
-            {"version": 2},
+            {"version": 1},
             {"cluster": "c2"},
             {"receiver": "n3"},
             {"sender": "n3"},
@@ -67,7 +71,16 @@ class TestHandshake:
             {"incarnation": "7"},
             {"incarnation": True},
             {"nonce": b"short"},
+            {"incarnation": 2**INCARNATION_BITS},
             {"nonce": "n" * 32},
+            {"standing": "first"},
+            {"standing": ["first", []]},
+            {"standing": ["first", "zero", True]},
+            {"standing": ["first", [7], True]},
+            {"standing": ["first", ["zero"] * 17, True]},
+            {"standing": ["x" * 33, [], True]},
+            {"standing": ["", [], True]},
+            {"standing": ["first", [], 1]},
             {"more": 1},
         ],
         ids=str,
@@ -132,6 +145,79 @@ class TestHandshake:
             assert await hand.greet()
             hand.say(proof)
             assert await hand.closed()
+
+
+FIRST = Standing("first", (), founded=True)
+SECOND = FIRST.followed_by("second")
+SECOND_FOUNDED = SECOND._replace(founded=True)
+
+
+class TestLineages:
+    """A session needs one lineage; what a refused node learns by it is proven with the secret."""
+
+    @contextlib.asynccontextmanager
+    async def strangers(
+        self, first: Standing, second: Standing
+    ) -> AsyncIterator[tuple[Node, Node]]:
+        """n1 and n2 with these standings, after n2 has dialled n1 a few times."""
+        port = free_port()
+        async with (
+            Node("n1", port, {"n2": "127.0.0.1:9"}, standing=first) as one,
+            Node("n2", free_port(), {"n1": f"127.0.0.1:{port}"}, standing=second) as other,
+        ):
+            refused = "lineages_refused"
+            await until(lambda: min(n.transport.counters[refused] for n in (one, other)) >= 2)
+            yield one, other
+            assert one.ears.told == other.ears.told == []
+
+    @pytest.mark.parametrize("old", ["dials", "is dialled"])
+    async def test_who_was_given_up_learns_it_and_is_refused_by_both(self, old: str) -> None:
+        pair = (SECOND_FOUNDED, FIRST) if old == "dials" else (FIRST, SECOND_FOUNDED)
+        async with self.strangers(*pair) as (one, other):
+            newer, older = (one, other) if old == "dials" else (other, one)
+            assert set(older.given_up) == {SECOND_FOUNDED} and newer.given_up == []
+            [words] = newer.lineage.refused.values()
+            assert "lineage first was given up: it must be added anew" in words
+            [words] = older.lineage.refused.values()
+            assert "this node is quarantined" in words
+
+    async def test_a_lineage_that_nobody_has_led_yet_quarantines_nobody(self) -> None:
+        async with self.strangers(FIRST, SECOND) as (one, other):
+            assert one.given_up == other.given_up == []
+            assert "has not had a leader yet" in one.lineage.refused["n2"]
+            assert other.lineage.refused.keys() == {"n1"}
+
+    async def test_two_lineages_that_do_not_know_each_other_both_refuse(self) -> None:
+        other_half = FIRST.followed_by("third")._replace(founded=True)
+        async with self.strangers(SECOND_FOUNDED, other_half) as (one, other):
+            assert one.given_up == other.given_up == []
+            assert "an operator must decide" in one.lineage.refused["n2"]
+            assert "an operator must decide" in other.lineage.refused["n1"]
+
+    async def test_one_lineage_is_a_session_whoever_has_seen_a_leader(self) -> None:
+        ports = {"n1": free_port(), "n2": free_port()}
+        peers = [{"n2": f"127.0.0.1:{ports['n2']}"}, {"n1": f"127.0.0.1:{ports['n1']}"}]
+        async with (
+            Node("n1", ports["n1"], peers[0], standing=SECOND) as one,
+            Node("n2", ports["n2"], peers[1], standing=SECOND_FOUNDED) as other,
+        ):
+            await until(lambda: one.ears.told and other.ears.told)
+            assert one.lineage.refused == other.lineage.refused == {}
+
+    async def test_without_the_secret_nobody_can_have_a_node_quarantined(self) -> None:
+        lie = [SECOND.lineage, [FIRST.lineage], True]
+        async with listening(standing=FIRST) as node:
+            async with await Hand.dial(node.port) as hand:
+                assert await hand.greet(standing=lie)
+                hand.say([hand.prove(secret=b"guessed")])
+                assert await hand.closed()
+            async with await Hand.dial(node.port) as hand:
+                assert await hand.greet()
+                proof = hand.prove()
+                hand.mine[7] = lie  # proven with another standing than the one that was said
+                hand.say([hand.prove() if hand.prove() != proof else b""])
+                assert await hand.closed()
+            assert node.given_up == [] and node.ears.told == []
 
 
 class TestFrames:

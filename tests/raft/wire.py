@@ -12,6 +12,7 @@ from typing import Any
 
 import cbor2
 
+from node.raft.lineage import Lineage, Standing
 from node.raft.messages import Message, encode
 from node.raft.ports import RaftSettings
 from node.raft.session import MAGIC, VERSION, Identity
@@ -19,6 +20,7 @@ from node.raft.transport import Transport
 
 SECRET = b"a secret of the cluster"
 CLUSTER = "c1"
+STANDING = Standing("first", (), founded=True)
 
 
 def free_port() -> int:
@@ -60,6 +62,8 @@ class Node:
     def __init__(self, node_id: str, port: int, peers: dict[str, str], **changes: Any) -> None:
         incarnation = changes.pop("incarnation", 1)
         secret = changes.pop("secret", SECRET)
+        self.standing: Standing = changes.pop("standing", STANDING)
+        self.given_up: list[Standing] = []
         self.port = port
         self.settings = RaftSettings(
             node_id=node_id,
@@ -71,7 +75,9 @@ class Node:
             **changes,
         )
         self.ears = Ears()
-        self.transport = Transport(self.settings, Identity(node_id, CLUSTER, incarnation, secret))
+        self.lineage = Lineage(lambda: self.standing, self.given_up.append)
+        me = Identity(node_id, CLUSTER, incarnation, secret, self.lineage)
+        self.transport = Transport(self.settings, me)
 
     async def __aenter__(self) -> Node:
         await self.transport.start(self.ears)
@@ -117,6 +123,7 @@ class Hand:
             "receiver": "n1",
             "incarnation": 7,
             "nonce": b"n" * 32,
+            "standing": [STANDING.lineage, [], True],
         }
         return list((fields | changes).values())
 

@@ -1,0 +1,62 @@
+"""Which of two nodes that meet follows the history that counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from node.raft.lineage import ANCESTRY_MAX, Lineage, Standing, Verdict, judge
+
+ZERO = Standing("zero", (), founded=True)
+NEW = ZERO.followed_by("one")
+ONE = NEW._replace(founded=True)
+TWO = ONE.followed_by("two")._replace(founded=True)
+BESIDE = ZERO.followed_by("beside")._replace(founded=True)
+BLANK = Standing("zero", (), founded=False)
+
+SAME, OLD, GIVEN_UP, STRANGE = Verdict.SAME, Verdict.OLD, Verdict.GIVEN_UP, Verdict.STRANGE
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "verdict"),
+    [
+        (ZERO, ZERO, SAME),
+        (ONE, NEW, SAME),
+        (NEW, ONE, SAME),
+        (ZERO, ONE, OLD),
+        (ONE, ZERO, GIVEN_UP),
+        (ZERO, TWO, OLD),
+        (BLANK, ONE, OLD),
+        (ONE, BLANK, GIVEN_UP),
+        (ZERO, NEW, STRANGE),
+        (NEW, ZERO, STRANGE),
+        (NEW, TWO, OLD),
+        (ONE, BESIDE, STRANGE),
+    ],
+)
+def test_the_founded_descendant_counts(own: Standing, other: Standing, verdict: Verdict) -> None:
+    assert judge(own, other) is verdict
+
+
+@pytest.mark.parametrize("own", [ZERO, NEW, ONE, TWO, BESIDE, BLANK])
+@pytest.mark.parametrize("other", [ZERO, NEW, ONE, TWO, BESIDE, BLANK])
+def test_two_nodes_never_think_the_same_of_each_other_that_only_one_can_be(
+    own: Standing, other: Standing
+) -> None:
+    mirrored = {SAME: SAME, OLD: GIVEN_UP, GIVEN_UP: OLD, STRANGE: STRANGE}
+    assert judge(other, own) is mirrored[judge(own, other)]
+
+
+def test_an_ancestry_keeps_the_latest_lineages() -> None:
+    standing = ZERO
+    for number in range(2 * ANCESTRY_MAX):
+        standing = standing.followed_by(str(number))
+    assert len(standing.ancestry) == ANCESTRY_MAX
+    assert standing.ancestry[-1] == str(2 * ANCESTRY_MAX - 2)
+
+
+def test_who_is_met_again_in_one_lineage_is_refused_no_more() -> None:
+    lineage = Lineage(lambda: ONE, lambda _: None)
+    assert lineage.met("n2", ZERO) is not None
+    assert lineage.refused.keys() == {"n2"}
+    assert lineage.met("n2", ONE) is None
+    assert lineage.refused == {}

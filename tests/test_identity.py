@@ -1,0 +1,166 @@
+"""What a node knows of itself when it starts again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from node.identity import Identity, WrongDirectory
+from node.persistence.directory import DataDirectory
+from node.raft.lineage import Standing
+
+MEMBERS = ("n1", "n2", "n3")
+
+
+@contextmanager
+def life(path: Path, node_id: str = "n1") -> Iterator[Identity]:
+    """One life of a node on a directory; it ends as a crash does, unless it leaves."""
+    with DataDirectory(path) as directory:
+        yield Identity(directory, node_id, MEMBERS)
+
+
+def forgetful(identity: Identity) -> bool:
+    return identity.starting_point(0, 0, damaged=False).forgetful
+
+
+def test_only_a_clean_stop_of_a_node_that_had_recovered_is_trusted(tmp_path: Path) -> None:
+    with life(tmp_path) as first:
+        assert forgetful(first), "a node without a state file is new, or has lost everything"
+        first.recovered()
+        first.leave([])
+    with life(tmp_path) as second:
+        assert not forgetful(second)
+    with life(tmp_path) as third:
+        assert forgetful(third), "the second life ended as in a crash"
+
+
+def test_a_clean_stop_before_it_has_recovered_makes_no_voter_of_a_node(tmp_path: Path) -> None:
+    """What it has forgotten it has still forgotten, however orderly it was stopped."""
+    with life(tmp_path) as first:
+        first.recovered()
+    with life(tmp_path) as crashed:
+        assert forgetful(crashed)
+        crashed.leave([])
+    with life(tmp_path) as stopped:
+        assert forgetful(stopped)
+        stopped.recovered()
+        stopped.leave([])
+    with life(tmp_path) as recovered:
+        assert not forgetful(recovered)
+
+
+def test_damage_found_once_is_not_forgotten_by_a_clean_stop(tmp_path: Path) -> None:
+    with life(tmp_path) as first:
+        first.recovered()
+        first.leave([])
+    with life(tmp_path) as damaged:
+        assert damaged.starting_point(0, 0, damaged=True).forgetful
+        damaged.leave([])
+    with life(tmp_path) as after:
+        assert forgetful(after)
+
+
+def test_founders_agree_on_a_lineage_without_a_word(tmp_path: Path) -> None:
+    found = set()
+    for node_id in MEMBERS:
+        with life(tmp_path / node_id, node_id) as identity:
+            found.add(identity.standing)
+    assert found == {Standing(identity.cluster, (), founded=False)}
+
+
+def test_a_lineage_is_founded_once_a_leader_of_it_was_seen(tmp_path: Path) -> None:
+    with life(tmp_path) as first:
+        first.recovered()
+        assert first.standing.founded
+    with life(tmp_path) as second:
+        assert second.standing.founded
+
+
+def test_a_node_wiped_and_started_within_a_second_is_a_later_incarnation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock_ns = itertools.count(1_700_000_000 * 10**9, 20 * 10**6)
+    monkeypatch.setattr("node.identity.time.time_ns", lambda: next(clock_ns))
+    incarnations = []
+    for number in range(3):
+        with life(tmp_path / str(number)) as identity:
+            incarnations.append(identity.starting_point(0, 0, damaged=False).incarnation)
+    assert incarnations == sorted(set(incarnations))
+
+
+def test_a_directory_of_another_node_is_refused(tmp_path: Path) -> None:
+    with life(tmp_path):
+        pass
+    with pytest.raises(WrongDirectory, match="that of node n1"), life(tmp_path, "n2"):
+        pass
+
+
+class TestQuarantine:
+    NEWER = Standing("newer", ("older", "given-up"), founded=True)
+
+    def test_its_data_are_moved_aside_at_the_next_start_and_never_deleted(
+        self, tmp_path: Path
+    ) -> None:
+        with life(tmp_path) as given_up:
+            lineage = given_up.standing.lineage
+            given_up.recovered()
+            given_up.save(7, "n2")
+            (tmp_path / "node.db").write_text("the cut")
+            (tmp_path / "stores" / "main.1.db").write_text("events")
+            given_up.quarantine(self.NEWER)
+            given_up.leave([(9, 7, b"an entry")])
+        with life(tmp_path) as stranger:
+            assert forgetful(stranger)
+            start = stranger.starting_point(0, 0, damaged=False)
+            assert (start.term, start.vote, start.tail) == (0, None, ())
+            assert stranger.standing == self.NEWER._replace(founded=False)
+            assert stranger.quarantined is not None
+            assert f"its lineage {lineage} was given up for newer" in stranger.quarantined
+        [aside] = tmp_path.glob("quarantined-*")
+        moved = {str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()}
+        assert moved == {"node.db", "stores/main.1.db", "tail"}
+        assert aside.name in stranger.quarantined
+        assert list((tmp_path / "stores").iterdir()) == []
+
+    def test_it_stays_quarantined_over_restarts_until_a_leader_has_filled_it(
+        self, tmp_path: Path
+    ) -> None:
+        with life(tmp_path) as given_up:
+            given_up.quarantine(self.NEWER)
+        (tmp_path / "tail").write_bytes(b"")
+        for _ in range(2):
+            with life(tmp_path) as stranger:
+                assert stranger.quarantined is not None
+        assert len(list(tmp_path.glob("quarantined-*"))) == 1, "once is enough"
+        with life(tmp_path) as added:
+            added.recovered()
+            assert added.quarantined is None
+            assert added.standing == self.NEWER
+
+    def test_a_move_that_a_crash_cut_short_is_finished_at_the_next_start(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with life(tmp_path) as given_up:
+            for name in ("node.db", "tail", "stores/main.1.db"):
+                (tmp_path / name).write_text(name)
+            given_up.quarantine(self.NEWER)
+        rename, renamed = Path.rename, []
+
+        def fail_at_the_second(path: Path, target: Path) -> Path:
+            if target.parent.name.startswith("quarantined"):
+                renamed.append(path)
+                if len(renamed) == 2:
+                    raise OSError("the lights went out")
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", fail_at_the_second)
+        with pytest.raises(OSError, match="lights"), life(tmp_path):
+            pass
+        with life(tmp_path):
+            pass
+        moved = [path.read_text() for path in tmp_path.glob("quarantined-*/**/*") if path.is_file()]
+        assert sorted(moved) == ["node.db", "stores/main.1.db", "tail"]
