@@ -144,6 +144,14 @@ class NodeProcess:
         async with asyncio.timeout(KILL_S):
             return await self._process.wait()
 
+    def pause(self) -> None:
+        """Freeze it where it stands, as a machine that swaps or a virtual one that moves does."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        self._signal(signal.SIGCONT)
+
     async def restart(self, timeout_s: float = STOP_S) -> None:
         """Stop it if it runs, and start it again. Not ready yet when this returns."""
         await self.stop(timeout_s)

@@ -1,0 +1,85 @@
+"""What each node holds in the end: through HTTP while it runs, and in its files once it stopped.
+
+Rows are kept in a file a node, because three nodes' worth of them need not be in memory at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+import aiohttp
+
+from cluster.chaos.checker import Stored
+
+PAGE_EVENTS = 5_000
+
+_REQUEST = aiohttp.ClientTimeout(total=60)
+_ROWS = """
+SELECT position, event_id, stream, number FROM readable_events ORDER BY position
+"""
+
+
+class NodeUnread(Exception):
+    """A node or its files could not be read in the end. The message says which and why."""
+
+
+async def save_events(http: aiohttp.ClientSession, url: str, store: str, path: Path) -> int:
+    """Write what a node gives, linearizably, to a file; how many events. Raises NodeUnread."""
+    count = after = 0
+    with path.open("w", encoding="utf-8") as file:
+        while True:
+            query = f"after={after}&limit={PAGE_EVENTS}&consistency=linearizable&timeout_ms=30000"
+            async with http.get(
+                f"{url}/v1/stores/{store}/events?{query}", timeout=_REQUEST
+            ) as answer:
+                if answer.status != 200:
+                    raise NodeUnread(f"{url} answered {answer.status}: {await answer.text()}")
+                page = await answer.json(content_type=None)
+            for event in page["events"]:
+                row = Stored(
+                    event["position"],
+                    event["event_id"],
+                    event["event_stream_id"],
+                    event["event_number"],
+                    event["created_epoch"],
+                    event.get("data"),
+                )
+                file.write(json.dumps(row, separators=(",", ":")) + "\n")
+            count += len(page["events"])
+            after = page["next"]
+            if page["is_end"]:
+                return count
+
+
+def saved_events(path: Path) -> Iterator[Stored]:
+    """The rows that `save_events` wrote."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield Stored(*json.loads(line))
+
+
+def events_in_files(data_dir: Path, store: str) -> Iterator[Stored]:
+    """The rows in the store file of a node that is down. Raises NodeUnread.
+
+    The newest of several files is read: a store that was rolled back or refilled keeps its name.
+    """
+    files = sorted(data_dir.glob(f"stores/{store}.*.db"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise NodeUnread(f"{data_dir} has no file of the store {store}")
+    uri = f"file:{quote(str(files[-1]))}?mode=ro"
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            for position, event_id, stream, number in connection.execute(_ROWS):
+                yield Stored(position, _dashed(event_id), stream, number)
+    except sqlite3.Error as error:
+        raise NodeUnread(f"{files[-1]}: {error}") from error
+
+
+def _dashed(digits: str) -> str:
+    """A UUID as the API writes it."""
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

@@ -1,0 +1,187 @@
+"""What a chaos run does to nodes: links that fail one way, rules of loss, damage, and its logs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cluster.chaos.faults import damage
+from cluster.chaos.links import Links
+from cluster.chaos.rules import Losses
+from cluster.chaos.watch import Pulse, logs_tell
+
+HOST = "127.0.0.1"
+SHORT_S = 0.1
+
+
+class Pair:
+    """n2, which dialled n1 through a link; each side can speak and listen."""
+
+    def __init__(self) -> None:
+        self.accepted: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = (
+            asyncio.Queue()
+        )
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def start(self) -> None:
+        self.server = await asyncio.start_server(self._accept, HOST, 0)
+        self.links = Links({"n1": self.server.sockets[0].getsockname()[1], "n2": 0})
+        self.address = (await self.links.start())["n2", "n1"]
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        self.accepted.put_nowait((reader, writer))
+
+    async def dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, _, port = self.address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        self._writers.append(writer)
+        return reader, writer
+
+    async def stop(self) -> None:
+        await self.links.stop()
+        self.server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    pair = Pair()
+    await pair.start()
+    try:
+        yield pair
+    finally:
+        await pair.stop()
+
+
+async def heard(reader: asyncio.StreamReader) -> bytes | None:
+    """The next bytes, or None if there are none for a moment."""
+    with contextlib.suppress(TimeoutError):
+        return await asyncio.wait_for(reader.read(100), SHORT_S)
+    return None
+
+
+async def test_a_link_carries_both_ways(pair: Pair) -> None:
+    reader, writer = await pair.dial()
+    far_reader, far_writer = await asyncio.wait_for(pair.accepted.get(), 5)
+    writer.write(b"there")
+    far_writer.write(b"back")
+    assert await far_reader.readexactly(5) == b"there"
+    assert await reader.readexactly(4) == b"back"
+
+
+async def test_one_direction_can_be_silenced_and_what_waited_is_delivered_after_it(
+    pair: Pair,
+) -> None:
+    reader, writer = await pair.dial()
+    far_reader, far_writer = await asyncio.wait_for(pair.accepted.get(), 5)
+    (way,) = pair.links.ways(["n2"], ["n1"])
+    way.silence()
+    writer.write(b"there")
+    far_writer.write(b"back")
+
+    assert await reader.readexactly(4) == b"back"
+    assert await heard(far_reader) is None
+    assert not pair.links.connected("n1", "n2")
+
+    way.end_silence()
+    assert await far_reader.readexactly(5) == b"there"
+    assert pair.links.connected("n1", "n2")
+
+
+async def test_nobody_gets_through_anew_while_one_direction_is_silent(pair: Pair) -> None:
+    (way,) = pair.links.ways(["n1"], ["n2"])
+    way.silence()
+    await pair.dial()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(pair.accepted.get(), SHORT_S)
+    way.end_silence()
+    await asyncio.wait_for(pair.accepted.get(), 5)
+
+
+async def test_a_reset_breaks_the_connection_on_both_sides(pair: Pair) -> None:
+    reader, _ = await pair.dial()
+    far_reader, _ = await asyncio.wait_for(pair.accepted.get(), 5)
+    pair.links.reset(["n1"])
+    for side in (reader, far_reader):
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(side.read(1), 5) == b""
+
+
+def test_never_more_than_a_minority_counts_as_having_lost_its_memory() -> None:
+    losses = Losses(members=5, kills_forget=False)
+    first, _ = losses.lose("n1"), losses.lose("n2")
+    assert not losses.may_lose("n3") and losses.may_lose("n1")
+    assert losses.may_kill("n3")
+    assert losses.whole("n1", first) and losses.may_lose("n3")
+
+
+def test_a_node_that_loses_its_memory_again_is_not_whole_with_what_it_did_before() -> None:
+    losses = Losses(members=3, kills_forget=True)
+    first = losses.lose("n1")
+    second = losses.lose("n1")
+    assert not losses.whole("n1", first) and not losses.may_kill("n2")
+    assert losses.whole("n1", second) and losses.may_kill("n2")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_damage_changes_one_file_and_never_both_copies_of_the_state(
+    seed: int, tmp_path: Path
+) -> None:
+    (tmp_path / "stores").mkdir()
+    names = ("stores/a.1.db", "stores/a.1.db-wal", "node.db", "tail", "state.1", "state.2", "lock")
+    for name in names:
+        (tmp_path / name).write_bytes(bytes(1_000))
+    touched = damage(tmp_path, random.Random(seed))
+    changed = [name for name in names if (tmp_path / name).read_bytes() != bytes(1_000)]
+    assert touched is not None and changed == [str(touched.relative_to(tmp_path))]
+    assert not {"state.2", "lock"} & set(changed)
+
+
+def test_there_is_nothing_to_damage_in_an_empty_directory(tmp_path: Path) -> None:
+    assert damage(tmp_path, random.Random(1)) is None
+
+
+def test_a_pause_counts_only_while_a_majority_is_connected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("cluster.chaos.watch.time.monotonic", lambda: clock[0])
+    pulse = Pulse()
+    for at, able in ((101, True), (103, True), (104, False), (120, True), (121, True)):
+        clock[0] = at
+        pulse.look(able)
+    assert pulse.longest_s == 2
+    pulse.acknowledged()
+    clock[0] = 126
+    pulse.look(True)
+    assert pulse.longest_s == 5
+
+
+def test_logs_tell_elections_once_a_term_and_what_must_not_be(tmp_path: Path) -> None:
+    def line(message: str, **fields: str) -> str:
+        entry = {"level": "info", "logger": "node.raft.replica", "message": message} | fields
+        return json.dumps(entry) + "\n"
+
+    (tmp_path / "n1.log").write_text(
+        line("term 1, leader n1")
+        + line("term 2, leader unknown")
+        + line("recovered at index 7 in term 1")
+        + line("raft alarm: two leaders", level="critical")
+        + line("a step failed", exception="Traceback …")
+        + "torn by kill -9"
+    )
+    (tmp_path / "n2.log").write_text(line("term 1, leader n1") + line("filled by n1 up to index 9"))
+    told = logs_tell(sorted(tmp_path.glob("*.log")))
+    assert told["elections"] == 1 and told["recoveries"] == 1 and told["fills"] == 1
+    assert told["alarms"] == 1 and told["unexpected exceptions"] == 1
+    assert told["lines that are no log"] == 1

@@ -1,0 +1,25 @@
+"""A short run of the chaos trial: real nodes, real faults, everything judged."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from cluster.chaos import trial
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize("nodes", [3, 5])
+async def test_nothing_is_broken_in_a_short_run(nodes: int, tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    plan = trial.Plan(minutes=0.2, seed=seed, nodes=nodes)
+    async with asyncio.timeout(300):
+        result = await trial.run(plan, tmp_path, print)
+    assert result.violations == []
+    assert result.findings.events["acknowledged"] > 100
+    assert result.faults.total() > 0
