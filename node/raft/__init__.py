@@ -5,6 +5,7 @@ brings is not safe (see "What the library gets wrong" in ARCHITECTURE): transpor
 durable promises, replication to a peer, group commit, forwarding, recovery. Read in this order:
 
 * `ports`      what this package needs from the node around it, and the port to its peers
+* `plain`      the CBOR that is spoken: nothing that costs more than its bytes
 * `messages`   what nodes say to one another, with a limit on everything
 * `lineage`    which history a node follows, and whom it may therefore speak with
 * `session`    one authenticated connection to a peer

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import cbor2
 
+from node.raft import plain
+
 FORMAT = 1
 
 
@@ -38,10 +40,10 @@ def encode(groups: Sequence[Group]) -> bytes:
 def decode(entry: bytes) -> list[Group]:
     """The groups of an entry; raises `MalformedEntry`, and nothing else."""
     try:
-        version, groups = cbor2.loads(entry)
+        version, groups = plain.loads(entry)
         decoded = [Group(*group) for group in groups]
-    except Exception as error:
-        raise MalformedEntry(f"no entry: {error!r}") from error
+    except (plain.NotPlain, TypeError, ValueError) as error:
+        raise MalformedEntry(f"no entry: {type(error).__name__}") from error
     if version != FORMAT or not all(map(_is_group, decoded)):
         raise MalformedEntry("not an entry of this version")
     return decoded
@@ -54,5 +56,6 @@ def _is_group(group: Group) -> bool:
         and isinstance(group.sequences, list)
         and isinstance(group.commands, list)
         and len(group.sequences) == len(group.commands)
+        and set(map(type, group.sequences)) <= {int}
         and all(type(command) is bytes for command in group.commands)
     )

@@ -20,6 +20,7 @@ from node.errors import (
 from node.raft.requests import NoAnswer, Requests
 
 _TOPIC = "flush"
+_PATIENCE_MS_MAX = 300_000  # whatever a peer says, one question does not stay for ever
 _MARGIN_S = 0.25  # the peer's own time limit comes first, so that its word arrives
 _ERRORS: dict[str, type[ExesdbError]] = {
     error.code: error for error in (PersistenceDisabled, PersistenceTimeout, PersistenceFailed)
@@ -50,17 +51,19 @@ class Flushes:
                 member_id, _TOPIC, body, timeout_ms / 1000 + _MARGIN_S
             )
             code, content = answer
+            if code is None:
+                return dict(content)
+            error_type = _ERRORS.get(code, PersistenceFailed)
         except (NoAnswer, TypeError, ValueError) as error:
             raise NotReady(str(error), member=member_id) from error
-        if code is None:
-            return dict(content)
-        raise _ERRORS.get(code, PersistenceFailed)(str(content), member=member_id)
+        raise error_type(str(content), member=member_id)
 
     async def _serve(self, _: str, body: Any) -> Any:
         try:
             stores, index, timeout_ms = body
             if type(index) is not int or type(timeout_ms) is not int:
                 raise InvalidRequest("index and timeout_ms are numbers")
-            return [None, dict(await self._flush_here(stores, index, timeout_ms))]
+            patience_ms = min(timeout_ms, _PATIENCE_MS_MAX)
+            return [None, dict(await self._flush_here(stores, index, patience_ms))]
         except ExesdbError as error:
             return [error.code, error.detail]

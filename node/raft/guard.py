@@ -10,7 +10,9 @@ through only what keeps Raft's rules (in brackets the defects, see ARCHITECTURE)
   terms cuts, but never at or below the commit index (I12);
 * an ack counts only for the term in which it was given, and never takes anything back (A15-16, a);
 * one vote a peer a term (j); a second leader in one term is refused and reported (k);
-* a node that is recovering gives no vote below its floor (see `recovery`).
+* a node that is recovering gives no vote below its floor (see `recovery`);
+* a term that no elections could have led to is not believed: a node that adopted it could never be
+  led again, because terms only rise and a message's numbers end.
 
 The guard keeps no state but the votes and the leader of the current term. What must never happen
 is counted in `alarms` and logged; the tests demand that it stays empty.
@@ -36,6 +38,7 @@ from node.raft.recovery import Recovery
 log = logging.getLogger(__name__)
 
 _ALARMS_MAX = 100
+_TERM_LEAP_MAX = 2**32  # at two elections a second, 68 years
 
 
 class Guard:
@@ -55,6 +58,14 @@ class Guard:
         self._voters: tuple[int, set[str]] = (0, set())
         self._obeyed: tuple[int, str] = (0, "")
         self.alarms: list[str] = []
+
+    def believes(self, peer: str, message: Message) -> bool:
+        """Whether the message's term, if it has one, can be true."""
+        term: int = getattr(message, "term", 0)
+        if term <= self._engine.term + _TERM_LEAP_MAX:
+            return True
+        self.alarm(f"{peer} speaks of term {term}, this node is in {self._engine.term}")
+        return False
 
     def receive(self, peer: str, message: Message) -> None:
         """Judge one message of a member, and pass it on if it may."""
@@ -85,7 +96,7 @@ class Guard:
         if message.term == self._obeyed[0]:
             known = self._obeyed[1]
         if known not in (None, peer):
-            self._alarm(f"{peer} leads term {message.term}, which {known} leads")
+            self.alarm(f"{peer} leads term {message.term}, which {known} leads")
             return
         self._obeyed = message.term, peer
         if message.term > engine.term or engine.leader != peer:
@@ -114,7 +125,7 @@ class Guard:
             return self._nothing_new(message)
         first_new = message.prev_index + known + 1
         if first_new <= self._engine.commit_index:
-            self._alarm(f"the leader of term {message.term} differs at committed {first_new}")
+            self.alarm(f"the leader of term {message.term} differs at committed {first_new}")
             return None
         return self._cut_front(message, known), None
 
@@ -125,7 +136,7 @@ class Guard:
         if not 0 < known <= len(message.entries):
             return message, None
         if message.entries[known - 1][0] != journal.term_at(journal.base_index):
-            self._alarm(f"the leader of term {message.term} differs at {journal.base_index}")
+            self.alarm(f"the leader of term {message.term} differs at {journal.base_index}")
             return message._replace(entries=[]), None
         return self._without_known(self._cut_front(message, known)) or (
             message._replace(entries=[]),
@@ -164,7 +175,7 @@ class Guard:
         if not engine.leads:
             return
         if message.next_index > engine.journal.last_index + 1:
-            self._alarm(f"{peer} acknowledged {message.next_index - 1}, which was never sent")
+            self.alarm(f"{peer} acknowledged {message.next_index - 1}, which was never sent")
             return
         engine.receive_ack(peer, message)
         if message.reset:
@@ -191,7 +202,8 @@ class Guard:
         if message.term == self._engine.term and not self._recovery.active:
             self._engine.receive_timeout_now(peer, message)
 
-    def _alarm(self, text: str) -> None:
+    def alarm(self, text: str) -> None:
+        """Something happened that never must; at most `_ALARMS_MAX` are kept, all are logged."""
         if len(self.alarms) < _ALARMS_MAX:
             self.alarms.append(text)
         log.critical("raft alarm: %s", text)

@@ -50,14 +50,12 @@ class HandOver:
 
         Raises `MemberMissing`, `NoLeader`, `ReadBarrierTimeout`.
         """
-        settings = self._settings
-        if member is not None and member != settings.node_id and member not in settings.peers:
-            raise MemberMissing(f"{member!r} is no member", member=member)
+        self._check_member(member)
         deadline = now() + timeout_ms / 1000
         leader = await self._reads.leader(deadline)
         if leader == member:
             return leader
-        if leader == settings.node_id:
+        if leader == self._settings.node_id:
             await self._hand_over(member, deadline)
         else:
             await self._ask(leader, member, deadline)
@@ -69,8 +67,14 @@ class HandOver:
 
     async def serve(self, _: str, member: Any) -> Any:
         """Answer a peer's `hand_over`."""
+        self._check_member(member)
         await self._hand_over(member, now() + self._settings.leader_wait_ms / 1000)
         return None
+
+    def _check_member(self, member: str | None) -> None:
+        settings = self._settings
+        if member is not None and member != settings.node_id and member not in settings.peers:
+            raise MemberMissing("that is no member", member=member)
 
     async def _ask(self, leader: str, member: str | None, deadline: float) -> None:
         try:

@@ -6,9 +6,10 @@ kept so that stores can later be spread over several. Term and sender's incarnat
 message that matters to Raft: the term as a field, the incarnation bound to the session that the
 message came through.
 
-`decode` checks the number and the type of the fields, and raises `MalformedMessage` for anything
-else; a session that receives such a message is closed. Nothing here, or anywhere a peer's bytes go,
-can load a pickle.
+`decode` checks the number and the type of the fields, their range, and that the terms of entries
+rise along the log, and raises `MalformedMessage` for anything else; a session that receives such a
+message is closed. No text of an error shows what the message held: that may be of any size. Nothing
+here, or anywhere a peer's bytes go, can load a pickle.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple, get_origin, get_type_hints
 
 import cbor2
+
+from node.raft import plain
 
 GROUP = 0
 
@@ -210,6 +213,7 @@ _SHAPES = [
     for kind in _KINDS
 ]
 _INT_MAX = 2**62
+_TEXT_MAX = 1024  # names, addresses, topics, reasons
 
 
 def encode(message: Message) -> bytes:
@@ -220,18 +224,20 @@ def encode(message: Message) -> bytes:
 def decode(encoded: bytes) -> Message:
     """The message in `encoded`. Raises `MalformedMessage` for anything else."""
     try:
-        group, number, *fields = cbor2.loads(encoded)
+        group, number, *fields = plain.loads(encoded)
         kind, shape = _KINDS[number], _SHAPES[number]
-    except Exception as error:
-        raise MalformedMessage(f"no message: {error!r}") from error
+    except (plain.NotPlain, TypeError, ValueError, LookupError) as error:
+        raise MalformedMessage(f"no message: {type(error).__name__}") from error
     if group != GROUP or number < 0 or len(fields) != len(shape):
         raise MalformedMessage("wrong group, kind or number of fields")
     for value, expected in zip(fields, shape, strict=True):
         if expected is int:
             if type(value) is not int or not 0 <= value <= _INT_MAX:
-                raise MalformedMessage(f"{kind.__name__}: {value!r} is no number in range")
+                raise MalformedMessage(f"{kind.__name__}: a number is none, or out of range")
         elif not isinstance(value, expected):
             raise MalformedMessage(f"{kind.__name__}: a field is no {expected.__name__}")
+        elif expected is str and len(value) > _TEXT_MAX:
+            raise MalformedMessage(f"{kind.__name__}: a text is too long")
     message: Message = kind(*fields)
     _check_lists(message)
     return message
@@ -239,7 +245,7 @@ def decode(encoded: bytes) -> Message:
 
 def _check_lists(message: Message) -> None:
     if isinstance(message, AppendEntries):
-        good = all(_is_entry(item) for item in message.entries)
+        good = _are_entries(message)
     elif isinstance(message, Propose):
         good = len(message.sequences) == len(message.commands) and all(
             type(item) is bytes for item in message.commands
@@ -253,12 +259,21 @@ def _check_lists(message: Message) -> None:
         raise MalformedMessage(f"{type(message).__name__}: a list holds something else")
 
 
+def _are_entries(message: AppendEntries) -> bool:
+    """Entries whose terms never fall, from the one before them up to the sender's."""
+    term = message.prev_term
+    for item in message.entries:
+        if not _is_entry(item) or item[0] < term:
+            return False
+        term = item[0]
+    return not message.entries or term <= message.term
+
+
 def _is_entry(item: object) -> bool:
     return (
         type(item) is list
         and len(item) == 2
         and type(item[0]) is int
         and type(item[1]) is bytes
-        and 0 <= item[0] <= _INT_MAX
         and len(item[1]) > 0
     )

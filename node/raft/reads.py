@@ -103,7 +103,7 @@ class Reads:
             try:
                 wait_s = max(0.01, deadline - now())
                 return int(await self._requests.ask(leader, "read_index", None, wait_s))
-            except NoAnswer as error:
+            except (NoAnswer, TypeError, ValueError) as error:
                 if now() >= deadline:
                     raise ReadBarrierTimeout(f"the leader did not answer: {error}") from error
                 await asyncio.sleep(_ASK_AGAIN_S)

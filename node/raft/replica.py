@@ -286,14 +286,15 @@ class Replica:
         try:
             self._receive(peer, message)
         except Exception:
-            log.exception("a message of %s could not be handled: %r", peer, message)
+            # Not what it held: that may be of any size.
+            log.exception("a %s of %s could not be handled", type(message).__name__, peer)
 
     def batch_done(self) -> None:
         """Act on what was received."""
         self._kick()
 
     def _receive(self, peer: str, message: Message) -> None:
-        if not self._engine.is_member(peer):
+        if not self._engine.is_member(peer) or not self._guard.believes(peer, message):
             return
         if isinstance(message, Propose):
             self._proposals.proposed(peer, self._network.incarnation(peer), message)
@@ -407,8 +408,7 @@ class Replica:
             try:
                 groups = entries.decode(entry)
             except entries.MalformedEntry as error:
-                self._guard.alarms.append(f"entry {index} is malformed: {error}")
-                log.critical("entry %d is malformed and is passed over: %s", index, error)
+                self._guard.alarm(f"entry {index} is malformed and is passed over: {error}")
         batch = [command for group in groups for command in group.commands]
         try:
             outcomes = self.state.apply(index, term, batch)

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import cbor2
 
+from node.raft import plain
 from node.raft.lineage import Lineage, Standing, decoded
 from node.raft.messages import MalformedMessage, Message, decode
 
@@ -189,9 +190,9 @@ class Session(asyncio.Protocol):
 
     def _handshake(self, frame: bytes) -> None:
         try:
-            fields = cbor2.loads(frame)
-        except Exception as error:
-            raise HandshakeRefused("not CBOR") from error
+            fields = plain.loads(frame)
+        except plain.NotPlain as error:
+            raise HandshakeRefused(str(error)) from error
         if not isinstance(fields, list):
             raise HandshakeRefused("not a greeting")
         if self._dialled:

@@ -49,8 +49,11 @@ class Transport:
         self._listener = listener
         host, port = split_address(self._settings.raft_address)
         loop = asyncio.get_running_loop()
+        tls = self._settings.server_tls
+        # A stranger is one of ours only once TLS has let it through; until then TLS closes it.
+        limit_s = self._settings.handshake_ms / 1000 if tls else None
         self._server = await loop.create_server(
-            self._accept, host, port, ssl=self._settings.server_tls
+            self._accept, host, port, ssl=tls, ssl_handshake_timeout=limit_s
         )
         for peer in self._settings.peers:
             if self._identity.node_id > peer:
