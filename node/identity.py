@@ -23,6 +23,7 @@ from node.persistence.directory import DataDirectory
 from node.persistence.state_file import NodeIdentity, StateFile, kernel_boot_id
 from node.persistence.tail_file import TailEntry, TailFile
 from node.raft.lineage import Standing
+from node.raft.membership import NOBODY, Membership
 from node.raft.ports import StartingPoint
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class Identity:
             index_term=term,
             forgetful=self._now.forgetful,
             tail=tuple((entry.index, entry.term, entry.entry) for entry in tail),
+            membership=_membership(self._now.membership),
+            heard=_membership(self._now.heard),
         )
 
     def save(self, term: int, vote: str | None) -> None:
@@ -102,7 +105,13 @@ class Identity:
             vote=None,
             given_up=self._now.lineage,
             aside="",
+            membership=NOBODY.plain(),
+            heard=NOBODY.plain(),
         )
+
+    def save_membership(self, committed: Membership, heard: Membership) -> None:
+        """Keep who belongs to the cluster; on disk when this returns."""
+        self._promise(membership=committed.plain(), heard=heard.plain())
 
     def leave(self, log_tail: Sequence[tuple[int, int, bytes]]) -> None:
         """A clean stop: keep the log behind the cut, then the mark. Raises `OSError`.
@@ -165,6 +174,10 @@ class Identity:
     def _keep(self, identity: NodeIdentity) -> None:
         self._file.save(identity)
         self._now = identity
+
+
+def _membership(plain: list[Any] | None) -> Membership | None:
+    return None if plain is None else Membership.from_plain(plain)
 
 
 def cluster_id(members: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ from node.identity import Identity
 from node.persistence.directory import DataDirectory
 from node.persistence.loader import LoadedState, load_state
 from node.persistence.worker import Worker, WorkerSettings
-from node.raft.durability import Durability
+from node.raft.durability import Durability, FlushUpTo
 from node.raft.flush import Flushes
 from node.raft.lineage import Lineage, Standing
 from node.raft.ports import Network, RaftSettings
@@ -139,7 +139,6 @@ class Service:
         self._state = loaded.state
         start = self._identity.starting_point(loaded.cut_index, loaded.cut_term, loaded.lost)
         settings = raft_settings(config)
-        peers = list(settings.peers)
         me = SessionIdentity(
             config.node_id,
             self._identity.cluster,
@@ -167,7 +166,7 @@ class Service:
         self._replica.open_reigns_with(self._opening)
         flushes = Flushes(self._replica.requests, self._flush_here)
         self._durability = Durability(
-            [partial(self._flush_here, None), *(partial(flushes.on, peer, None) for peer in peers)]
+            lambda: [self._flush_on(flushes, voter) for voter in self._replica.voters]
         )
         self._api = self._world.api(
             self._replica,
@@ -200,6 +199,10 @@ class Service:
         self, stores: Collection[str] | None, index: int, timeout_ms: int
     ) -> Mapping[str, Any]:
         return (await self._worker.force(stores, index, timeout_ms)).entry()
+
+    def _flush_on(self, flushes: Flushes, member: str) -> FlushUpTo:
+        here = member == self._config.node_id
+        return partial(self._flush_here, None) if here else partial(flushes.on, member, None)
 
     # --- running -----------------------------------------------------------------------------
 
@@ -247,7 +250,8 @@ class Service:
         await stopping
 
     async def _give_up_leadership(self) -> None:
-        if self._replica.leads and self._config.peers and not self.again.is_set():
+        alone = len(self._replica.voters) < 2
+        if self._replica.leads and not alone and not self.again.is_set():
             try:
                 await self._replica.transfer_leadership(None, HAND_OVER_MS)
             except ExesdbError as error:

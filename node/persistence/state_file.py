@@ -20,12 +20,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from node.persistence.directory import DataDirectory, replace_durably
 from node.persistence.faults import FilesUnreadable, FormatTooNew, StateFileDamaged
 
 FORMAT = 2  # in format 1 every node had a lineage of its own, which meant nothing
 _BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
+
+Plain = list[Any]  # a membership in terms of JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,9 @@ class NodeIdentity:
     then does it hold that the ancestry is given up. `given_up` is set while this node is one of
     those that were left out: the lineage that it followed. `aside` is then where its data were
     moved, relative to the data directory; empty until they are.
+
+    `membership` is the newest that is known to be committed, `heard` the newest that ever stood in
+    the log (see `raft/membership_log.py`); None where the members have never changed.
     """
 
     cluster_id: str
@@ -59,6 +65,8 @@ class NodeIdentity:
     founded: bool = False
     given_up: str | None = None
     aside: str = ""
+    membership: Plain | None = None
+    heard: Plain | None = None
 
 
 class StateFile:

@@ -10,14 +10,17 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 * `lineage`    which history a node follows, and whom it may therefore speak with
 * `session`    one authenticated connection to a peer
 * `transport`  one live session a peer, dialling, bounded queues
+* `membership` who belongs to the cluster, and in which steps that may change
+* `membership_log` which membership counts on this node now
 * `journal`    the Raft log in memory, and the promises that must be durable
 * `window`     how much may be under way to a peer
 * `bridge`     the library's side of the transport
 * `library`    the only module that reaches into PySyncObj and its mangled names
+* `pinned`     the one version of PySyncObj that it may reach into
 * `guard`      what may reach the library, and what it may say
 * `election`   when to stand for election: only after a majority would agree (PreVote)
 * `recovery`   how a node that may have forgotten promises comes back
-* `entries`    the content of a log entry: the commands of one group commit
+* `entries`    the content of a log entry: the commands of one group commit, or a membership
 * `proposals`  from a command to its outcome: queue, group commit, forwarding, deadlines
 * `fill`       how a node that is further behind than the log reaches is brought up
 * `requests`   questions between nodes that want an answer

@@ -1,6 +1,6 @@
 """Waiting until a majority has something on disk: an append that asked for `durability=persisted`.
 
-All members, this one included, are asked to flush up to a Raft index at once, and the wait is over
+All voters, this one included, are asked to flush up to a Raft index at once, and the wait is over
 when a majority has said that its cut covers it: what it restarts from, over all its stores. Waits
 share rounds. While one runs, later ones gather, and the next round goes as far as the furthest of
 them; so many durable appends cost the disks one flush together.
@@ -26,10 +26,10 @@ FlushUpTo = Callable[[int, int], Awaitable[Any]]
 
 
 class Durability:
-    """Majority flushes; `members` has one flush(index, timeout_ms) for each member."""
+    """Majority flushes; `voters` gives one flush(index, timeout_ms) for each of them."""
 
-    def __init__(self, members: Sequence[FlushUpTo]) -> None:
-        self._members = members
+    def __init__(self, voters: Callable[[], Sequence[FlushUpTo]]) -> None:
+        self._voters = voters
         self._waits: dict[asyncio.Future[None], int] = {}
         self._rounds: asyncio.Task[None] | None = None
 
@@ -74,7 +74,7 @@ class Durability:
             self._rounds = None
 
     async def _majority_has(self, index: int) -> bool:
-        flushes = [asyncio.ensure_future(flush(index, _ROUND_MS)) for flush in self._members]
+        flushes = [asyncio.ensure_future(flush(index, _ROUND_MS)) for flush in self._voters()]
         done = 0
         try:
             for flush in asyncio.as_completed(flushes):
@@ -83,7 +83,7 @@ class Durability:
                 except ExesdbError:
                     continue
                 done += 1
-                if 2 * done > len(self._members):
+                if 2 * done > len(flushes):
                     return True
         finally:
             for flush in flushes:

@@ -57,7 +57,7 @@ class Election:
         if self._engine.leads:
             return
         self._engine.forget_leader()
-        if not self._recovery.may_stand():
+        if not self._may_stand():
             return
         self.rounds += 1
         self._nonce += 1
@@ -68,7 +68,7 @@ class Election:
         request = PreVoteRequest(
             self._engine.term + 1, journal.last_index, journal.last_term, self._nonce
         )
-        for peer in self._settings.peers:
+        for peer in self._engine.membership.other_voters(self._settings.node_id):
             self._send(peer, request)
 
     def request(self, peer: str, message: PreVoteRequest) -> None:
@@ -98,12 +98,15 @@ class Election:
             self._decided()
 
     def _decided(self) -> bool:
-        members = len(self._settings.peers) + 1
-        if 2 * len(self._agreed) <= members or not self._recovery.may_stand():
+        if not self._engine.membership.is_majority(self._agreed) or not self._may_stand():
             return False
         self._end_round()
         self._engine.stand()
         return True
+
+    def _may_stand(self) -> bool:
+        memberships = self._engine.journal.memberships
+        return memberships.may_stand(self._settings.node_id) and self._recovery.may_stand()
 
     def _end_round(self) -> None:
         self._nonce += 1  # late answers count no more

@@ -1,10 +1,12 @@
-"""The content of a log entry: the commands of one group commit, and whose they are.
+"""The content of a log entry: the commands of one group commit and whose they are, or a membership.
 
 An entry is the CBOR array ``[1, [[origin, incarnation, sequences, commands], …]]``. Each group has
 the commands that one node took; `sequences` are that node's own numbers for them. When the entry is
 applied, every node knows by that which of its own requests it has just learned the outcome of, so
 that a follower's answer needs no word from the leader, and the follower has already applied what it
 answers for.
+
+An entry that changes the membership is ``[2, membership]`` and has no commands (see `membership`).
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ from typing import NamedTuple
 import cbor2
 
 from node.raft import plain
+from node.raft.membership import Membership
 
 FORMAT = 1
+MEMBERSHIP_FORMAT = 2
+_MEMBERSHIP_HEAD = bytes((0x82, MEMBERSHIP_FORMAT))  # an array of two, the first of them the format
 
 
 class MalformedEntry(ValueError):
@@ -47,6 +52,25 @@ def decode(entry: bytes) -> list[Group]:
     if version != FORMAT or not all(map(_is_group, decoded)):
         raise MalformedEntry("not an entry of this version")
     return decoded
+
+
+def encode_membership(membership: Membership) -> bytes:
+    """The bytes of an entry that makes this the membership."""
+    return cbor2.dumps((MEMBERSHIP_FORMAT, membership.plain()))
+
+
+def is_membership(entry: bytes) -> bool:
+    """Whether an entry is, or was meant to be, a membership."""
+    return entry.startswith(_MEMBERSHIP_HEAD)
+
+
+def decode_membership(entry: bytes) -> Membership:
+    """The membership that an entry makes; raises `MalformedEntry`, and nothing else."""
+    try:
+        _, membership = plain.loads(entry)
+        return Membership.from_plain(membership)
+    except (plain.NotPlain, ValueError) as error:
+        raise MalformedEntry(f"no membership: {type(error).__name__}") from error
 
 
 def _is_group(group: Group) -> bool:

@@ -9,7 +9,7 @@ through only what keeps Raft's rules (in brackets the defects, see ARCHITECTURE)
   it would cut everything behind them, also what this node has acknowledged (A1); a real conflict of
   terms cuts, but never at or below the commit index (I12);
 * an ack counts only for the term in which it was given, and never takes anything back (A15-16, a);
-* one vote a peer a term (j); a second leader in one term is refused and reported (k);
+* one vote a voter a term (j); a second leader in one term is refused and reported (k);
 * a node that is recovering gives no vote below its floor (see `recovery`);
 * a term that no elections could have led to is not believed: a node that adopted it could never be
   led again, because terms only rise and a message's numbers end.
@@ -172,7 +172,7 @@ class Guard:
         if message.term != engine.term:
             self.notice_term(peer, message.term)
             return
-        if not engine.leads:
+        if not engine.leads or peer not in engine.membership.addresses:
             return
         if message.next_index > engine.journal.last_index + 1:
             self.alarm(f"{peer} acknowledged {message.next_index - 1}, which was never sent")
@@ -194,7 +194,7 @@ class Guard:
             return
         if self._voters[0] != message.term:
             self._voters = (message.term, set())
-        if peer not in self._voters[1]:
+        if peer in self._engine.membership.voter_ids - self._voters[1]:
             self._voters[1].add(peer)
             self._engine.receive_vote(peer, message)
 

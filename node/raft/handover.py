@@ -72,8 +72,7 @@ class HandOver:
         return None
 
     def _check_member(self, member: str | None) -> None:
-        settings = self._settings
-        if member is not None and member != settings.node_id and member not in settings.peers:
+        if member is not None and member not in self._engine.membership.voter_ids:
             raise MemberMissing("that is no member", member=member)
 
     async def _ask(self, leader: str, member: str | None, deadline: float) -> None:
@@ -100,5 +99,6 @@ class HandOver:
             self._proposals.paused = False
 
     def _furthest(self) -> str | None:
-        peers = [peer for peer in self._settings.peers if self._network.is_connected(peer)]
-        return max(peers, key=self._engine.match_index, default=None)
+        peers = self._engine.membership.other_voters(self._settings.node_id)
+        connected = [peer for peer in peers if self._network.is_connected(peer)]
+        return max(connected, key=self._engine.match_index, default=None)

@@ -9,7 +9,7 @@ and is more careful:
 * the commit index that the library reads at its start is the one whose state was loaded;
 * an open-ended slice gives at most two items, because the only place that takes one asks whether
   anything follows, and the stock answer copied the whole log for every message;
-* its size in bytes is known.
+* its size in bytes is known, and so is the membership that stands in it (see `membership_log`).
 
 The log is cut from the front as what it holds gets onto this node's disk (`cut`), keeping a tail so
 that a peer that was away for a moment is served from the log. Who lacks more is filled.
@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from node.raft.membership import NOBODY, Membership
+from node.raft.membership_log import MembershipLog
 from node.raft.ports import Promises, StartingPoint
 
 NO_OP = b"\x01"
@@ -31,7 +33,10 @@ Item = tuple[bytes, int, int]
 class Journal:
     """The log from its base to its last entry; indexes are contiguous."""
 
-    def __init__(self, start: StartingPoint, promises: Promises) -> None:
+    def __init__(
+        self, start: StartingPoint, promises: Promises, founding: Membership = NOBODY
+    ) -> None:
+        self.memberships = MembershipLog(start, promises, founding)
         # The library's first entry has index 1; a log that begins with nothing begins there, too.
         self._items: list[Item] = [(NO_OP, max(start.index, 1), start.index_term)]
         self._promises = promises
@@ -93,6 +98,7 @@ class Journal:
         if self.term_at(index) == term:
             behind = self._items[index - self.base_index + 1 :]
         self._items = [(NO_OP, index, term), *behind]
+        self.memberships.restarted(index, ends=not behind)
         self.bytes = sum(len(entry) for entry, _, _ in behind)
 
     def cut(self, persisted_index: int, items_max: int, bytes_max: int) -> None:
@@ -128,6 +134,7 @@ class Journal:
         assert index == self._items[-1][1] + 1, "a log has no gaps"
         self._items.append((entry, index, term))
         self.bytes += len(entry)
+        self.memberships.appended(index, entry)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -141,6 +148,7 @@ class Journal:
         """Drop everything from item `at` on: a leader has other entries there."""
         self._forget(self._items[at:])
         del self._items[at:]
+        self.memberships.cut_from(self.last_index + 1)
 
     def deleteEntriesTo(self, at: int) -> None:
         """Not used: the library's own compaction is switched off."""

@@ -18,27 +18,29 @@ Python turns ``self.__name`` inside class SyncObj into ``self._SyncObj__name``. 
     read or written
     _SyncObj__raftState, __raftLeader, __raftCurrentTerm, __raftCommitIndex, __raftLastApplied,
     __raftNextIndex, __raftMatchIndex, __raftElectionDeadline, __otherNodes, __connectedNodes,
-    __lastResponseTime, __newAppendEntriesTime, __transferInProgress, _poller
+    __lastResponseTime, __newAppendEntriesTime, __transferInProgress, __readonlyNodes, _poller
 
-`verify` compares a hash of the library's source with the one all this was read in, and refuses to
-run with another: a new version is read line by line before the hash is changed. Upstream's names
+The library counts in `__otherNodes`, and itself always. `_configure` keeps these the voters of the
+journal's membership, and the learner a read-only node, which is sent everything and counted for
+nothing. A node that is itself no voter stands among its own other nodes: one more that never
+answers takes back, to the vote, what the library counts for itself.
+
+`pinned` refuses to run with any other source than the one all this was read in. Upstream's names
 stop at this door.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pysyncobj.syncobj as upstream
 from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.node import Node
-from pysyncobj.version import VERSION
 
 from node.raft.bridge import Bridge, NoPoller, Outbox
 from node.raft.journal import Journal
+from node.raft.membership import Membership
 from node.raft.messages import (
     Ack,
     AppendEntries,
@@ -47,22 +49,9 @@ from node.raft.messages import (
     TimeoutNow,
     Vote,
 )
+from node.raft.pinned import verify
 from node.raft.ports import RaftSettings
 from node.raft.window import Window
-
-EXPECTED_VERSION = "0.3.17"
-EXPECTED_SHA256 = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
-SEAMS = (
-    "_SyncObj__generateRaftTimeout",
-    "_SyncObj__sendAppendEntries",
-    "_SyncObj__sendNextNodeIdx",
-    "_SyncObj__applyLogEntries",
-    "_SyncObj__tryLogCompaction",
-    "_SyncObj__loadDumpFile",
-    "_SyncObj__onBecomeLeader",
-    "_SyncObj__onMessageReceived",
-    "_checkCommandsToApply",
-)
 
 FOLLOWER, CANDIDATE, LEADER = "follower", "candidate", "leader"
 _ROLES = (FOLLOWER, CANDIDATE, LEADER)
@@ -71,23 +60,6 @@ _NEVER = float("inf")
 _APPLY_S = 0.005  # applying pauses here: a long backlog must leave room for heartbeats
 _SEND_ENTRIES_MAX = 1024
 _SEND_BYTES_MAX = 4 * 1024 * 1024
-
-
-class LibraryChanged(RuntimeError):
-    """The installed PySyncObj is not the one that this module was written against."""
-
-
-def verify() -> None:
-    """Raise `LibraryChanged` unless the installed library is exactly the expected one."""
-    source = inspect.getsource(upstream).encode()
-    found = hashlib.sha256(source).hexdigest()
-    if VERSION != EXPECTED_VERSION or found != EXPECTED_SHA256:
-        raise LibraryChanged(
-            f"PySyncObj {EXPECTED_VERSION} is needed, found {VERSION} (syncobj.py {found[:12]}…)"
-        )
-    missing = [name for name in SEAMS if not hasattr(SyncObj, name)]
-    if missing:
-        raise LibraryChanged(f"PySyncObj lacks {', '.join(missing)}")
 
 
 def now() -> float:
@@ -122,7 +94,8 @@ class Engine(SyncObj):  # type: ignore[misc]
         self._outbox = outbox
         self._apply = apply
         self._settings = settings
-        self._windows = {peer: Window(settings.peer_window_bytes) for peer in settings.peers}
+        self._windows: dict[str, Window] = {}
+        self._sessions: set[str] = set()
         self._last_append: tuple[tuple[int, ...], AppendEntries] | None = None
         self._bridge = Bridge(outbox)
         conf = SyncObjConf(
@@ -144,7 +117,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         try:
             super().__init__(
                 Node(settings.node_id),
-                [Node(peer) for peer in settings.peers],
+                [],
                 conf=conf,
                 transport=self._bridge,
             )
@@ -154,6 +127,8 @@ class Engine(SyncObj):  # type: ignore[misc]
         self._SyncObj__raftLastApplied = journal.base_index
         self._SyncObj__raftCurrentTerm = journal.getCurrentTerm()
         self._SyncObj__votedForNodeId = journal.getVotedForNodeId()
+        self._configure()
+        journal.memberships.on_change = self._configure
 
     # --- what the replica asks ---------------------------------------------------------------
 
@@ -196,9 +171,10 @@ class Engine(SyncObj):  # type: ignore[misc]
         """Leader: the entry that goes to the peer next."""
         return int(self._SyncObj__raftNextIndex[Node(peer)])
 
-    def is_member(self, peer: str) -> bool:
-        """Whether the peer's word counts."""
-        return Node(peer) in self._SyncObj__otherNodes
+    @property
+    def membership(self) -> Membership:
+        """The membership by which this node counts."""
+        return self.journal.memberships.current
 
     def leads_with_own_entry_applied(self) -> bool:
         """Whether it has applied an entry of its own term, and so knows what is committed."""
@@ -246,14 +222,18 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def forget_peer(self, peer: str) -> None:
         """The peer is a new incarnation: nothing is known of its log any more."""
-        node = Node(peer)
-        if self.leads and node in self._SyncObj__otherNodes:
-            self._SyncObj__raftMatchIndex[node] = 0
-            self._SyncObj__raftNextIndex[node] = self.journal.last_index + 1
+        if peer not in self._windows:
+            return
+        if self.leads:
+            self._SyncObj__raftMatchIndex[Node(peer)] = 0
+            self._SyncObj__raftNextIndex[Node(peer)] = self.journal.last_index + 1
         self._windows[peer].clear()
 
     def connected(self, peer: str) -> None:
         """A session with the peer is up."""
+        self._sessions.add(peer)
+        if peer not in self._windows:
+            return
         self._windows[peer].clear()
         known = self.match_index(peer)
         if self.leads and known:
@@ -263,6 +243,7 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def disconnected(self, peer: str) -> None:
         """The session with the peer is gone."""
+        self._sessions.discard(peer)
         self._bridge.disconnected(peer)
 
     def rewind(self, peer: str, next_index: int) -> None:
@@ -271,6 +252,35 @@ class Engine(SyncObj):  # type: ignore[misc]
         if self._windows[peer].rewind(target, now(), self._settings.heartbeat_ms / 1000):
             self._SyncObj__raftNextIndex[Node(peer)] = target
             self._send_entries(peer, always=True)
+
+    def _configure(self) -> None:
+        """Count by the journal's membership from now on; votes for another count no more."""
+        if self.role == CANDIDATE:
+            self._SyncObj__raftState: int = _ROLES.index(FOLLOWER)
+        own, membership = self._settings.node_id, self.membership
+        before, self._windows = (
+            self._windows,
+            {
+                peer: self._windows.get(peer) or Window(self._settings.peer_window_bytes)
+                for peer in membership.others(own)
+            },
+        )
+        counted = {Node(peer) for peer in membership.other_voters(own)}
+        if own not in membership.voter_ids:
+            counted.add(Node(own))
+        learns = {Node(peer) for peer in self._windows if peer not in membership.voter_ids}
+        self._SyncObj__otherNodes, self._SyncObj__readonlyNodes = counted, learns
+        for peer in before.keys() - self._windows.keys():
+            self._bridge.disconnected(peer)
+            self._SyncObj__raftMatchIndex.pop(Node(peer), None)
+            self._SyncObj__raftNextIndex.pop(Node(peer), None)
+            self._SyncObj__lastResponseTime.pop(Node(peer), None)
+        for node in counted | learns:
+            self._SyncObj__raftNextIndex.setdefault(node, self.journal.last_index + 1)
+            self._SyncObj__raftMatchIndex.setdefault(node, 0)
+            self._SyncObj__lastResponseTime.setdefault(node, now())
+        for peer in (self._windows.keys() - before.keys()) & self._sessions:
+            self._bridge.connected(peer)
 
     # --- messages that passed the guard ------------------------------------------------------
 

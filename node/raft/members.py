@@ -52,7 +52,8 @@ class Members:
 
     def status(self) -> ClusterStatus:
         """All members, in order of their ids."""
-        members = [self._own(), *(self._peer(peer) for peer in self._settings.peers)]
+        others = self._engine.membership.others(self._settings.node_id)
+        members = [self._own(), *map(self._peer, others)]
         members.sort(key=lambda member: member.id)
         return ClusterStatus(
             self._settings.node_id, self._engine.leader, self._engine.term, members
@@ -74,7 +75,7 @@ class Members:
             own.http_address,
             own.raft_address,
         )
-        for peer in self._settings.peers:
+        for peer in self._engine.membership.others(self._settings.node_id):
             self._network.send(peer, gossip)
 
     def _own(self) -> MemberStatus:
@@ -92,7 +93,7 @@ class Members:
 
     def _peer(self, peer: str) -> MemberStatus:
         heard_at, said = self._said.get(peer, (0.0, None))
-        raft_address = self._settings.peers[peer]
+        raft_address = self._engine.membership.addresses[peer]
         if said is None:
             return MemberStatus(peer, "", raft_address, "unreachable", 0, 0, 0, None)
         return MemberStatus(

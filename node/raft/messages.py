@@ -97,7 +97,7 @@ class RecoveryRequest(NamedTuple):
 
 
 class RecoveryReport(NamedTuple):
-    """The answer to one nonce."""
+    """The answer to one nonce; the memberships are those of `membership_log`, as plain data."""
 
     nonce: int
     term: int
@@ -105,6 +105,8 @@ class RecoveryReport(NamedTuple):
     recovering: bool
     last_term: int
     last_index: int
+    committed: list[Any]
+    heard: list[Any]
 
 
 class Behind(NamedTuple):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Protocol
 
+from node.raft.membership import Membership, founding
 from node.raft.messages import Message
 
 
@@ -18,6 +19,9 @@ class Promises(Protocol):
 
     def recovered(self) -> None:
         """Nothing is missing here any more: from now on this node is not forgetful."""
+
+    def save_membership(self, committed: Membership, heard: Membership) -> None:
+        """Keep the newest membership known to be committed, and the newest ever in the log."""
 
 
 class Listener(Protocol):
@@ -65,7 +69,8 @@ class StartingPoint:
 
     `index` and `term` are the cut up to which its state was loaded; `tail` are the log entries
     behind it (index, term, entry), contiguous. `forgetful` says that it may have acknowledged
-    entries that it no longer has: it then starts recovering.
+    entries that it no longer has: it then starts recovering. `membership` and `heard` are what
+    `Promises.save_membership` kept; None where nothing was, and the founding membership counts.
     """
 
     incarnation: int
@@ -75,11 +80,17 @@ class StartingPoint:
     index_term: int
     forgetful: bool
     tail: tuple[tuple[int, int, bytes], ...] = ()
+    membership: Membership | None = None
+    heard: Membership | None = None
 
 
 @dataclass(frozen=True)
 class RaftSettings:
-    """Addresses, times and bounds of replication. Times are in milliseconds, sizes in bytes."""
+    """Addresses, times and bounds of replication. Times are in milliseconds, sizes in bytes.
+
+    `peers` are the other founding members; where the membership has changed since, only nodes that
+    may be asked.
+    """
 
     node_id: str
     raft_address: str
@@ -108,3 +119,8 @@ class RaftSettings:
     strangers_max: int = 64
     server_tls: SSLContext | None = None
     client_tls: SSLContext | None = None
+
+    @property
+    def founding(self) -> Membership:
+        """The membership where none is known to have been changed to."""
+        return founding({**self.peers, self.node_id: self.raft_advertise_address})

@@ -15,6 +15,12 @@ be elected the ordinary way (a cold start). Then the greatest (last term, last i
 the floor: a recovering node may vote for, and be, a candidate that reaches it. It stays recovering
 until somebody leads. That needs all members, because one that is missing might remember more.
 
+Who "all" are may itself have been forgotten. So a report says which membership is the newest that
+its sender knows to be committed, and which is the newest it ever had in its log, which is kept on
+disk before it is acknowledged. Asked and needed are the voters of the newest committed membership
+among the reports, and those of every newer one that was heard of: a membership that came into
+force was heard of by a majority of its own voters, one of whom was a voter before, too.
+
 Nodes that never ran before come up the same way: a node without a state file cannot know whether it
 is new or has lost everything.
 """
@@ -25,8 +31,9 @@ import logging
 from collections.abc import Callable
 
 from node.raft.library import Engine, now
+from node.raft.membership import Membership
 from node.raft.messages import Message, RecoveryReport, RecoveryRequest
-from node.raft.ports import Promises, StartingPoint
+from node.raft.ports import Promises, RaftSettings, StartingPoint
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +48,18 @@ class Recovery:
     def __init__(
         self,
         engine: Engine,
-        peers: list[str],
+        settings: RaftSettings,
         start: StartingPoint,
         promises: Promises,
         send: Callable[[str, Message], bool],
     ) -> None:
         self._engine = engine
-        self._peers = peers
+        self._settings = settings
         self._send = send
         self._promises = promises
         self._nonce = start.incarnation << _NONCE_BITS
         self._reports: dict[str, RecoveryReport] = {}
+        self._heard: dict[str, Membership] = {}
         self._floor: tuple[int, int] | None = None
         self._target: tuple[int, str, int] | None = None
         self._next_round = 0.0
@@ -62,7 +70,9 @@ class Recovery:
         """What a recovering node is waiting for, in words for an operator."""
         if self._target is not None:
             return f"entries up to {self._target[2]} from leader {self._target[1]}"
-        silent = sorted(set(self._peers) - self._reports.keys())
+        silent = sorted(self._needed() - self._reports.keys())
+        if not self._engine.membership.voters:
+            return "the members to take it in"
         if silent:
             return f"a leader, or an answer from every member (silent: {', '.join(silent)})"
         return "an election among all members"
@@ -105,6 +115,8 @@ class Recovery:
                 self.active,
                 journal.last_term,
                 journal.last_index,
+                journal.memberships.committed.plain(),
+                journal.memberships.heard.plain(),
             ),
         )
 
@@ -112,7 +124,10 @@ class Recovery:
         """An answer; one to an older nonce may be from before a crash and is not looked at."""
         if not self.active or message.nonce != self._nonce:
             return
-        self._reports[peer] = message
+        # Both are read before either is believed: they may be no memberships.
+        committed, heard = map(Membership.from_plain, (message.committed, message.heard))
+        self._engine.journal.memberships.learned(committed)
+        self._reports[peer], self._heard[peer] = message, heard
         if message.leads and not message.recovering and message.term >= self._engine.term:
             self._target = (message.term, peer, message.last_index)
 
@@ -132,16 +147,30 @@ class Recovery:
     def _set_floor(self) -> None:
         """A cold start: all answered the last nonce and none leads."""
         reports = self._reports
-        if len(reports) < len(self._peers) or any(report.leads for report in reports.values()):
+        if not self._complete() or any(report.leads for report in reports.values()):
             return
         journal = self._engine.journal
         logs = [(report.last_term, report.last_index) for report in reports.values()]
         self._floor = max([*logs, (journal.last_term, journal.last_index)])
 
+    def _complete(self) -> bool:
+        known = bool(self._engine.membership.voters)
+        return known and self._needed() <= self._reports.keys()
+
+    def _needed(self) -> set[str]:
+        """Whose answers a cold start needs."""
+        own = self._engine.journal.memberships
+        needed = set(own.committed.voter_ids)
+        for heard in (own.heard, *self._heard.values()):
+            if heard.version > own.committed.version:
+                needed |= heard.voter_ids
+        return needed - {self._settings.node_id}
+
     def _ask(self) -> None:
-        complete = len(self._reports) == len(self._peers)
-        self._next_round = now() + (_COLD_AGAIN_S if complete and self._floor else _ASK_AGAIN_S)
+        cold = self._floor is not None and self._complete()
+        self._next_round = now() + (_COLD_AGAIN_S if cold else _ASK_AGAIN_S)
         self._nonce += 1
+        asked = self._needed() | set(self._settings.peers)
         self._reports = {}
-        for peer in self._peers:
+        for peer in sorted(asked):
             self._send(peer, RecoveryRequest(self._nonce, self._engine.term))

@@ -84,11 +84,11 @@ class Replica:
         self.requests = Requests(self._send, start.incarnation)
         self._network = network
         self._persisted_index = persisted_index
-        self._journal = Journal(start, promises)
+        self._journal = Journal(start, promises, settings.founding)
         state.applied_index = self._journal.base_index
         state.applied_term = self._journal.term_at(self._journal.base_index) or 0
         self._engine = Engine(settings, self._journal, self, self._apply)
-        self._recovery = Recovery(self._engine, list(settings.peers), start, promises, self._send)
+        self._recovery = Recovery(self._engine, settings, start, promises, self._send)
         self._election = Election(
             self._engine, self._recovery, settings, self._send, chance or random.Random()
         )
@@ -210,6 +210,11 @@ class Replica:
         return self._engine.leader
 
     @property
+    def voters(self) -> list[str]:
+        """The members that are counted, this node included if it is."""
+        return sorted(self._engine.membership.voter_ids)
+
+    @property
     def recovering(self) -> bool:
         """Whether this node may have forgotten promises, and therefore serves nobody."""
         return self._recovery.active
@@ -294,7 +299,7 @@ class Replica:
         self._kick()
 
     def _receive(self, peer: str, message: Message) -> None:
-        if not self._engine.is_member(peer) or not self._guard.believes(peer, message):
+        if not self._guard.believes(peer, message):
             return
         if isinstance(message, Propose):
             self._proposals.proposed(peer, self._network.incarnation(peer), message)
@@ -370,7 +375,7 @@ class Replica:
         message told the followers what is committed. If there was nothing to propose, they are told
         now if they wait for it (they answer for commands of their own), and else a moment later.
         """
-        if not self.settings.peers:
+        if not self._engine.membership.others(self.settings.node_id):
             if self._journal.last_index > self._engine.commit_index:
                 self._kick()
         elif self._engine.announced_commit < self._engine.commit_index:
@@ -404,7 +409,8 @@ class Replica:
 
     def _apply(self, index: int, term: int, entry: bytes) -> None:
         groups: list[entries.Group] = []
-        if entry != NO_OP:
+        self._journal.memberships.applied(index)
+        if entry != NO_OP and not entries.is_membership(entry):
             try:
                 groups = entries.decode(entry)
             except entries.MalformedEntry as error:

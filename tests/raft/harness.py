@@ -126,6 +126,8 @@ class Cluster:
                 state.applied_term,
                 disk.forgetful,
                 disk.tail,
+                disk.membership,
+                disk.heard,
             ),
             state,
             disk,

@@ -16,6 +16,7 @@ from node.raft.election import Election
 from node.raft.guard import Guard
 from node.raft.journal import Journal
 from node.raft.library import Engine
+from node.raft.membership import Membership
 from node.raft.messages import Message
 from node.raft.ports import RaftSettings, StartingPoint
 from node.raft.recovery import Recovery
@@ -32,6 +33,8 @@ class Disk:
     clean: bool = False
     forgetful: bool = True
     tail: tuple[tuple[int, int, bytes], ...] = ()
+    membership: Membership | None = None
+    heard: Membership | None = None
     saves: list[tuple[int, str | None]] = field(default_factory=list)
 
     def save(self, term: int, vote: str | None) -> None:
@@ -44,6 +47,11 @@ class Disk:
     def recovered(self) -> None:
         """`ports.Promises`."""
         self.forgetful = False
+
+    def save_membership(self, committed: Membership, heard: Membership) -> None:
+        """`ports.Promises`: what is committed never goes back."""
+        assert self.membership is None or committed.version >= self.membership.version
+        self.membership, self.heard = committed, heard
 
 
 def settings_of(node_id: str, everyone: Sequence[str], **changes: Any) -> RaftSettings:
@@ -70,15 +78,14 @@ class Solo:
         start = start or StartingPoint(1, 0, None, 0, 0, forgetful=False)
         self.said: list[tuple[str, Message]] = []
         self.applied: list[tuple[int, int, bytes]] = []
-        self.journal = Journal(start, self.disk)
+        self.journal = Journal(start, self.disk, self.settings.founding)
         self.engine = Engine(self.settings, self.journal, self, self._apply)
-        peers = list(self.settings.peers)
-        self.recovery = Recovery(self.engine, peers, start, self.disk, self.send)
+        self.recovery = Recovery(self.engine, self.settings, start, self.disk, self.send)
         self.election = Election(
             self.engine, self.recovery, self.settings, self.send, random.Random(1)
         )
         self.guard = Guard(self.engine, self.recovery, self.send, self.election.heard)
-        for peer in peers:
+        for peer in self.settings.peers:
             self.engine.connected(peer)
 
     def send(self, peer: str, message: Message) -> bool:

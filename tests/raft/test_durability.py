@@ -31,13 +31,13 @@ class Disk:
 
 async def test_two_of_three_disks_are_enough():
     slow = Disk(open=False)
-    await Durability([Disk(), slow, Disk()]).reach(7, 5000)
+    await Durability(lambda: [Disk(), slow, Disk()]).reach(7, 5000)
     assert slow.asked == [7]
 
 
 async def test_one_of_three_disks_is_not_enough():
     members = [Disk(), Disk(error=PersistenceFailed("full")), Disk(error=NotReady("gone"))]
-    durability = Durability(members)
+    durability = Durability(lambda: members)
     with pytest.raises(OutcomeUnknown):
         await durability.reach(7, 150)
     members[1].error = None
@@ -46,7 +46,7 @@ async def test_one_of_three_disks_is_not_enough():
 
 async def test_waits_that_come_while_a_round_runs_share_the_next_one():
     disk = Disk(open=False)
-    durability = Durability([disk])
+    durability = Durability(lambda: [disk])
     first = asyncio.create_task(durability.reach(1, 5000))
     await asyncio.wait_for(disk.busy.wait(), 5)
     later = [asyncio.create_task(durability.reach(index, 5000)) for index in range(2, 50)]
@@ -58,7 +58,7 @@ async def test_waits_that_come_while_a_round_runs_share_the_next_one():
 
 async def test_a_round_releases_only_what_it_covers():
     disk = Disk(open=False)
-    durability = Durability([disk])
+    durability = Durability(lambda: [disk])
     first = asyncio.create_task(durability.reach(5, 5000))
     await asyncio.wait_for(disk.busy.wait(), 5)
     later = asyncio.create_task(durability.reach(9, 5000))
@@ -70,7 +70,7 @@ async def test_a_round_releases_only_what_it_covers():
 
 
 async def test_a_stop_ends_the_rounds():
-    durability = Durability([Disk(open=False)])
+    durability = Durability(lambda: [Disk(open=False)])
     wait = asyncio.create_task(durability.reach(1, 100))
     await asyncio.sleep(0)
     await asyncio.wait_for(durability.stop(), 5)

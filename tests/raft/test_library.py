@@ -26,7 +26,7 @@ from pysyncobj.tcp_connection import TcpConnection
 from pysyncobj.transport import TCPTransport
 
 from node.core.outcomes import Appended
-from node.raft import library
+from node.raft import library, pinned
 from node.raft.messages import AppendEntries
 from tests.raft.harness import Cluster
 from tests.raft.solo import Solo
@@ -47,30 +47,30 @@ def hands() -> Iterator[Clock]:
 class TestSeams:
     def test_the_installed_library_is_the_one_that_was_read(self) -> None:
         source = Path(upstream.__file__).read_bytes()
-        assert hashlib.sha256(source).hexdigest() == library.EXPECTED_SHA256
-        assert pysyncobj.version.VERSION == library.EXPECTED_VERSION == "0.3.17"
-        library.verify()
+        assert hashlib.sha256(source).hexdigest() == pinned.EXPECTED_SHA256
+        assert pysyncobj.version.VERSION == pinned.EXPECTED_VERSION == "0.3.17"
+        pinned.verify()
 
     def test_another_source_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(library, "EXPECTED_SHA256", "0" * 64)
-        with pytest.raises(library.LibraryChanged):
+        monkeypatch.setattr(pinned, "EXPECTED_SHA256", "0" * 64)
+        with pytest.raises(pinned.LibraryChanged):
             Solo()
 
     def test_another_version_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(library, "VERSION", "0.3.18")
-        with pytest.raises(library.LibraryChanged):
+        monkeypatch.setattr(pinned, "VERSION", "0.3.18")
+        with pytest.raises(pinned.LibraryChanged):
             Solo()
 
     def test_a_seam_that_is_gone_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(library, "SEAMS", (*library.SEAMS, "_SyncObj__gone"))
-        with pytest.raises(library.LibraryChanged, match="_SyncObj__gone"):
+        monkeypatch.setattr(pinned, "SEAMS", (*pinned.SEAMS, "_SyncObj__gone"))
+        with pytest.raises(pinned.LibraryChanged, match="_SyncObj__gone"):
             Solo()
 
     def test_every_step_that_we_replace_is_there_to_be_replaced(self) -> None:
         replaced = [name for name in vars(library.Engine) if name.startswith("_SyncObj__")]
         assert replaced
         assert all(hasattr(SyncObj, name) for name in replaced)
-        assert set(replaced) <= set(library.SEAMS)
+        assert set(replaced) <= set(pinned.SEAMS)
 
     def test_every_inner_field_that_we_touch_is_one_of_the_library_s(self) -> None:
         used = {
@@ -83,9 +83,9 @@ class TestSeams:
         assert used
         assert {name for name in used if not hasattr(engine, name)} == set()
 
-    def test_only_the_library_module_and_its_bridge_import_the_library(self) -> None:
+    def test_only_the_library_module_its_bridge_and_its_pin_import_the_library(self) -> None:
         importers = {path.name for path in NODE.rglob("*.py") if "pysyncobj" in _imports(path)}
-        assert importers <= {"library.py", "bridge.py"}
+        assert importers <= {"library.py", "bridge.py", "pinned.py"}
 
     def test_the_library_runs_no_thread(self) -> None:
         before = set(threading.enumerate())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 
 from node.raft import library
+from node.raft.membership import Membership
 from node.raft.messages import (
     Ack,
     AppendEntries,
@@ -21,6 +23,8 @@ from tests.raft.harness import Cluster
 from tests.raft.solo import Solo, starting_at
 from tests.raft.stock import StockCluster
 from tests.raft.virtual_time import Clock, clock, simulate
+
+NOBODY = [0, [], None]  # says nothing of a membership
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +50,7 @@ def nonce_of(solo: Solo) -> int:
 
 def report(solo: Solo, **changes: object) -> RecoveryReport:
     """The answer of a leader of term 5 whose log ends at 12."""
-    answer = RecoveryReport(nonce_of(solo), 5, True, False, 5, 12)
+    answer = RecoveryReport(nonce_of(solo), 5, True, False, 5, 12, NOBODY, NOBODY)
     return answer._replace(**changes)  # type: ignore[arg-type]
 
 
@@ -179,14 +183,17 @@ class TestRules:
         solo.elect()
         solo.recovery.request("n2", RecoveryRequest(1, 9))
         assert (solo.engine.role, solo.disk.term) == (library.FOLLOWER, 9)
-        assert solo.take() == [("n2", RecoveryReport(1, 9, False, False, 1, 2))]
+        founding = solo.settings.founding.plain()
+        assert solo.take() == [("n2", RecoveryReport(1, 9, False, False, 1, 2, founding, founding))]
 
 
 class TestColdStart:
     def rounds(self, solo: Solo, *reports: tuple[int, int], leads: bool = False) -> None:
         """Let the others answer with these logs, and the next round begin."""
         for peer, (last_term, last_index) in zip(("n2", "n3"), reports, strict=False):
-            answer = RecoveryReport(nonce_of(solo), 4, leads, True, last_term, last_index)
+            answer = RecoveryReport(
+                nonce_of(solo), 4, leads, True, last_term, last_index, NOBODY, NOBODY
+            )
             solo.recovery.report(peer, answer)
 
     def test_when_all_have_answered_the_longest_log_may_lead(self, hands: Clock) -> None:
@@ -211,7 +218,9 @@ class TestColdStart:
         self.rounds(solo, (3, 1))
         hands.advance(1)
         solo.tick()
-        solo.recovery.report("n3", RecoveryReport(nonce_of(solo), 4, False, True, 3, 1))
+        solo.recovery.report(
+            "n3", RecoveryReport(nonce_of(solo), 4, False, True, 3, 1, NOBODY, NOBODY)
+        )
         hands.advance(1)
         solo.tick()
         assert not solo.recovery.may_stand()
@@ -393,3 +402,38 @@ class TestClusters:
             waiting.cancel()
 
         simulate(scenario)
+
+
+class TestMemberships:
+    """Who all members are may have been forgotten, too."""
+
+    FOUR: ClassVar = [1, [[f"n{at}", f"n{at}:1"] for at in range(1, 5)], None]
+    TWO: ClassVar = [1, [[f"n{at}", f"n{at}:1"] for at in range(1, 3)], None]
+
+    def answers(self, solo: Solo, hands: Clock, **memberships: list[list[object]]) -> None:
+        """Let these peers answer one round with what they know, and the next round begin."""
+        for peer, (committed, heard) in memberships.items():
+            answer = RecoveryReport(nonce_of(solo), 4, False, True, 3, 1, committed, heard)
+            solo.recovery.report(peer, answer)
+        hands.advance(1)
+        self.asked = {peer for peer, message in solo.tick() if isinstance(message, RecoveryRequest)}
+
+    def test_a_member_that_others_have_heard_of_is_asked_and_needed(self, hands: Clock) -> None:
+        solo = recovering()
+        self.answers(solo, hands, n2=[NOBODY, self.FOUR], n3=[NOBODY, NOBODY])
+        assert not solo.recovery.may_stand()
+        assert self.asked == {"n2", "n3", "n4"}
+        self.answers(
+            solo, hands, n2=[NOBODY, self.FOUR], n3=[NOBODY, NOBODY], n4=[NOBODY, self.FOUR]
+        )
+        assert solo.recovery.may_stand()
+
+    def test_whoever_a_change_would_remove_is_needed_until_that_is_committed(
+        self, hands: Clock
+    ) -> None:
+        solo = recovering()
+        self.answers(solo, hands, n2=[NOBODY, self.TWO])
+        assert not solo.recovery.may_stand()
+        self.answers(solo, hands, n2=[self.TWO, self.TWO])
+        assert solo.recovery.may_stand()
+        assert solo.disk.membership == Membership.from_plain(self.TWO)

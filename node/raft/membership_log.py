@@ -1,0 +1,113 @@
+"""Which membership counts on this node now: the newest in its log, or the newest committed one.
+
+A membership counts from the moment at which its entry is put into the log, before it is committed,
+and ceases to count if the entry is cut off again. Were it to count only once it is applied, a node
+that holds two changes and has applied none could still be elected by a majority of the oldest.
+
+Three things are known:
+
+    current      by it votes and acknowledgements are counted: the last one in the log, unless a
+                 newer one is known to be committed
+    committed    the newest that can never be taken back; learned by applying it, or from a member
+                 that has applied it
+    heard        the newest that ever stood in the log, kept durably before it is acknowledged. A
+                 node that lost its log still knows by it that the membership may have changed.
+
+`committed` may be ahead of the log: a majority of that membership holds its entry, so a node that
+lacks the entry is elected by no majority of it, as it would be by none of an older one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from node.raft import entries
+from node.raft.entries import MalformedEntry
+from node.raft.membership import Membership
+from node.raft.ports import Promises, StartingPoint
+
+log = logging.getLogger(__name__)
+
+
+def _ignore() -> None:
+    """Nobody listens yet."""
+
+
+class MembershipLog:
+    """The memberships in one node's log. `on_change` is called when `current` has changed."""
+
+    def __init__(self, start: StartingPoint, promises: Promises, founding: Membership) -> None:
+        self._promises = promises
+        self._in_log: list[tuple[int, Membership]] = []
+        self.committed = start.membership or founding
+        self.heard = max(self.committed, start.heard or founding, key=_version)
+        self.current = self.committed
+        self.on_change: Callable[[], None] = _ignore
+
+    @property
+    def open(self) -> bool:
+        """Whether a change is under way: the current membership is not known to be committed."""
+        return self.current.version > self.committed.version
+
+    def may_stand(self, node_id: str) -> bool:
+        """Whether the node may lead: it is counted, or its removal is not certain yet.
+
+        Until it is, this node's log may be the only one complete enough to win.
+        """
+        return node_id in self.current.voter_ids or node_id in self.committed.voter_ids
+
+    def appended(self, index: int, entry: bytes) -> None:
+        """An entry was put into the log."""
+        if not entries.is_membership(entry):
+            return
+        try:
+            membership = entries.decode_membership(entry)
+        except MalformedEntry as error:
+            log.critical("entry %d is malformed and changes no membership: %s", index, error)
+            return
+        self._in_log.append((index, membership))
+        if membership.version >= self.heard.version:
+            self._keep(self.committed, membership)
+        self._settle()
+
+    def cut_from(self, index: int) -> None:
+        """The log was cut: nothing from `index` on is in it any more."""
+        cut = [membership for at, membership in self._in_log if at >= index]
+        if cut:
+            self._in_log = [item for item in self._in_log if item[0] < index]
+            self._settle()
+            self._keep(self.committed, self.current if self.heard in cut else self.heard)
+
+    def applied(self, index: int) -> None:
+        """The entry at `index` is committed, and with it its membership, if it has one."""
+        if self._in_log and self._in_log[0][0] <= index:
+            _, membership = self._in_log.pop(0)
+            self.learned(membership)
+
+    def learned(self, committed: Membership) -> None:
+        """A member knows this membership to be committed."""
+        if committed.version > self.committed.version:
+            self._keep(committed, max(self.heard, committed, key=_version))
+            self._settle()
+
+    def restarted(self, index: int, ends: bool) -> None:
+        """The state up to `index` came another way; `ends`: nothing behind it is in the log."""
+        self._in_log = [] if ends else [item for item in self._in_log if item[0] > index]
+        self._settle()
+
+    def _keep(self, committed: Membership, heard: Membership) -> None:
+        if (committed, heard) != (self.committed, self.heard):
+            self._promises.save_membership(committed, heard)
+            self.committed, self.heard = committed, heard
+
+    def _settle(self) -> None:
+        newest = self._in_log[-1][1] if self._in_log else self.committed
+        current = max(self.committed, newest, key=_version)
+        if current != self.current:
+            self.current = current
+            self.on_change()
+
+
+def _version(membership: Membership) -> int:
+    return membership.version
