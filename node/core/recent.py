@@ -20,6 +20,11 @@ from node.core.frames import frame_id
 REMEMBERED_MIN = 100_000
 
 
+def first_remembered(count: int) -> int:
+    """How many of `count` events are forgotten: the ids of those behind them are remembered."""
+    return max(0, count // REMEMBERED_MIN - 1) * REMEMBERED_MIN
+
+
 class RecentIds:
     """Event id -> position, for the last `REMEMBERED_MIN` to 2 x `REMEMBERED_MIN` events."""
 
@@ -33,8 +38,7 @@ class RecentIds:
     def of(cls, frames: Sequence[bytes]) -> RecentIds:
         """What is remembered of a store that holds these frames, at positions 1, 2, 3, …"""
         recent = cls()
-        start = max(0, len(frames) // REMEMBERED_MIN - 1) * REMEMBERED_MIN
-        for position in range(start + 1, len(frames) + 1):
+        for position in range(first_remembered(len(frames)) + 1, len(frames) + 1):
             recent.add(frame_id(frames[position - 1]), position)
         return recent
 

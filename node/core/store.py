@@ -22,6 +22,7 @@ Every method that changes something first checks everything. None raises for wha
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, repeat
@@ -38,10 +39,15 @@ from node.core.outcomes import (
     EventIdReused,
     WrongExpectedVersion,
 )
-from node.core.recent import RecentIds
+from node.core.recent import RecentIds, first_remembered
 from node.core.stream import Stream
 
 Row = tuple[int, int, int, int, int, bytes]
+Columns = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[bytes]]
+
+# How much a copy, or remembering ids, does between two steps: about a millisecond.
+_STREAMS_A_STEP = 1_000
+_EVENTS_A_STEP = 10_000
 
 
 class Record(NamedTuple):
@@ -59,12 +65,15 @@ class Store:
 
     `uid` tells this store from earlier ones of the same name: it is the place in the replicated
     history at which it was created. `frame_bytes` is the sum of the lengths of all its frames.
+    `origin` is one and the same object for copies that grew out of one another: whoever has written
+    the contents of one of them down can go on with the next.
     """
 
     def __init__(self, name: str, uid: int, created_us: int) -> None:
         self.name = name
         self.uid = uid
         self.created_us = created_us
+        self.origin = object()
         self.frame_bytes = 0
         self.streams: dict[str, Stream] = {}
         self.stream_list: list[Stream] = []
@@ -134,6 +143,11 @@ class Store:
             self._frames[after:until],
             strict=False,
         )
+
+    def columns(self, after: int, until: int) -> Columns:
+        """The same range as columns: stream ordinals, times, type ordinals, frames."""
+        part = slice(after, until)
+        return self._stream_of[part], self._created[part], self._type_of[part], self._frames[part]
 
     # --- appending ---------------------------------------------------------------------------
 
@@ -320,19 +334,26 @@ class Store:
         if not rows:
             return
         positions, ordinals, numbers, created, types, frames = zip(*rows, strict=True)
-        if positions != tuple(range(self.position + 1, self.position + 1 + len(rows))):
-            raise ValueError(f"store {self.name}: positions do not follow {self.position}")
+        after = self.position
+        if positions != tuple(range(after + 1, after + 1 + len(rows))):
+            raise ValueError(f"store {self.name}: positions do not follow {after}")
+        self.load_columns((ordinals, created, types, frames))
+        if self._number_of[after:] != array("Q", numbers):
+            raise ValueError(f"store {self.name}: wrong event number after position {after}")
+
+    def load_columns(self, columns: Columns) -> None:
+        """The same, of columns; event numbers follow from the streams. Raises `ValueError`."""
+        ordinals, created, types, frames = columns
         if max(ordinals) >= len(self.stream_list) or max(types) >= len(self.type_names):
             raise ValueError(f"store {self.name}: an event of an unknown stream or type")
         streams = self.stream_list
-        for position, ordinal, number in zip(positions, ordinals, numbers, strict=True):
+        numbers = self._number_of
+        for position, ordinal in enumerate(ordinals, self.position + 1):
             known = streams[ordinal].positions
-            if number != len(known):
-                raise ValueError(f"store {self.name}: wrong event number at position {position}")
+            numbers.append(len(known))
             known.append(position)
         self._frames.extend(frames)
         self._stream_of.extend(ordinals)
-        self._number_of.extend(numbers)
         self._created.extend(created)
         self._type_of.extend(types)
         self.frame_bytes += sum(map(len, frames))
@@ -344,7 +365,42 @@ class Store:
 
     def loaded(self) -> None:
         """To be called after the last `load_*`: what follows from the rows is made again."""
-        self._recent = RecentIds.of(self._frames)
+        for _ in self.remembering():
+            pass
+
+    def remembering(self) -> Iterator[None]:
+        """`loaded` in steps, for who has something else to do between two of them."""
+        self._recent = RecentIds()
+        size = self.position
+        for after in range(first_remembered(size), size, _EVENTS_A_STEP):
+            until = min(after + _EVENTS_A_STEP, size)
+            ids = list(map(frame_id, self._frames[after:until]))
+            self._recent.extend(ids, range(after + 1, until + 1))
+            yield
+
+    def copying(self, other: Store) -> Iterator[None]:
+        """Make this empty store a copy of the events of `other` as of now, in steps.
+
+        The other one may grow meanwhile. Frames are shared; the rest is about 40 bytes an event.
+        """
+        size, streams, frame_bytes = other.position, len(other.stream_list), other.frame_bytes
+        self.load_types(other.type_names)
+        for at in range(0, streams, _STREAMS_A_STEP):
+            originals = other.stream_list[at : min(at + _STREAMS_A_STEP, streams)]
+            self.load_streams(stream.name for stream in originals)
+            for copy, original in zip(self.stream_list[at:], originals, strict=True):
+                positions = original.positions
+                copy.positions = positions[: bisect_right(positions, size)]
+            yield
+        for at in range(0, size, _EVENTS_A_STEP):
+            part = slice(at, min(at + _EVENTS_A_STEP, size))
+            self._frames.extend(other._frames[part])
+            self._stream_of.extend(other._stream_of[part])
+            self._number_of.extend(other._number_of[part])
+            self._created.extend(other._created[part])
+            self._type_of.extend(other._type_of[part])
+            yield
+        self.frame_bytes, self.origin = frame_bytes, other.origin
 
     # --- invariants --------------------------------------------------------------------------
 
