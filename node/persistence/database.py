@@ -141,6 +141,9 @@ class Database:
         store = cut.store
         path = self._directory.store_path(store.name, store.uid)
         started = self._clock()
+        if cut.anew:
+            self._close_file(store.uid)
+            self._start_over(path, store.uid, "replaced")
         try:
             file = self._store_file(path, store.uid)
             file.append(cut, at.raft_index, at.term, self._safe_cut.raft_index)
@@ -151,7 +154,7 @@ class Database:
             self._close_file(store.uid)
             result.errors[store.name] = f"{path}: {error}"
             if is_corruption(error):
-                self._start_over(path, store.uid)
+                self._start_over(path, store.uid, "damaged")
                 result.lost.add(store.name)
         else:
             self._marks[store.uid] = at.raft_index
@@ -172,8 +175,8 @@ class Database:
         self._files.move_to_end(uid)
         return file
 
-    def _start_over(self, path: Path, uid: int) -> None:
-        """Put a damaged file aside. Memory holds all of the store: a new file will.
+    def _start_over(self, path: Path, uid: int, why: str) -> None:
+        """Put a file aside that is of no use. Memory holds all of the store: a new file will.
 
         A file without a certain mark was never relied on. Keeping those would fill a bad disk.
         """
@@ -182,7 +185,7 @@ class Database:
             if not relied_on:
                 self._directory.remove(path)
             elif path.exists():
-                log.error("Set aside %s", self._directory.set_aside(path, "damaged"))
+                log.error("Set aside %s", self._directory.set_aside(path, why))
         except OSError as error:
             log.error("Cannot put %s out of the way: %s", path, error)
 

@@ -15,7 +15,7 @@ nothing new is complete up to every cut that passes, so only failing stores need
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from node.core.state import State
 from node.core.store import Store
@@ -43,12 +43,14 @@ class Totals:
 class Account:
     """One store, as far as this node's disk is concerned.
 
-    `moves_after` is the raft index up to which checkpoint moves are in the file. `failing_since` is
-    the raft index that its file covered when it began to fail; None while it does not.
+    `origin` is that of the store whose contents are in the file. `moves_after` is the raft index up
+    to which checkpoint moves are in it. `failing_since` is the raft index that its file covered
+    when it began to fail; None while it does not.
     """
 
     name: str
     uid: int
+    origin: object
     breaker: Breaker
     position: int = 0
     bytes: int = 0
@@ -90,8 +92,10 @@ class Ledger:
             )
         self.cut, self.covered_index = cut, cut.raft_index
         for entry in entries:
+            store = self._state.stores.get(entry.name)
+            origin = store.origin if store is not None else None
             account = self._accounts[entry.name] = Account(
-                entry.name, entry.uid, self._new_breaker(), entry.position, entry.bytes
+                entry.name, entry.uid, origin, self._new_breaker(), entry.position, entry.bytes
             )
             account.moves_after = cut.raft_index
         for name in {entry.name for entry in entries} | self._state.stores.keys():
@@ -181,8 +185,14 @@ class Ledger:
         if store is None:
             return None
         if account is None:
-            account = self._accounts[name] = Account(name, store.uid, self._new_breaker())
+            account = Account(name, store.uid, store.origin, self._new_breaker())
+            self._accounts[name] = account
             return _cut(store, account)
+        if account.origin is not store.origin:
+            # Its events came from elsewhere, and those in the file may not be the same.
+            account.origin = store.origin
+            account.position = account.bytes = account.moves_after = 0
+            return replace(_cut(store, account), anew=True)
         return _cut(store, account) if _differs(store, account) else None
 
     def _is_new(self, name: str) -> bool:

@@ -72,6 +72,7 @@ class StoreCut:
 
     Taken on the event loop in one step; `store` is then read from the persistence thread, which is
     safe below these counts because a store's columns only grow. `frame_bytes` is the store's total.
+    `anew` says that what is in the file may not be the beginning of it.
     """
 
     store: Store
@@ -80,6 +81,7 @@ class StoreCut:
     types: int
     frame_bytes: int
     moves: tuple[CheckpointMove, ...]
+    anew: bool = False
 
 
 class StoreFile:

@@ -272,7 +272,7 @@ class Worker:
         """What `status` says of one store. Raises KeyError for one that does not exist."""
         store, account = self._state.stores[name], self._ledger.account(name)
         if account is None or account.uid != store.uid:
-            account = Account(name, store.uid, self._new_breaker())
+            account = Account(name, store.uid, store.origin, self._new_breaker())
         enabled = self._settings.enabled
         return {
             "persisted_index": self._ledger.covered(name),

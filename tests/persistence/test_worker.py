@@ -9,6 +9,7 @@ from contextlib import closing
 
 import pytest
 
+from node.core.store import Store
 from node.errors import (
     PersistenceDisabled,
     PersistenceFailed,
@@ -523,3 +524,51 @@ async def test_a_reader_that_holds_the_wal_never_holds_up_a_cycle(
         await flush(worker, history)
         await until(lambda: wal.stat().st_size == 0)
     assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_copy_of_a_store_goes_on_in_the_file_of_the_original(
+    history: History, directory: DataDirectory
+) -> None:
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        replace(history, copied(history.state.stores["alpha"]))
+        history.append("alpha", count=3)
+        await flush(worker, history)
+        assert store_status(worker, "alpha")["totals"]["events"] == 13
+    assert reloaded(directory) == contents(history.state)
+    assert not list(directory.stores_path.glob("*replaced*"))
+
+
+async def test_a_store_that_came_from_elsewhere_gets_a_new_file(
+    history: History, directory: DataDirectory
+) -> None:
+    """What stands in the file may be no beginning of it: rows are not put behind that."""
+    other = History()
+    other.create("alpha")
+    other.append("alpha", count=12, size=30)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        known = history.state.stores["alpha"]
+        elsewhere = copied(other.state.stores["alpha"], uid=known.uid)
+        elsewhere.origin = object()
+        replace(history, elsewhere)
+        await flush(worker, history)
+        history.append("alpha", count=3)
+        await flush(worker, history)
+    assert reloaded(directory) == contents(history.state)
+    assert len(list(directory.stores_path.glob("alpha.*.replaced-*Z"))) == 1
+
+
+def copied(store: Store, uid: int | None = None) -> Store:
+    copy = Store(store.name, uid or store.uid, store.created_us)
+    for _ in copy.copying(store):
+        pass
+    copy.loaded()
+    return copy
+
+
+def replace(history: History, store: Store) -> None:
+    """What a fill does at its end."""
+    history.state.stores = {**history.state.stores, store.name: store}
+    history.state.applied_index += 1
+    history.state.on_change(store.name)
