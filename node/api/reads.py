@@ -148,6 +148,7 @@ class Reads:
         await scan.run(store, self._limits, pacer, self._limits.positions_per_scan_max)
         if wait_ms and not scan.rows:
             await self._wait(request, store, scan, pacer)
+            store = self._as_it_is(store)
         head = store.position
         fields = {"head": head, "next": scan.next, "is_end": scan.is_end(head)}
         return await _page(request, scan.records(store), fields, pacer)
@@ -176,8 +177,14 @@ class Reads:
             finally:
                 request.on_gone = None
                 self._arrivals.forget(store.name, change)
-            if self._state.stores.get(store.name) is not store:
-                raise StoreMissing(f"store {store.name!r} was deleted", store=store.name)
+            store = self._as_it_is(store)
+
+    def _as_it_is(self, store: Store) -> Store:
+        """The store as of now: a node that was filled has another object for it."""
+        current = self._state.stores.get(store.name)
+        if current is None or current.uid != store.uid:
+            raise StoreMissing(f"store {store.name!r} was deleted", store=store.name)
+        return current
 
     async def streams(self, request: Request, name: str) -> Answer:
         """`GET /v1/stores/{store}/streams`."""

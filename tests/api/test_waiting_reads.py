@@ -9,6 +9,7 @@ import pytest
 
 from node.api.arrivals import Arrivals
 from node.core import commands
+from node.core.store import Store
 from tests.api.fakes import Node, eventually, serving
 
 TARGET = "/v1/stores/main/events"
@@ -78,6 +79,18 @@ async def test_the_deletion_of_the_store_ends_the_wait(node: Node):
     node.replica.apply(commands.delete_store("main"))
     answer = await asyncio.wait_for(read, 2)
     assert (answer.status, answer.code) == (404, "store_not_found")
+
+
+async def test_a_waiting_read_goes_on_when_the_node_is_filled(node: Node):
+    read = await waiting(node, "?wait_ms=5000")
+    known = node.state.stores["main"]
+    filled = Store(known.name, known.uid, known.created_us)
+    for _ in filled.copying(known):
+        pass
+    node.state.stores = {**node.state.stores, "main": filled}
+    await node.append("s")
+    answer = await asyncio.wait_for(read, 2)
+    assert [one["position"] for one in answer.body["events"]] == [1]
 
 
 async def test_stopping_wakes_waiting_reads_with_what_they_have():
