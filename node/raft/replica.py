@@ -24,7 +24,7 @@ from node.core.state import State
 from node.errors import NotReady, ReadBarrierTimeout
 from node.raft import entries
 from node.raft.election import Election
-from node.raft.fill import FillReceiver, FillRefused, FillSource
+from node.raft.filling import Filling
 from node.raft.guard import Guard
 from node.raft.handover import HandOver
 from node.raft.journal import NO_OP, Journal
@@ -47,7 +47,7 @@ from node.raft.ports import Network, Promises, RaftSettings, StartingPoint
 from node.raft.proposals import Proposals
 from node.raft.reads import Reads
 from node.raft.recovery import Recovery
-from node.raft.requests import NoAnswer, Requests
+from node.raft.requests import Requests
 from node.raft.waiting import Waiting
 
 log = logging.getLogger(__name__)
@@ -96,9 +96,10 @@ class Replica:
         self._proposals = Proposals(
             self._engine, settings, start.incarnation, self._send, overloaded
         )
-        self._source = FillSource(state)
-        self._receiver = FillReceiver(state, self.requests)
         self._waiting = Waiting()
+        self._filling = Filling(
+            self._engine, settings, state, self.requests, self._guard.alarm, self._fill_ended
+        )
         self._members = Members(
             self._engine, settings, network, lambda: self._recovery.active, persisted_index
         )
@@ -116,7 +117,6 @@ class Replica:
             self._turn,
         )
         self._incarnations: dict[str, int] = {}
-        self._filling: asyncio.Task[None] | None = None
         self._timers: list[asyncio.Task[None]] = []
         self._turn_scheduled = False
         self._announce = False
@@ -134,8 +134,6 @@ class Replica:
         """Open the raft port and take part. The state must be loaded by now."""
         self.requests.serve("read_index", self._reads.serve_read_index)
         self.requests.serve("hand_over", self._hand_over.serve)
-        self.requests.serve("fill_begin", self._source.begin)
-        self.requests.serve("fill_rows", self._source.rows)
         await self._network.start(self)
         for pause_s, step in (
             (_TICK_S, self._turn),
@@ -148,7 +146,8 @@ class Replica:
     async def stop(self) -> None:
         """Close the raft port. After it this node says nothing more to anyone."""
         self._proposals.paused = True
-        for task in [*self._timers, *([self._filling] if self._filling else [])]:
+        self._filling.cancel()
+        for task in self._timers:
             task.cancel()
         await self.requests.stop()
         await self._network.stop()
@@ -229,8 +228,8 @@ class Replica:
         reasons = []
         if self._recovery.active:
             reasons.append(f"recovering: waits for {self._recovery.waits_for()}")
-        if self._filling is not None:
-            reasons.append("being filled by the leader")
+        if self._filling.active:
+            reasons.append(f"being filled by the leader: {self._filling.receiver.progress}")
         if self._engine.leader is None:
             reasons.append("no leader is known")
         elif self._engine.commit_index > self.applied_index:
@@ -249,6 +248,7 @@ class Replica:
         return {
             **self._network.counters,
             **self._proposals.counters,
+            **self._filling.counters,
             "proposals_waiting": self._proposals.waiting,
             "prevote_rounds": self._election.rounds,
             "elections_won": self._elections_won,
@@ -316,7 +316,7 @@ class Replica:
         elif isinstance(message, Gossip):
             self._members.heard(peer, message)
         elif isinstance(message, Behind):
-            self._behind(peer, message)
+            self._filling.behind(peer, message)
         elif isinstance(message, Ask):
             self.requests.asked(peer, message)
         elif isinstance(message, Answer):
@@ -327,28 +327,11 @@ class Replica:
     def _send(self, peer: str, message: Message) -> bool:
         return self._network.send(peer, message)
 
-    # --- being filled ------------------------------------------------------------------------
-
-    def _behind(self, peer: str, message: Behind) -> None:
-        current = message.term == self._engine.term and peer == self._engine.leader
-        if current and self._filling is None and self._engine.commit_index < message.first_index:
-            self._filling = asyncio.create_task(self._fill(peer))
-
-    async def _fill(self, leader: str) -> None:
-        try:
-            filled = await self._receiver.fetch(leader)
-            if self._engine.leader != leader or filled.raft_index <= self._engine.commit_index:
-                raise FillRefused("the leader changed meanwhile")
-            self._receiver.install(filled)
-            self._engine.restart_at(filled.raft_index, filled.term)
+    def _fill_ended(self, installed: bool) -> None:
+        if installed:
             self._proposals.skipped()
-            log.info("filled by %s up to index %d", leader, filled.raft_index)
-        except (FillRefused, NoAnswer, ValueError) as error:
-            log.warning("the fill by %s broke off and will begin again: %s", leader, error)
-        finally:
-            self._filling = None
-            self._waiting.advanced()
-            self._kick()
+        self._waiting.advanced()
+        self._kick()
 
     # --- the way of time ---------------------------------------------------------------------
 
@@ -395,7 +378,9 @@ class Replica:
         settings = self.settings
         # Without a disk there is nothing to wait for: a restart comes back empty either way.
         kept = self.applied_index if settings.memory_only else self._persisted_index()
+        kept = self._filling.cut_at_most(kept, self._journal.bytes)
         self._journal.cut(kept, settings.log_tail_entries_max, settings.log_tail_bytes_max)
+        self._filling.expire()
 
     def _notice_view(self) -> None:
         view = self._engine.leader, self._engine.term

@@ -163,8 +163,7 @@ class Cluster:
             self.ports.pop(node_id).cut_off()
             for task in replica._timers:
                 task.cancel()
-            if replica._filling is not None:
-                replica._filling.cancel()
+            replica._filling.cancel()
             replica._proposals.stop()
 
     async def stop(self, *node_ids: str) -> None:

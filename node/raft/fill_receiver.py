@@ -1,0 +1,347 @@
+"""The side of a fill that lacks something.
+
+Histories of committed entries are prefixes of one another, so this node lacks, of every store, just
+the events behind its own last position. It does not take that on trust: before a store is extended,
+its digest is compared with the source's at that position (see `fill_source` for the questions). One
+that differs is an alarm, and is brought over from its first event.
+
+**Nothing of the state is touched before everything is there.** What arrives is loaded into a store
+of its own beside the one that is read: a copy of it, which shares the frames, or an empty one. Each
+chunk is verified by its digest, then by the rules that hold in a store, and loaded, in slices
+between which the event loop does other things. At the end all stores and the index that they reach
+change places with the old ones in a single step (`install`): readers, and the persistence worker
+when it takes its cut, see the state before it or the state after it.
+
+**Resuming.** A fill may break off: a connection is lost, the leader changes. The unfinished stores
+are kept, for `_STAGED_S`. They hold committed events only, so whoever leads next has the same at
+these positions, and the next fill goes on behind them once their digest has been compared.
+
+**Flow.** At most `_WINDOW` questions are under way, each answered by one chunk at most, so no more
+than 4 MiB (or as many large events) are on their way or wait to be loaded. Entries that were
+committed meanwhile follow from the log, or, where it was cut, in another fill of what is missing
+then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, NamedTuple
+
+import cbor2
+
+from node.core import portion
+from node.core.commands import create_store, decode
+from node.core.portion import Digest, Portion
+from node.core.state import State
+from node.core.store import Store
+from node.raft.fill_digests import SLICE_EVENTS, Digests
+from node.raft.library import now
+from node.raft.requests import Requests
+
+log = logging.getLogger(__name__)
+
+_WINDOW = 16
+_FIRST_EVENTS = 8
+_ANSWER_S = 15.0
+_COMPARED_EVENTS = 500_000  # a digest of so many more is made well within `_ANSWER_S`
+_STAGED_S = 120.0
+_PROGRESS_S = 2.0
+_CHUNK_BYTES = 200 * 1024  # aimed at, below what the source allows
+
+
+class FillRefused(Exception):
+    """The two histories do not fit together, or the other side makes no sense."""
+
+
+class _Offered(NamedTuple):
+    """One store as the source describes it; `at` is its place in the offer."""
+
+    at: int
+    name: str
+    uid: int
+    created_us: int
+    position: int
+    checkpoints: dict[str, tuple[int, int]]
+
+
+class _Staged:
+    """A store that is being brought over, and the digest of what it holds so far."""
+
+    def __init__(self, store: Store, digest: Digest) -> None:
+        self.store = store
+        self.digest = digest
+
+
+class Filled(NamedTuple):
+    """A whole state that a fill brought, not yet part of this node's."""
+
+    raft_index: int
+    term: int
+    stores: list[tuple[Store, dict[str, tuple[int, int]]]]  # and its checkpoints
+
+
+class FillReceiver:
+    """Brings what this node lacks. `alarm` is told of what must never happen."""
+
+    def __init__(
+        self, state: State, requests: Requests, digests: Digests, alarm: Callable[[str], None]
+    ) -> None:
+        self.counters: Counter[str] = Counter(fill_events_received=0, fill_bytes_received=0)
+        self.progress = "begins"
+        self._state = state
+        self._requests = requests
+        self._digests = digests
+        self._alarm = alarm
+        self._staged: dict[int, _Staged] = {}
+        self._used_at = 0.0
+        self._told_at = 0.0
+
+    async def fetch(self, source: str) -> Filled:
+        """Bring what this node lacks. Raises `FillRefused` or `requests.NoAnswer`."""
+        answer = await self._ask(source, "fill_begin", None)
+        number, index, term, offered = _offer(answer)
+        if index <= self._state.applied_index:
+            raise FillRefused(f"{source} is at {index}, this node at {self._state.applied_index}")
+        uids = {one.uid for one in offered}
+        self._staged = {uid: staged for uid, staged in self._staged.items() if uid in uids}
+        stores = []
+        for one in offered:
+            link = _Link(self._requests, source, number, one.at)
+            stores.append((await self._bring(link, one), one.checkpoints))
+        return Filled(index, term, stores)
+
+    def install(self, filled: Filled) -> None:
+        """Make it the state, in one step. Raises `FillRefused` if it is not ahead of the state."""
+        state = self._state
+        if filled.raft_index <= state.applied_index:
+            raise FillRefused(f"this node has reached {state.applied_index} meanwhile")
+        before, after = state.stores, {}
+        changed = set(before)
+        for store, checkpoints in filled.stores:
+            after[store.name] = store
+            if store is before.get(store.name) and checkpoints == _checkpoints(store):
+                changed.discard(store.name)
+            else:
+                changed.add(store.name)
+            store.load_checkpoints(checkpoints)
+        state.stores = after
+        state.applied_index, state.applied_term = filled.raft_index, filled.term
+        self._staged = {}
+        for name in sorted(changed):
+            state.on_change(name)
+
+    def expire(self) -> None:
+        """Give up unfinished stores with which no fill went on."""
+        if self._staged and now() - self._used_at > _STAGED_S:
+            self._staged = {}
+
+    # --- one store ---------------------------------------------------------------------------
+
+    async def _bring(self, link: _Link, one: _Offered) -> Store:
+        """The store as offered: this node's own if it lacks nothing, else one beside it."""
+        live = self._state.stores.get(one.name)
+        if live is not None and live.uid != one.uid:
+            live = None
+        staged = self._staged.pop(one.uid, None)
+        if staged is None or not await self._goes_on(link, one, staged, live):
+            if live is None or not await self._agrees(link, one, live):
+                staged = _Staged(Store(one.name, one.uid, one.created_us), Digest())
+            elif live.position == one.position:
+                return live
+            else:
+                staged = await self._copy(live)
+        # Kept while it is whole, so that it is there for the next fill if this one breaks off.
+        self._staged[one.uid] = staged
+        await self._complete(link, one, staged)
+        return staged.store
+
+    async def _goes_on(
+        self, link: _Link, one: _Offered, staged: _Staged, live: Store | None
+    ) -> bool:
+        """Whether an earlier fill's unfinished store is worth going on with, and fits."""
+        position = staged.digest.position
+        if position > one.position or (live is not None and live.position >= position):
+            return False
+        return position > 0 and await link.digest(position) == staged.digest.value()
+
+    async def _agrees(self, link: _Link, one: _Offered, live: Store) -> bool:
+        """Whether the source holds the same up to where this node's store ends.
+
+        Compared at several places, so that no answer takes long.
+        """
+        position = live.position
+        if position > one.position:
+            self._alarm(f"store {one.name} has {position} events, {one.position} are offered")
+            raise FillRefused(f"store {one.name} is longer here than at {link.source}")
+        for at in [*range(_COMPARED_EVENTS, position, _COMPARED_EVENTS), position]:
+            theirs, own = await asyncio.gather(link.digest(at), self._digests.at(live, at))
+            self._used_at = now()
+            if own.value() != theirs:
+                self._alarm(
+                    f"store {one.name} differs from {link.source}'s at or before position {at}; "
+                    "all of it is brought over"
+                )
+                self._digests.forget(one.uid)
+                return False
+            self._digests.keep(one.uid, own)
+        return True
+
+    async def _copy(self, live: Store) -> _Staged:
+        copied = Store(live.name, live.uid, live.created_us)
+        for _ in copied.copying(live):
+            await asyncio.sleep(0)
+        return _Staged(copied, await self._digests.at(live, copied.position))
+
+    async def _complete(self, link: _Link, one: _Offered, staged: _Staged) -> None:
+        store, digest = staged.store, staged.digest
+        try:
+            async with aclosing(_chunks(link, store.position, one.position)) as chunks:
+                async for taken, value in chunks:
+                    digest.add(taken)
+                    if digest.value() != value:
+                        raise FillRefused(f"a chunk of {one.name} is not what it should be")
+                    portion.load(store, taken)
+                    self._count(one, taken)
+                    await asyncio.sleep(0)
+        except (FillRefused, ValueError) as error:
+            # What was begun with this chunk is not finished, and nothing can tell it apart.
+            self._staged.pop(one.uid, None)
+            raise FillRefused(str(error)) from error
+        for _ in store.remembering():
+            await asyncio.sleep(0)
+
+    def _count(self, one: _Offered, taken: Portion) -> None:
+        self.counters["fill_events_received"] += taken.until - taken.after
+        self.counters["fill_bytes_received"] += sum(map(len, taken[3:]))
+        self.progress = f"{taken.until} of {one.position} events of store {one.name}"
+        self._used_at = now()
+        if now() - self._told_at > _PROGRESS_S:
+            self._told_at = now()
+            log.info("filling: %s", self.progress)
+
+    async def _ask(self, source: str, topic: str, body: Any) -> Any:
+        return await self._requests.ask(source, topic, body, _ANSWER_S)
+
+
+class _Link(NamedTuple):
+    """Questions about one store of one offer."""
+
+    requests: Requests
+    source: str
+    number: int
+    at: int
+
+    async def digest(self, position: int) -> bytes:
+        """The source's digest at a position."""
+        body = [self.number, self.at, position]
+        value = await self.requests.ask(self.source, "fill_digest", body, _ANSWER_S)
+        if type(value) is not bytes:
+            raise FillRefused("a digest that is none")
+        return value
+
+    async def rows(self, after: int, until: int) -> tuple[Portion, bytes]:
+        """A chunk of the events in this range, from its beginning."""
+        body = [self.number, self.at, after, until]
+        taken, value = _portion(await self.requests.ask(self.source, "fill_rows", body, _ANSWER_S))
+        if taken.after != after or not after < taken.until <= until:
+            raise FillRefused(f"{self.source} answers with events that were not asked for")
+        return taken, value
+
+
+async def _chunks(link: _Link, after: int, until: int) -> AsyncGenerator[tuple[Portion, bytes]]:
+    """All events of the range, in order, with up to `_WINDOW` questions under way.
+
+    A few events tell how large they are, and so how many to ask for. Where they grow, the source
+    cuts an answer short: then the rest of its range is asked for before anything else is taken.
+    """
+    asked: deque[tuple[int, asyncio.Task[tuple[Portion, bytes]]]] = deque()
+    following, events, window = after, _FIRST_EVENTS, 1
+    try:
+        while asked or following < until:
+            while following < until and len(asked) < window:
+                end = min(until, following + events)
+                asked.append((end, _begun(link.rows(following, end))))
+                following = end
+            end, answer = asked.popleft()
+            taken, value = await answer
+            events, window = _events_a_chunk(taken), _WINDOW
+            if taken.until < end:
+                asked.appendleft((end, _begun(link.rows(taken.until, end))))
+                events = taken.until - taken.after
+            yield taken, value
+    finally:
+        for _, answer in asked:
+            answer.cancel()
+        await asyncio.gather(*(answer for _, answer in asked), return_exceptions=True)
+
+
+def _begun(
+    question: Coroutine[Any, Any, tuple[Portion, bytes]],
+) -> asyncio.Task[tuple[Portion, bytes]]:
+    return asyncio.ensure_future(question)
+
+
+def _events_a_chunk(taken: Portion) -> int:
+    """How many events like these make a good chunk."""
+    event_bytes = len(taken.frames) // (taken.until - taken.after) + 1
+    return max(1, min(SLICE_EVENTS, _CHUNK_BYTES // event_bytes))
+
+
+def _checkpoints(store: Store) -> dict[str, tuple[int, int]]:
+    return {name: (at, store.checkpoint_index[name]) for name, at in store.checkpoints.items()}
+
+
+# --- answers: what they must look like -----------------------------------------------------------
+
+
+def _offer(answer: Any) -> tuple[int, int, int, list[_Offered]]:
+    """Number, index, term and stores of an offer. Raises `FillRefused`."""
+    try:
+        number, description, value = answer
+        _need(type(description) is bytes and hashlib.sha256(description).digest() == value)
+        index, term, described = cbor2.loads(description)
+        _need(all(map(_is_count, (number, index, term))))
+        offered = [_offered(at, one) for at, one in enumerate(described)]
+        _need(len({one.name for one in offered}) == len({one.uid for one in offered}))
+        _need(len({one.name for one in offered}) == len(offered))
+    except (TypeError, ValueError, AttributeError, cbor2.CBORError) as error:
+        raise FillRefused(f"an offer that makes no sense: {error}") from error
+    return number, index, term, offered
+
+
+def _offered(at: int, described: Any) -> _Offered:
+    name, uid, created_us, position, checkpoints = described
+    decode(create_store(name, created_us))  # raises for what cannot be created
+    _need(_is_count(uid) and _is_count(position))
+    moved = {}
+    for checkpoint, where, when in checkpoints:
+        _need(type(checkpoint) is str and _is_count(where) and _is_count(when))
+        moved[checkpoint] = (where, when)
+    return _Offered(at, name, uid, created_us, position, moved)
+
+
+def _portion(answer: Any) -> tuple[Portion, bytes]:
+    try:
+        *fields, value = answer
+        taken = Portion(*fields)
+        _need(_is_count(taken.after) and type(value) is bytes)
+        _need(all(type(names) is list for names in taken[1:3]))
+        _need(all(type(name) is str for names in taken[1:3] for name in names))
+        _need(all(type(column) is bytes for column in taken[3:]))
+    except (TypeError, ValueError) as error:
+        raise FillRefused(f"a chunk that makes no sense: {error}") from error
+    return taken, value
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _need(condition: bool) -> None:
+    if not condition:
+        raise ValueError("a field is not as it must be")
