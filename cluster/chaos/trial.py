@@ -109,6 +109,7 @@ async def _carry_out(
         await _torment(plan, ground, kept, result, say)
     say("healed; reading every node")
     await _read_all(ground, directory, result)
+    result.memory.take(ground.pids)
     await ground.stop_all()
 
 
@@ -179,7 +180,8 @@ async def _look(
     """Take memory samples, and say from time to time how it goes."""
     began = said = time.monotonic()
     while not stop.is_set():
-        memory.take({name: node.pid for name, node in ground.nodes.items()}, tally["events"])
+        memory.events = tally["events"]
+        memory.take(ground.pids)
         kept.flush()
         now = time.monotonic()
         if now - said >= PROGRESS_S:
