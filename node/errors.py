@@ -8,7 +8,7 @@
     │   └── Missing: StoreMissing, StreamMissing, SnapshotMissing, CheckpointMissing,
     │       SubscriptionMissing, MemberMissing
     ├── Conflict                  the state said no; nothing was stored; read again, then decide
-    │   ├── WrongExpectedVersion, CheckpointNotIncreasing, PersistenceDisabled
+    │   ├── WrongExpectedVersion, CheckpointNotIncreasing, PersistenceDisabled, RecoveryRefused
     │   └── EventIdReused, StreamDeleted
     ├── Unavailable               the cluster's fault; certainly not stored; repeat after a moment
     │   └── NoLeader, Overloaded, NotReady
@@ -225,6 +225,13 @@ class PersistenceDisabled(Conflict):
 
     code = "persistence_disabled"
     title = "Persistence is disabled"
+
+
+class RecoveryRefused(Conflict):
+    """The cluster must not, or need not, be rebuilt without the members that are left out."""
+
+    code = "recovery_refused"
+    title = "Recovery refused"
 
 
 class StreamDeleted(Conflict):

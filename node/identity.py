@@ -109,6 +109,20 @@ class Identity:
             heard=NOBODY.plain(),
         )
 
+    def rebuild(self, lineage: str, membership: Membership) -> None:
+        """By an operator's order: go on in a new lineage, with these members only.
+
+        On disk when this returns, or the process ends. From then on this node is forgetful: the
+        members make a cold start, so that the furthest log of all of them is the one that counts.
+        """
+        standing = self.standing.followed_by(lineage)
+        self._promise(
+            **standing._asdict(),
+            forgetful=True,
+            membership=membership.plain(),
+            heard=membership.plain(),
+        )
+
     def save_membership(self, committed: Membership, heard: Membership) -> None:
         """Keep who belongs to the cluster; on disk when this returns."""
         self._promise(membership=committed.plain(), heard=heard.plain())

@@ -29,6 +29,7 @@ from node.config.options import Config
 from node.core import commands
 from node.errors import ExesdbError
 from node.identity import Identity
+from node.override import Override
 from node.persistence.directory import DataDirectory
 from node.persistence.loader import LoadedState, load_state
 from node.persistence.worker import Worker, WorkerSettings
@@ -69,7 +70,8 @@ class World:
 class Info:
     """What `GET /v1/info` tells of this node."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, lineage: Callable[[], Mapping[str, Any]]) -> None:
+        self.lineage = lineage
         self.node_id = config.node_id
         self.version = __version__
         self._config = config
@@ -139,12 +141,13 @@ class Service:
         self._state = loaded.state
         start = self._identity.starting_point(loaded.cut_index, loaded.cut_term, loaded.lost)
         settings = raft_settings(config)
+        self._lineage = Lineage(lambda: self._identity.standing, self._given_up)
         me = SessionIdentity(
             config.node_id,
             self._identity.cluster,
             start.incarnation,
             settings.secret,
-            Lineage(lambda: self._identity.standing, self._given_up),
+            self._lineage,
         )
         self._worker = Worker(
             self._state,
@@ -174,8 +177,9 @@ class Service:
             flushes.on,
             self._durability.reach,
             self._state,
-            Info(config),
+            Info(config, self._lineage_told),
             lambda: time.time_ns() // 1000,
+            Override(self._replica, self._worker, self._state, self._identity, self.again.set),
             api_limits(config),
         )
         self._state.on_change = self._changed
@@ -191,6 +195,13 @@ class Service:
             )
             self._identity.quarantine(newer)
             self.again.set()
+
+    def _lineage_told(self) -> Mapping[str, Any]:
+        return {
+            **self._lineage.standing._asdict(),
+            "quarantined": self._identity.quarantined,
+            "refused": self._lineage.refused,
+        }
 
     async def _wait_applied(self, index: int, timeout_ms: int) -> None:
         await self._replica.wait_applied(index, timeout_ms)

@@ -27,7 +27,8 @@ ALLOWED = {
     "raft": _SHARED,
     "persistence": _SHARED,
     "identity": _SHARED | {"raft", "persistence"},
-    "service": _EVERYTHING,
+    "override": _EVERYTHING,
+    "service": _EVERYTHING | {"override"},
     "__main__": _EVERYTHING | {"service", "logs"},
     "__init__": set[str](),
 }

@@ -12,6 +12,7 @@ import pytest
 from node.identity import Identity, WrongDirectory
 from node.persistence.directory import DataDirectory
 from node.raft.lineage import Standing
+from node.raft.membership import Member, Membership
 
 MEMBERS = ("n1", "n2", "n3")
 
@@ -164,3 +165,24 @@ class TestQuarantine:
             pass
         moved = [path.read_text() for path in tmp_path.glob("quarantined-*/**/*") if path.is_file()]
         assert sorted(moved) == ["node.db", "stores/main.1.db", "tail"]
+
+
+def test_an_operator_s_order_makes_a_new_lineage_in_which_nothing_is_proven_yet(
+    tmp_path: Path,
+) -> None:
+    alone = Membership(1, (Member("n1", "a:1"),))
+    with life(tmp_path) as survivor:
+        parent = survivor.standing.lineage
+        survivor.recovered()
+        survivor.save(7, "n1")
+        survivor.rebuild("one", alone)
+        survivor.leave([(9, 7, b"an entry")])
+    with life(tmp_path) as rebuilt:
+        assert rebuilt.standing == Standing("one", (parent,), founded=False)
+        start = rebuilt.starting_point(0, 0, damaged=False)
+        assert start.forgetful, "a cold start, though the stop was clean"
+        assert (start.term, start.vote) == (7, "n1"), "promises outlive a lineage"
+        assert start.tail == ((9, 7, b"an entry"),)
+        assert start.membership == start.heard == alone
+        rebuilt.recovered()
+        assert rebuilt.standing.founded

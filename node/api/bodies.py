@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
-from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
 from node.api.limits import ApiLimits
@@ -96,6 +95,16 @@ class LeaderBody(msgspec.Struct, forbid_unknown_fields=True):
     to: str | None = None
 
 
+class RecoveryBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /v1/cluster/recovery`."""
+
+    lineage: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+    parent: str
+    membership_version: int
+    voters: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
+    missing: list[str]
+
+
 class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a route that needs none: nothing at all, or an empty map."""
 
@@ -149,14 +158,14 @@ class BodyReader:
         any of them the connection cannot be used again.
         """
         payload = request.payload
-        if isinstance(payload, StreamReader) and not payload.is_eof():
-            return await self._read_in_parts(request, payload)
+        if not payload.is_eof():
+            return await self._read_in_parts(request)
         body: bytes = payload.read_nowait()
         if len(body) > self._limits.body_bytes_max:
             raise self._too_large(len(body))
         return body
 
-    async def _read_in_parts(self, request: Request, payload: StreamReader) -> bytes:
+    async def _read_in_parts(self, request: Request) -> bytes:
         announced = request.message.headers.get("Content-Length", "0")
         if int(announced) > self._limits.body_bytes_max:  # the parser let only digits through
             raise self._too_large(int(announced))
@@ -165,7 +174,7 @@ class BodyReader:
         parts: list[bytes] = []
         try:
             async with asyncio.timeout(self._limits.body_s):
-                while part := await payload.readany():
+                while part := await request.payload.readany():
                     parts.append(part)
                     held += len(part)
                     self.arriving_bytes += len(part)

@@ -97,6 +97,8 @@ class Cluster:
             "leader": status.leader,
             "term": status.term,
             "members": [_member(member) for member in status.members],
+            "waits_for": self._reasons(),
+            **self._info.lineage(),
         }
         return _answer(request, body)
 
@@ -124,12 +126,21 @@ class Cluster:
 
     async def ready(self, request: Request) -> Answer:
         """`GET /health/ready`."""
-        reasons = list(self._replica.not_ready_reasons())
+        reasons = self._reasons()
         if self._stopping:
             reasons.append("this node is stopping")
         if reasons:
             raise NotReady("; ".join(reasons), reasons=reasons)
         return _answer(request, {"status": "ready"})
+
+    def _reasons(self) -> list[str]:
+        """Why this node is not ready, and which peers it cannot speak with meanwhile."""
+        lineage = self._info.lineage()
+        quarantined = lineage["quarantined"]
+        reasons = [*([quarantined] if quarantined else []), *self._replica.not_ready_reasons()]
+        if reasons:
+            reasons += [f"{peer} is refused: {why}" for peer, why in lineage["refused"].items()]
+        return reasons
 
 
 def _member(member: MemberStatus) -> dict[str, Any]:

@@ -170,6 +170,36 @@ class OnDisk(Protocol):
         ...
 
 
+class RecoveryOrder(Protocol):
+    """What an operator wants: go on in `lineage` with `voters` (ids and raft addresses) only."""
+
+    @property
+    def lineage(self) -> str: ...
+    @property
+    def parent(self) -> str: ...
+    @property
+    def membership_version(self) -> int: ...
+    @property
+    def voters(self) -> Mapping[str, str]: ...
+    @property
+    def missing(self) -> Sequence[str]: ...
+
+
+class Override(Protocol):
+    """What an operator may force upon this node when members are gone for good."""
+
+    def report(self) -> Mapping[str, Any]:
+        """The body of `GET /v1/cluster/recovery`."""
+        ...
+
+    async def carry_out(self, order: RecoveryOrder) -> bool:
+        """Make the order durable, and restart; False if it was carried out before.
+
+        Raises `RecoveryRefused`, `PersistenceDisabled`, `PersistenceTimeout`, `PersistenceFailed`.
+        """
+        ...
+
+
 class NodeInfo(Protocol):
     """Who this node is, and with what settings it runs."""
 
@@ -180,6 +210,12 @@ class NodeInfo(Protocol):
 
     def config(self) -> Mapping[str, Any]:
         """Every setting with its value and where that came from; secrets hidden."""
+        ...
+
+    def lineage(self) -> Mapping[str, Any]:
+        """What `GET /v1/cluster` says of the history that this node follows: `lineage`, `ancestry`,
+        `founded`, `quarantined`, and in `refused` why peers are refused for theirs, by their ids.
+        """
         ...
 
 

@@ -82,6 +82,13 @@ _MEMBER = _all(
     }
 )
 
+_LINEAGE: dict[str, Any] = {
+    "lineage": {**_TEXT, "description": "Changes when the cluster is rebuilt by an operator."},
+    "ancestry": {**_list(_TEXT), "description": "The lineages given up on the way, latest last."},
+    "founded": {**_FLAG, "description": "Whether a leader of the lineage was seen here."},
+    "quarantined": _or_null(_TEXT),
+}
+
 _STORE: dict[str, Any] = {
     "store": _TEXT,
     "streams": _COUNT,
@@ -213,8 +220,38 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "leader": _or_null(_TEXT),
             "term": _COUNT,
             "members": _list(_MEMBER),
+            "waits_for": {**_list(_TEXT), "description": "Why this node is not ready, in words."},
+            **_LINEAGE,
+            "refused": {**_map(_TEXT), "description": "Peers of other lineages, and why."},
         }
     ),
+    "RecoveryReport": _all(
+        {
+            "node_id": _TEXT,
+            "cluster": _TEXT,
+            **_LINEAGE,
+            "recovering": _FLAG,
+            "persistent": {**_FLAG, "description": "Whether it has a disk."},
+            "leader": _or_null(_TEXT),
+            "term": _COUNT,
+            "last_term": {**_COUNT, "description": "The term of the last entry of its log."},
+            "last_index": {**_COUNT, "description": "The index of that entry."},
+            "membership_version": _COUNT,
+            "voters": {**_map(_TEXT), "description": "Raft addresses by node id."},
+            "reaches": {**_list(_TEXT), "description": "Members with a connection to this one."},
+            "positions": {**_map(_COUNT), "description": "The last position of each store."},
+        }
+    ),
+    "RecoveryBody": _all(
+        {
+            "lineage": {"type": "string", "minLength": 1, "maxLength": 32},
+            "parent": {**_TEXT, "description": "The lineage that is given up."},
+            "membership_version": _COUNT,
+            "voters": {**_map(_TEXT), "minProperties": 1},
+            "missing": _list(_TEXT),
+        }
+    ),
+    "Recovery": _all({"lineage": _TEXT, "restarting": _FLAG}),
     "LeaderBody": object_schema({"to": _or_null(_NAME)}),
     "Leader": _all({"leader": _TEXT}),
     "Info": _all({"node_id": _TEXT, "version": _TEXT, "limits": _map(_COUNT), "config": _OBJECT}),

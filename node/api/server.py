@@ -31,14 +31,14 @@ from node.api.arrivals import Arrivals
 from node.api.bodies import BodyReader
 from node.api.checkpoints import Checkpoints
 from node.api.cluster import Cluster
-from node.api.known_heads import KnownHeads
 from node.api.levels import Levels, store_headers
 from node.api.limits import ApiLimits
 from node.api.metrics import UNMATCHED, Metrics
 from node.api.openapi import Document
 from node.api.persistence import Persistence
-from node.api.ports import Clock, ForceOn, NodeInfo, OnDisk, Replica, Worker
+from node.api.ports import Clock, ForceOn, NodeInfo, OnDisk, Override, Replica, Worker
 from node.api.reads import Reads
+from node.api.recovery import Recovery
 from node.api.routes import Route, Router
 from node.api.stores import Stores
 from node.api.wire import Answer, Connection, Heads, Request, logger
@@ -64,6 +64,7 @@ class ApiServer:
         state: State,
         info: NodeInfo,
         clock: Clock,
+        override: Override,
         limits: ApiLimits | None = None,
     ) -> None:
         self.limits = limits or ApiLimits()
@@ -84,6 +85,7 @@ class ApiServer:
             Checkpoints(replica, levels, self._bodies, self.limits),
             Persistence(replica, worker, force_on, state, levels, self._bodies, self.limits),
             self._cluster,
+            Recovery(override, self._bodies, self.limits),
             self._metrics,
         )
         document = Document(info.version)
@@ -106,17 +108,10 @@ class ApiServer:
         loop = asyncio.get_running_loop()
         # aiohttp's server keeps the connections; they answer through `_handle` themselves.
         server = self._server = web.Server(_unused)
-        known = KnownHeads(self.limits.head_line_bytes_max)
 
         def connection() -> Connection:
             return Connection(
-                server,
-                self.limits,
-                self._heads,
-                known,
-                self._handle,
-                problems.unparsable,
-                loop,
+                server, self.limits, self._heads, self._handle, problems.unparsable, loop
             )
 
         self._listener = await loop.create_server(connection, host, port, backlog=LISTEN_BACKLOG)

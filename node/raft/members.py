@@ -32,6 +32,22 @@ class ClusterStatus(NamedTuple):
     members: list[MemberStatus]
 
 
+class Outlook(NamedTuple):
+    """What an operator must know of a node before members are given up.
+
+    `voters` are all that are counted by the newest membership that it knows or the one before
+    (raft addresses by id), `reaches` all members with a connection to it.
+    """
+
+    leader: str | None
+    term: int
+    last_term: int
+    last_index: int
+    membership_version: int
+    voters: dict[str, str]
+    reaches: list[str]
+
+
 class Members:
     """The members' last words, and this node's own."""
 
@@ -57,6 +73,20 @@ class Members:
         members.sort(key=lambda member: member.id)
         return ClusterStatus(
             self._settings.node_id, self._engine.leader, self._engine.term, members
+        )
+
+    def outlook(self) -> Outlook:
+        """This node's log, and whom it knows and reaches."""
+        engine, memberships = self._engine, self._engine.journal.memberships
+        voters = dict([*memberships.committed.voters, *memberships.heard.voters])
+        return Outlook(
+            engine.leader,
+            engine.term,
+            engine.journal.last_term,
+            engine.journal.last_index,
+            memberships.heard.version,
+            voters,
+            [peer for peer in voters if self._network.is_connected(peer)],
         )
 
     def heard(self, peer: str, gossip: Gossip) -> None:

@@ -29,7 +29,7 @@ from node.raft.guard import Guard
 from node.raft.handover import HandOver
 from node.raft.journal import NO_OP, Journal
 from node.raft.library import Engine
-from node.raft.members import ClusterStatus, Members
+from node.raft.members import ClusterStatus, Members, Outlook
 from node.raft.messages import (
     Answer,
     Ask,
@@ -242,6 +242,10 @@ class Replica:
     def status(self) -> ClusterStatus:
         """The members, as far as this node knows."""
         return self._members.status()
+
+    def outlook(self) -> Outlook:
+        """What an operator must know before members are given up."""
+        return self._members.outlook()
 
     def counters(self) -> dict[str, int]:
         """Numbers for the metrics, counted since the start."""

@@ -186,12 +186,42 @@ class FakeWorker:
         self.interval_ms = interval_ms
 
 
+class FakeOverride:
+    """Takes every order once."""
+
+    def __init__(self) -> None:
+        self.orders: list[Any] = []
+        self.error: ExesdbError | None = None
+
+    def report(self) -> Mapping[str, Any]:
+        return {
+            **{"node_id": "n1", "cluster": "c", "lineage": "zero", "ancestry": [], "founded": True},
+            **{"quarantined": None, "recovering": False, "persistent": True, "leader": None},
+            **{"term": 3, "last_term": 3, "last_index": 9, "membership_version": 0},
+            **{"voters": {"n1": "127.0.0.1:7101"}, "reaches": [], "positions": {"main": 4}},
+        }
+
+    async def carry_out(self, order: Any) -> bool:
+        if self.error is not None:
+            raise self.error
+        self.orders.append(order)
+        return len(self.orders) == 1
+
+
 class FakeInfo:
     node_id = "n1"
     version = "0.1.0"
 
     def config(self) -> Mapping[str, Any]:
         return {"store_id": {"value": "main", "source": "default"}}
+
+    def __init__(self) -> None:
+        self.refused: dict[str, str] = {}
+        self.quarantined: str | None = None
+
+    def lineage(self) -> Mapping[str, Any]:
+        known = {"lineage": "zero", "ancestry": [], "founded": True}
+        return known | {"quarantined": self.quarantined, "refused": self.refused}
 
 
 @dataclass
@@ -222,6 +252,8 @@ class Node:
     api: ApiServer
     replica: FakeReplica
     worker: FakeWorker
+    override: FakeOverride
+    info: FakeInfo
     state: State
     port: int
     session: aiohttp.ClientSession
@@ -269,6 +301,8 @@ async def serving(**limits: Any):
     state = State()
     replica = FakeReplica(state)
     worker = FakeWorker(state)
+    override = FakeOverride()
+    info = FakeInfo()
     peer_results: dict[str, Any] = {}
 
     async def force_on(
@@ -285,13 +319,21 @@ async def serving(**limits: Any):
             raise worker.durable_error
 
     api = ApiServer(
-        replica, worker, force_on, on_disk, state, FakeInfo(), lambda: NOW_US, ApiLimits(**limits)
+        replica,
+        worker,
+        force_on,
+        on_disk,
+        state,
+        info,
+        lambda: NOW_US,
+        override,
+        ApiLimits(**limits),
     )
     state.on_change = api.arrivals.arrived
     replica.apply(commands.create_store("main", NOW_US))
     port = await api.start("127.0.0.1", 0)
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         try:
-            yield Node(api, replica, worker, state, port, session, peer_results)
+            yield Node(api, replica, worker, override, info, state, port, session, peer_results)
         finally:
             await api.stop()

@@ -82,3 +82,21 @@ async def test_limits_that_contradict_one_another_stop_the_start():
     with pytest.raises(ValueError, match="event_bytes_max"):
         async with serving(event_bytes_max=100, body_bytes_max=50):
             pass
+
+
+async def test_a_node_that_is_not_ready_says_what_it_waits_for_and_whom_it_refuses(node: Node):
+    node.info.refused = {"n3": "it is of lineage one"}
+    ready = await node.ask("GET", "/v1/cluster")
+    assert ready.body["waits_for"] == [], "a stray peer is no reason not to serve"
+    assert ready.body["refused"] == {"n3": "it is of lineage one"}
+    assert (await node.ask("GET", "/health/ready")).status == 200
+    node.replica.reasons = ["recovering: waits for an answer of n2"]
+    waiting = ["recovering: waits for an answer of n2", "n3 is refused: it is of lineage one"]
+    assert (await node.ask("GET", "/v1/cluster")).body["waits_for"] == waiting
+    assert (await node.ask("GET", "/health/ready")).body["reasons"] == waiting
+
+
+async def test_a_quarantined_node_is_not_ready_and_says_so_first(node: Node):
+    node.info.quarantined = "quarantined: its lineage was given up"
+    answer = await node.ask("GET", "/health/ready")
+    assert (answer.status, answer.body["reasons"][0]) == (503, node.info.quarantined)

@@ -10,6 +10,10 @@ import pytest
 from node.errors import ExesdbError
 from tests.api.fakes import Answered, Node
 
+ORDER = {
+    **{"lineage": "one", "parent": "zero", "membership_version": 1},
+    **{"voters": {"n1": "127.0.0.1:7101"}, "missing": ["n2"]},
+}
 STREAM = "/v1/stores/main/streams/s"
 
 
@@ -109,6 +113,8 @@ async def test_real_answers_are_as_the_document_says(node: Node):
         ("PUT", "/v1/persistence", 200, {"interval_ms": 1}),
         ("GET", "/v1/cluster", 200, None),
         ("POST", "/v1/cluster/leader", 200, {"to": "n2"}),
+        ("GET", "/v1/cluster/recovery", 200, None),
+        ("POST", "/v1/cluster/recovery", 202, ORDER),
         ("GET", "/v1/info", 200, None),
         ("GET", "/health/live", 200, None),
         ("GET", "/health/ready", 200, None),

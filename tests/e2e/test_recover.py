@@ -1,0 +1,105 @@
+"""Members that are gone for good: what an operator does, and what becomes of one that returns."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from cluster.supervisor import PROJECT
+from cluster.topology import Topology
+from tests.e2e.client import Client
+from tests.e2e.conftest import Cluster
+
+RECOVER_S = 60.0
+
+
+async def recover(*argv: str) -> tuple[int, str]:
+    """Run the tool as an operator would; its exit code, and all that it said."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cluster.recover", *argv),
+        cwd=PROJECT,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(RECOVER_S):
+        said, _ = await process.communicate()
+    print(said.decode())
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def told(client: Client) -> dict[str, Any]:
+    """What a node says of the cluster; empty while it restarts."""
+    try:
+        return (await client.request("GET", "/v1/cluster")).body
+    except aiohttp.ClientError:
+        return {}
+
+
+async def until(client: Client, holds: Any, within_s: float = 30) -> dict[str, Any]:
+    """What the node says once that is so."""
+    async with asyncio.timeout(within_s):
+        while True:
+            body = await told(client)
+            if body and holds(body):
+                return body
+            await asyncio.sleep(0.05)
+
+
+async def test_the_last_of_three_goes_on_alone_and_an_old_copy_is_quarantined(
+    cluster: Cluster, layout: Topology, tmp_path: Path
+) -> None:
+    n1, n2 = cluster.clients["n1"], cluster.clients["n2"]
+    url = layout.node("n1").url
+    for number in range(20):
+        assert (await n1.append("stream", f"{number}")).status == 201
+    await cluster.any.flush()
+    code, said = await recover("--nodes", url, "--missing", "n2,n3", "--yes")
+    assert code == 3 and "leads" in said, "not while the cluster works"
+
+    for node_id in ("n2", "n3"):
+        await cluster.supervisor[node_id].kill()
+    shutil.copytree(layout.node("n2").data_dir, tmp_path / "old copy of n2")
+    for node_id in ("n2", "n3"):
+        shutil.rmtree(layout.node(node_id).data_dir)
+    await until(n1, lambda body: body["leader"] is None)
+    refused = await n1.append("stream", "nobody to hold it")
+    assert (refused.status, refused.body["code"]) == (503, "no_leader")
+
+    code, said = await recover("--nodes", url, "--missing", "n2", "--yes")
+    assert code == 1 and "n3 is a member too" in said
+    code, said = await recover("--nodes", url, "--missing", "n2,n3", "--yes")
+    assert code == 0, said
+    assert [event["data"] for event in await n1.events()] == [f"{number}" for number in range(20)]
+    assert (await n1.append_until_taken("stream", "alone")).body["first_version"] == 20
+    now = await told(n1)
+    assert [member["id"] for member in now["members"]] == ["n1"]
+    assert now["founded"] and len(now["ancestry"]) == 1
+
+    code, said = await recover("--nodes", url, "--missing", "n2,n3", "--yes")
+    assert code == 3 and "n1 leads" in said
+
+    shutil.copytree(tmp_path / "old copy of n2", layout.node("n2").data_dir)
+    await cluster.supervisor["n2"].start()
+    stranger = await until(
+        n2, lambda body: body["quarantined"] and body["lineage"] == now["lineage"]
+    )
+    assert "waits to be added as a member" in stranger["quarantined"]
+    [aside] = layout.node("n2").data_dir.glob("quarantined-*")
+    assert list(aside.glob("stores/*.db")), "kept, not deleted"
+    ready = await n2.request("GET", "/health/ready")
+    assert ready.status == 503 and "quarantined" in ready.body["detail"]
+    assert (await n2.append("stream", "not here")).status == 503
+    assert (await told(n1))["leader"] == "n1"
+    assert len(await n1.events()) == 21
+
+    await cluster.supervisor["n1"].restart()
+    await cluster.supervisor["n1"].wait_ready()
+    assert (await told(n1))["lineage"] == now["lineage"]
+    assert len(await n1.events()) == 21
