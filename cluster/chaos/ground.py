@@ -1,9 +1,9 @@
 """The ground on which it happens: nodes, their disks and links, and who of them is up.
 
-Each node is a process that dials the others through our proxies (`links`). Some cut their Raft log
-very short, so that whoever was away for a moment has to be filled. Where mounting is allowed, each
-node's directory is a small file system of its own in memory, which can be made full: a tmpfs takes
-a new size while it is mounted. Elsewhere no disk is ever full.
+Each node is a process that the others reach through a proxy of ours (`links`). Some cut their Raft
+log very short, so that whoever was away for a moment has to be filled. Where mounting is allowed,
+each node's directory is a small file system of its own in memory, which can be made full: a tmpfs
+takes a new size while it is mounted. Elsewhere no disk is ever full.
 
 The ground knows which ends of a process were asked for. One that was not is a violation, and the
 node is started again so that the run goes on.
@@ -243,24 +243,25 @@ async def open_ground(
                 _unmount(through)
 
 
-def _through(layout: Topology, addresses: dict[tuple[str, str], str]) -> Topology:
-    """The same nodes, dialling through the links; every other one with a short log."""
+def _through(layout: Topology, addresses: dict[str, str]) -> Topology:
+    """The same nodes, known by the addresses of their doors; every other one with a short log."""
     short = f"--log-tail-entries-max={SHORT_LOG_ENTRIES}"
     return Topology(
         tuple(
             dataclasses.replace(
                 node,
-                peers=tuple(_peer(peer, node.node_id, addresses) for peer in node.peers),
-                options=(*node.options, short) if number % 2 == 0 else node.options,
+                peers=tuple(
+                    f"{name}={at}" for name, at in addresses.items() if name != node.node_id
+                ),
+                options=(
+                    *node.options,
+                    f"--raft-advertise-address={addresses[node.node_id]}",
+                    *([short] if number % 2 == 0 else []),
+                ),
             )
             for number, node in enumerate(layout.nodes)
         )
     )
-
-
-def _peer(peer: str, dialler: str, addresses: dict[tuple[str, str], str]) -> str:
-    name, _, address = peer.partition("=")
-    return f"{name}={addresses.get((dialler, name), address)}"
 
 
 def _mount(layout: Topology) -> bool:

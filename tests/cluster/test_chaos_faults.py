@@ -9,6 +9,7 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import cbor2
 import pytest
 
 from cluster.chaos.faults import damage
@@ -17,6 +18,7 @@ from cluster.chaos.rules import Losses
 from cluster.chaos.watch import Pulse, logs_tell
 
 HOST = "127.0.0.1"
+GREETING = cbor2.dumps(["magic", 1, "a cluster", "n2", "n1", 7, b"nonce"])
 SHORT_S = 0.1
 
 
@@ -32,16 +34,26 @@ class Pair:
     async def start(self) -> None:
         self.server = await asyncio.start_server(self._accept, HOST, 0)
         self.links = Links({"n1": self.server.sockets[0].getsockname()[1], "n2": 0})
-        self.address = (await self.links.start())["n2", "n1"]
+        self.address = (await self.links.start())["n1"]
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
         self.accepted.put_nowait((reader, writer))
 
-    async def dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def dial(
+        self, greeting: bytes = GREETING
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, _, port = self.address.partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(len(greeting).to_bytes(4, "big") + greeting)
         self._writers.append(writer)
+        return reader, writer
+
+    async def taken(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """What n1 accepted, once the greeting has come through."""
+        async with asyncio.timeout(5):
+            reader, writer = await self.accepted.get()
+            assert (await reader.readexactly(4 + len(GREETING)))[4:] == GREETING
         return reader, writer
 
     async def stop(self) -> None:
@@ -72,7 +84,7 @@ async def heard(reader: asyncio.StreamReader) -> bytes | None:
 
 async def test_a_link_carries_both_ways(pair: Pair) -> None:
     reader, writer = await pair.dial()
-    far_reader, far_writer = await asyncio.wait_for(pair.accepted.get(), 5)
+    far_reader, far_writer = await pair.taken()
     writer.write(b"there")
     far_writer.write(b"back")
     assert await far_reader.readexactly(5) == b"there"
@@ -83,7 +95,7 @@ async def test_one_direction_can_be_silenced_and_what_waited_is_delivered_after_
     pair: Pair,
 ) -> None:
     reader, writer = await pair.dial()
-    far_reader, far_writer = await asyncio.wait_for(pair.accepted.get(), 5)
+    far_reader, far_writer = await pair.taken()
     (way,) = pair.links.ways(["n2"], ["n1"])
     way.silence()
     writer.write(b"there")
@@ -105,12 +117,20 @@ async def test_nobody_gets_through_anew_while_one_direction_is_silent(pair: Pair
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(pair.accepted.get(), SHORT_S)
     way.end_silence()
-    await asyncio.wait_for(pair.accepted.get(), 5)
+    await pair.taken()
+
+
+@pytest.mark.parametrize("greeting", [b"x", cbor2.dumps(["n3", "n1"]), bytes(2_000)])
+async def test_a_stranger_does_not_get_through(pair: Pair, greeting: bytes) -> None:
+    reader, _ = await pair.dial(greeting)
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(1), 5) == b""
+    assert pair.accepted.empty()
 
 
 async def test_a_reset_breaks_the_connection_on_both_sides(pair: Pair) -> None:
     reader, _ = await pair.dial()
-    far_reader, _ = await asyncio.wait_for(pair.accepted.get(), 5)
+    far_reader, _ = await pair.taken()
     pair.links.reset(["n1"])
     for side in (reader, far_reader):
         with contextlib.suppress(ConnectionError):
