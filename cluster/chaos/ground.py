@@ -36,8 +36,8 @@ INTERVAL_MS = 1_000
 SHORT_LOG_ENTRIES = 100
 DISK_MIB = 4_096
 READY_LIMIT_S = 120.0
-EXIT_PROMISE_LOST = 70
-"""How a node ends that cannot make its vote durable."""
+EXITS_WITHOUT_DISK = (1, 70)
+"""How a node ends that cannot begin its files, or cannot make its vote durable."""
 
 _REQUEST = aiohttp.ClientTimeout(total=15)
 _COMMAND_LIMIT_S = 10
@@ -143,7 +143,7 @@ class Ground:
         if pid in self._awaited or self._over:
             self._awaited.discard(pid)
             return
-        if code == EXIT_PROMISE_LOST and pid in self._diskless:
+        if code in EXITS_WITHOUT_DISK and pid in self._diskless:
             self.counts["ended for want of a disk"] += 1
         else:
             self.violations.append(f"{name} {how_it_ended(code)}, and nobody had asked for it")
@@ -172,7 +172,7 @@ class Ground:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def fill_disk(self, node_id: str) -> None:
-        """Leave no room on the node's disk. If it then has to vote it ends, as it should."""
+        """Leave no room on the node's disk. A node that has to vote then, or starts, ends."""
         self._full.add(node_id)
         self._diskless.add(self.nodes[node_id].pid)
         at = os.statvfs(self.directory(node_id))
