@@ -13,6 +13,7 @@ Read in this order:
 * `checksums`   rolling checksums, so that a flipped bit is found at load
 * `schema`      the tables, and how a connection is opened
 * `store_file`  one store's database: roll back to a mark, append what is new, read it all
+* `wal`         whether SQLite's write-ahead log still says all that it once said
 * `node_file`   the node's database: the cut, and which store files belong to it
 * `database`    all of them together, in the one thread that may use SQLite: one cycle, start to end
 * `breaker`     when to stop trying for a while

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,8 +90,7 @@ class DataDirectory:
 
         Nothing is ever overwritten: a taken name gets a counter. Durable when this returns.
         """
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._now_s()))
-        target = _free_name(path.with_name(f"{path.name}.{why}-{stamp}"))
+        target = _free_name(path.with_name(f"{path.name}.{why}-{self._stamp()}"))
         for companion in ("", *SQLITE_COMPANIONS):
             source = path.with_name(path.name + companion)
             if source.exists():
@@ -118,6 +118,12 @@ class DataDirectory:
         sync_directory(self.path)
         return target.name
 
+    def keep_copy(self, path: Path, why: str) -> Path:
+        """Copy a file to `<name>.<why>-<time>`, for whoever wants to look at it; the new path."""
+        target = _free_name(path.with_name(f"{path.name}.{why}-{self._stamp()}"))
+        shutil.copyfile(path, target)
+        return target
+
     def remove(self, path: Path) -> None:
         """Delete a database and its companions. Durable when this returns; absence is no error."""
         for companion in ("", *SQLITE_COMPANIONS):
@@ -140,6 +146,9 @@ class DataDirectory:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _stamp(self) -> str:
+        return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._now_s()))
 
     def _take_lock(self) -> None:
         """Lock, and leave our process id in the file for whoever finds it locked."""

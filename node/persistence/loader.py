@@ -12,6 +12,9 @@ What does not fit is never deleted and never guessed at:
   comes up at cut 0 and is filled by the leader. A cluster of one has no one to be filled by; its
   operator finds every byte under the new names.
 
+* a WAL that has lost commits (see `wal`) is copied to `…damaged-TIME`, and what it still has
+  counts: the state may be an older one, and the node has forgotten what came after it.
+
 Trouble of the system (permissions, a disk that does not answer) is not damage: it stops the start
 and leaves all files where they are.
 """
@@ -36,6 +39,7 @@ from node.persistence.faults import FileFault, StoreDamaged
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
 from node.persistence.schema import connect, fault_of
 from node.persistence.store_file import StoreFile
+from node.persistence.wal import kept_if_damaged, wal_path
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +50,8 @@ PROGRESS_EVERY_S = 2.0
 class LoadedState:
     """The state at the cut, and the new paths of files that were set aside on the way.
 
-    `lost` says that a database was damaged, so that the node has forgotten what it had on disk.
+    `lost` says that a database was damaged, so that the node has forgotten something that it had on
+    disk: all of it, or, where only a WAL was, what came after the cut.
     Files that only never became part of the cut are set aside too, and nothing is lost with them.
     """
 
@@ -66,19 +71,21 @@ def load_state(
     """
     started = clock()
     loaded = LoadedState(State())
+    damaged_wals = _keep_damaged_wals(directory)
     try:
         cut, entries = _read_node_file(directory)
         with _no_collections():
             stores = [_load_store(directory, entry, clock) for entry in entries]
     except StoreDamaged as damage:
         log.error("Cannot use %s; this node starts empty and is filled by the leader", damage)
-        loaded.set_aside = _set_all_aside(directory, damage.path)
+        loaded.set_aside = damaged_wals + _set_all_aside(directory, damage.path)
         loaded.lost = True
         return loaded
     loaded.cut_index, loaded.cut_term = cut
     loaded.state.applied_index, loaded.state.applied_term = cut
     loaded.state.stores = {store.name: store for store in stores}
-    loaded.set_aside = _set_unlisted_aside(directory, entries)
+    loaded.set_aside = damaged_wals + _set_unlisted_aside(directory, entries)
+    loaded.lost = bool(damaged_wals)
     events = sum(store.position for store in stores)
     log.info(
         "Loaded %d events of %d stores up to raft index %d in %.2f s",
@@ -90,11 +97,41 @@ def load_state(
     return loaded
 
 
+def _keep_damaged_wals(directory: DataDirectory) -> list[str]:
+    """Copy the WALs that have lost commits, before SQLite folds and removes them; their names."""
+    kept = []
+    for path in (directory.node_path, *directory.store_files()):
+        copy = kept_if_damaged(path, lambda wal: _copied(directory, wal))
+        if copy is not None:
+            log.error(
+                "%s is damaged: commits that were in it cannot be read; what can be is used, and a "
+                "copy is kept as %s",
+                *(wal_path(path), copy),
+            )
+            kept.append(str(copy))
+    return kept
+
+
+def _copied(directory: DataDirectory, wal: Path) -> Path:
+    """A copy for the operator. Where there is no room for one, the damage counts all the same."""
+    try:
+        return directory.keep_copy(wal, "damaged")
+    except OSError as error:
+        log.error("%s cannot be copied: %s", wal, error)
+        return wal
+
+
 def _read_node_file(directory: DataDirectory) -> tuple[Cut, list[StoreEntry]]:
     path = directory.node_path
+    # The node's database is made before the first store file is: alone, these are what is left.
+    is_orphaned = any(directory.store_files())
     if not path.exists():
+        if is_orphaned:
+            raise StoreDamaged(path, "is missing")
         return Cut(), []
     with _faults_of(path), closing(NodeFile(path, connect)) as file:
+        if file.created and is_orphaned:
+            raise StoreDamaged(path, "is empty")
         return file.cut(), file.stores()
 
 

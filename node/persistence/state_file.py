@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from node.persistence.directory import DataDirectory, replace_durably
 from node.persistence.faults import FilesUnreadable, FormatTooNew, StateFileDamaged
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2  # in format 1 every node had a lineage of its own, which meant nothing
 _BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
@@ -134,6 +137,7 @@ def _read_copy(path: Path) -> tuple[int, NodeIdentity] | None:
         raise FilesUnreadable(path, f"cannot be read: {error}") from error
     line, _, checksum = content.partition(b"\n")
     if checksum != hashlib.sha256(line).hexdigest().encode() + b"\n":
+        log.error("%s is damaged; the other copy has to do, and the next promise repairs it", path)
         return None
     body = json.loads(line)
     if body["format"] > FORMAT:

@@ -173,6 +173,16 @@ async def test_a_damaged_node_database_sets_everything_aside(directory: DataDire
     assert len(loaded.set_aside) == 3
 
 
+async def test_a_missing_node_database_is_not_taken_for_an_empty_history(
+    directory: DataDirectory,
+) -> None:
+    await persisted(directory)
+    directory.node_path.unlink()
+    loaded = load_state(directory)
+    assert (loaded.state.stores, loaded.lost) == ({}, True)
+    assert len(loaded.set_aside) == 2
+
+
 async def test_a_store_file_older_than_the_cut_is_noticed(directory: DataDirectory) -> None:
     history = await persisted(directory, stores=1)
     path = path_of(directory, history, "alpha")

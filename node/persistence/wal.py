@@ -1,0 +1,134 @@
+"""Whether a write-ahead log (SQLite's `…-wal`) says all that it once said.
+
+SQLite reads a WAL up to the first frame whose checksum is wrong, and takes that for its end: right
+after a crash in the middle of a write, and a silently shorter history after a flipped bit. What
+stands behind that end tells them apart. A process that is killed leaves whole frames of a
+transaction that has no commit yet. A frame that commits, behind the end, is a transaction that was
+complete and can no longer be read; so is a last frame whose checksum is wrong, whose mark of a
+commit may be what is damaged. (After a loss of power both can also be a commit that nobody was told
+of, because the disk wrote it in another order. That cannot be told apart, so it is believed to be
+damage; a node without power has forgotten things anyway.)
+
+A file that merely ends too early cannot be noticed here. Then the disk has lost what it said was on
+it; where the node itself was only killed, its log's tail shows what is missing.
+
+The layout is SQLite's (https://www.sqlite.org/fileformat2.html#walformat): a header of 32 bytes,
+then frames of 24 bytes and a page. All frames of one generation carry the header's two salts;
+behind them may be frames of an older one, of which both salts are others.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from os import SEEK_END
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+_HEADER = struct.Struct(">8I")  # magic, version, page bytes, sequence, two salts, two checksums
+_FRAME = struct.Struct(">6I")  # page, pages at a commit or 0, two salts, two checksums
+_MAGIC_LITTLE, _MAGIC_BIG = 0x377F0682, 0x377F0683  # by the byte order of the checksums
+_SEALED_HEADER, _SEALED_FRAME = 24, 8  # bytes of each that its checksum covers
+
+
+class _Wal(NamedTuple):
+    """An open WAL, and what its header says."""
+
+    file: BinaryIO
+    order: str
+    page_bytes: int
+    salts: tuple[int, int]
+    seal: tuple[int, int]
+
+
+def wal_path(path: Path) -> Path:
+    """Where the WAL of a database stands, if it has one."""
+    return path.with_name(path.name + "-wal")
+
+
+def kept_if_damaged(path: Path, keep: Callable[[Path], Path]) -> Path | None:
+    """Look whether the WAL of the database at `path` has lost commits; where `keep` has put it.
+
+    What can be read of it is folded into the database, and the file then goes: `keep` is called
+    before that. None where nothing is wrong, or there is no WAL, and where the database itself
+    cannot be opened: whoever loads it will say why.
+    """
+    try:
+        with open(wal_path(path), "rb") as file, closing(sqlite3.connect(path)) as connection:
+            return keep(wal_path(path)) if _is_damaged(file, connection) else None
+    except (OSError, sqlite3.Error):
+        return None
+
+
+def _is_damaged(file: BinaryIO, connection: sqlite3.Connection) -> bool:
+    believed = _frames_read(connection)
+    wal = _open(file)
+    if wal is None:
+        return file.seek(0, SEEK_END) > 0
+    return _ends_in_damage(wal, believed)
+
+
+def _open(file: BinaryIO) -> _Wal | None:
+    """The WAL behind its header; None if it has none that holds."""
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return None
+    magic, _, page_bytes, _, *salts_and_seal = _HEADER.unpack(header)
+    order = "<" if magic == _MAGIC_LITTLE else ">"
+    salts, seal = tuple(salts_and_seal[:2]), tuple(salts_and_seal[2:])
+    if magic not in (_MAGIC_LITTLE, _MAGIC_BIG):
+        return None
+    if _checksum(header[:_SEALED_HEADER], (0, 0), order) != seal:
+        return None
+    return _Wal(file, order, page_bytes, salts, seal)
+
+
+def _frames_read(connection: sqlite3.Connection) -> int:
+    """Up to where SQLite believes the WAL."""
+    frames = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+    return max(int(frames), 0)
+
+
+def _ends_in_damage(wal: _Wal, believed: int) -> bool:
+    last = believed
+    for number, (_, commits, *salts, _, _) in _frames_behind(wal, believed):
+        if salts[0] != wal.salts[0] and salts[1] != wal.salts[1]:
+            break  # of an older generation
+        if commits:
+            return True
+        last = number
+    return last > believed and not _holds(wal, last)
+
+
+def _frames_behind(wal: _Wal, believed: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    number = believed + 1
+    while len(head := _head(wal, number)) == _FRAME.size:
+        yield number, _FRAME.unpack(head)
+        number += 1
+
+
+def _holds(wal: _Wal, number: int) -> bool:
+    """Whether a frame's checksum is right, given the one before it."""
+    before = _FRAME.unpack(_head(wal, number - 1))[4:] if number > 1 else wal.seal
+    head = _head(wal, number)
+    page = wal.file.read(wal.page_bytes)
+    if len(page) < wal.page_bytes:
+        return True  # it was being written
+    seal = _checksum(head[:_SEALED_FRAME] + page, (before[0], before[1]), wal.order)
+    return seal == _FRAME.unpack(head)[4:]
+
+
+def _head(wal: _Wal, number: int) -> bytes:
+    wal.file.seek(_HEADER.size + (number - 1) * (_FRAME.size + wal.page_bytes))
+    return wal.file.read(_FRAME.size)
+
+
+def _checksum(content: bytes, start: tuple[int, int], order: str) -> tuple[int, int]:
+    first, second = start
+    words = struct.unpack(f"{order}{len(content) // 4}I", content)
+    for at in range(0, len(words), 2):
+        first = (first + words[at] + second) & 0xFFFFFFFF
+        second = (second + words[at + 1] + first) & 0xFFFFFFFF
+    return first, second

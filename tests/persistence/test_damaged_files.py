@@ -1,0 +1,190 @@
+"""Damage to every kind of file, byte by byte: what is served is true, or the damage has a name.
+
+A directory is copied while its worker runs, as a crash would leave it, with its WALs. Then each
+damage is done to a fresh copy, and the copy is loaded. Loading may give the state at the last cut,
+or an earlier one if that is said, or nothing at all with the files set aside; and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from node.persistence.directory import DataDirectory
+from node.persistence.faults import FileFault
+from node.persistence.loader import load_state
+from tests.persistence.histories import History, contents
+from tests.persistence.workers import flush, settings, working
+
+CYCLES = 6
+PAGE = 16 * 1024
+LAST_RECORDS_BYTES = 3 * (24 + PAGE)  # of a WAL: three frames
+
+Damage = Callable[[bytes], bytes]
+
+
+class Image(NamedTuple):
+    """A directory as a crash left it, and what was true at each cut."""
+
+    path: Path
+    truth: dict[int, dict[str, Any]]
+
+    @property
+    def last(self) -> int:
+        return max(self.truth)
+
+    def file(self, kind: str) -> Path:
+        """The file of a kind: `node.db`, `node.db-wal`, `store`, `store-wal`."""
+        if kind.startswith("node"):
+            return self.path / kind
+        suffix = ".db-wal" if kind.endswith("-wal") else ".db"
+        return next(one for one in (self.path / "stores").iterdir() if one.name.endswith(suffix))
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """Two stores and several cycles, some of them already folded into the databases."""
+    return asyncio.run(_crashed(tmp_path_factory.mktemp("crashed")))
+
+
+async def _crashed(place: Path) -> Image:
+    history, truth = History(), {0: {}}
+    with DataDirectory(place / "data") as directory:
+        async with working(history, directory, settings=settings()) as worker:
+            for cycle in range(CYCLES):
+                if cycle == 0:
+                    history.create("alpha")
+                    history.create("beta")
+                history.append("alpha", f"stream-{cycle}", count=3)
+                history.checkpoint("alpha", "reader", cycle + 1)
+                if cycle % 2:
+                    history.append("beta", "b", count=2)
+                await flush(worker, history)
+                truth[history.index] = contents(history.state)
+                if cycle == 2:
+                    await worker._in_thread(_fold, worker)
+            shutil.copytree(directory.path, place / "image")
+    return Image(place / "image", truth)
+
+
+def _fold(worker: Any) -> None:
+    for file in (worker._database._node, *worker._database._files.values()):
+        file.checkpoint_wal()
+
+
+class Judge:
+    """Loads damaged copies of an image, and counts what comes of it."""
+
+    def __init__(self, image: Image, place: Path, caplog: pytest.LogCaptureFixture) -> None:
+        self.verdicts: Counter[str] = Counter()
+        self._image = image
+        self._place = place / "copy"
+        self._caplog = caplog
+
+    def judge(self, kind: str, damage: Damage) -> str:
+        shutil.rmtree(self._place, ignore_errors=True)
+        shutil.copytree(self._image.path, self._place)
+        target = Image(self._place, {}).file(kind)
+        target.write_bytes(damage(target.read_bytes()))
+        self._caplog.clear()
+        verdict = self._load(target)
+        self.verdicts[verdict] += 1
+        return verdict
+
+    def _load(self, target: Path) -> str:
+        with DataDirectory(self._place) as directory:
+            try:
+                loaded = load_state(directory)
+            except FileFault as fault:
+                assert fault.path.parent == target.parent
+                return "refused"
+        if loaded.lost:
+            assert loaded.set_aside
+            assert self._place.name in self._caplog.text, "the log names a file"
+        if loaded.lost and not loaded.state.stores:
+            return "set aside"
+        loaded.state.check()
+        assert contents(loaded.state) == self._image.truth[loaded.cut_index]
+        if loaded.cut_index == self._image.last:
+            return "whole, and doubted" if loaded.lost else "whole"
+        return "older, and doubted" if loaded.lost else "older"
+
+
+@pytest.fixture
+def judge(image: Image, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Judge]:
+    judge = Judge(image, tmp_path, caplog)
+    with caplog.at_level(logging.WARNING):
+        yield judge
+    print(dict(judge.verdicts))
+
+
+def seeded() -> random.Random:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+def flipped(at: int, bit: int) -> Damage:
+    def damage(content: bytes) -> bytes:
+        changed = bytearray(content)
+        changed[at] ^= 1 << bit
+        return bytes(changed)
+
+    return damage
+
+
+KINDS = ["node.db", "node.db-wal", "store", "store-wal"]
+
+
+def test_without_damage_the_image_is_whole(judge: Judge) -> None:
+    assert {judge.judge(kind, bytes) for kind in KINDS} == {"whole"}
+
+
+@pytest.mark.parametrize("flips", [8, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit_is_harmless_or_found(judge: Judge, kind: str, flips: int) -> None:
+    chance = seeded()
+    size = judge._image.file(kind).stat().st_size
+    for _ in range(flips):
+        judge.judge(kind, flipped(chance.randrange(size), chance.randrange(8)))
+    assert judge.verdicts.keys() <= {"whole", "refused", "set aside", "older, and doubted"}
+
+
+@pytest.mark.parametrize(("flips", "bits"), [(5, 1), pytest.param(24, 8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["node.db-wal", "store-wal"])
+def test_a_flipped_bit_in_the_last_commit_of_a_wal_is_never_taken_for_its_end(
+    judge: Judge, kind: str, flips: int, bits: int
+) -> None:
+    chance = seeded()
+    size = judge._image.file(kind).stat().st_size
+    last_frame = size - PAGE - 24
+    in_page = [chance.randrange(24, PAGE) for _ in range(flips)]
+    for at in chance.sample(range(24), flips) + in_page:
+        for bit in chance.sample(range(8), bits):
+            verdict = judge.judge(kind, flipped(last_frame + at, bit))
+            assert verdict in ("older, and doubted", "set aside"), (at, bit)
+
+
+@pytest.mark.parametrize("step", [9_973, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_ends_early_is_a_true_prefix_or_found(
+    judge: Judge, kind: str, step: int
+) -> None:
+    """A WAL that ends early is an earlier cut, which only the log's tail can tell."""
+    size = judge._image.file(kind).stat().st_size
+    frames = [size - frame * (24 + PAGE) for frame in range(4)]
+    ends = {*range(max(0, size - LAST_RECORDS_BYTES), size, step), *frames, 0, 1, 32}
+    if step < PAGE // 16:
+        ends |= {end for frame in frames for end in range(frame - 30, frame + 30)}
+    for end in sorted(one for one in ends if 0 <= one < size):
+        judge.judge(kind, lambda content, end=end: content[:end])
+    allowed = {"whole", "refused", "set aside", "older, and doubted"}
+    assert judge.verdicts.keys() <= allowed | ({"older"} if "wal" in kind else set())
