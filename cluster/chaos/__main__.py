@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import uvloop
 from rich.console import Console
 
 from cluster.chaos import failover, report, trial
 from cluster.supervisor import NodeFailed, PortBusy
+
+T = TypeVar("T")
 
 WIDTH = 120
 """Of tables that go to a file: they must not depend on where they were made."""
@@ -51,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NodeFailed, PortBusy) as error:
         stderr.print(f"[red]scripts/chaos failed:[/] {error}")
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        stderr.print("stopped before the end; nothing was judged")
         return 130
 
 
@@ -99,7 +105,7 @@ def _chaos(options: argparse.Namespace, stdout: Console, stderr: Console) -> int
     )
     directory = _directory(options)
     stderr.print(f"seed {seed}, {options.nodes} nodes, {options.minutes:g} min, in {directory}")
-    result = uvloop.run(trial.run(plan, directory, stderr.print))
+    result = uvloop.run(_until_stopped(trial.run(plan, directory, stderr.print)))
     if options.json:
         print(json.dumps(report.as_json(result), indent=2))
     else:
@@ -113,15 +119,24 @@ def _chaos(options: argparse.Namespace, stdout: Console, stderr: Console) -> int
 
 def _failover(options: argparse.Namespace, stdout: Console, stderr: Console) -> int:
     directory = _directory(options)
-    outcome = uvloop.run(
-        failover.measure(options.leader_kills, options.steady_minutes, directory, stderr.print)
+    measuring = failover.measure(
+        options.leader_kills, options.steady_minutes, directory, stderr.print
     )
+    outcome = uvloop.run(_until_stopped(measuring))
     shutil.rmtree(directory, ignore_errors=True)
     if options.json:
         print(json.dumps(failover.as_json(outcome), indent=2))
     else:
         failover.show(outcome, stdout)
     return 0 if failover.met(outcome) else 1
+
+
+async def _until_stopped(work: Coroutine[Any, Any, T]) -> T:
+    """Carry out the work; Ctrl-C and SIGTERM end it in order, so that no node or mount is left."""
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await task
 
 
 def _directory(options: argparse.Namespace) -> Path:

@@ -33,8 +33,8 @@ from typing import NamedTuple
 from cluster.chaos.ground import Ground
 from cluster.chaos.rules import Losses
 
-PAUSE_S = 2.0
-FAULTS_AT_ONCE = 3
+PAUSE_S = 1.5
+FAULTS_AT_ONCE = 4
 AIM_AT_LEADER = 0.35
 _WHOLE_LIMIT_S = 180.0
 _WHOLE_AGAIN_S = 0.25
@@ -76,7 +76,7 @@ class Faults:
             "slow": _Kind(0.4, self._slow),
             "wipe": _Kind(0.7, self._wipe),
             "damage": _Kind(1.0, self._damage),
-            "full disk": _Kind(0.6, self._full_disk),
+            "full disk": _Kind(1.0, self._full_disk),
             "hand over": _Kind(0.6, self._hand_over),
             "flush": _Kind(0.4, self._flush),
         }

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
@@ -70,6 +71,11 @@ class Ground:
         """Where each node's HTTP API is."""
         return {name: process.node.url for name, process in self.nodes.items()}
 
+    @property
+    def pids(self) -> dict[str, int | None]:
+        """Each node's process number, while it runs."""
+        return {name: process.pid for name, process in self.nodes.items()}
+
     # --- processes ---------------------------------------------------------------------------
 
     async def start(self, node_id: str) -> None:
@@ -89,12 +95,18 @@ class Ground:
         await self.nodes[node_id].kill()
         self.counts["kill -9"] += 1
 
-    async def terminate(self, node_id: str, may_fail: bool = False) -> None:
-        """Ask it to stop. Anything but exit code 0 is a violation, unless it had no disk."""
+    async def terminate(self, node_id: str) -> None:
+        """Ask it to stop. Anything but exit code 0 is a violation.
+
+        A node that was started a moment ago may not have come so far as to listen to signals; it
+        has touched no file then, and the signal ends it.
+        """
         self._awaited.add(self.nodes[node_id].pid)
         code = await self.nodes[node_id].stop()
         self.counts["SIGTERM"] += 1
-        if code != 0 and not may_fail:
+        if code == -signal.SIGTERM:
+            self.counts["stopped before it began"] += 1
+        elif code != 0:
             self.violations.append(f"{node_id} was asked to stop and {how_it_ended(code)}")
 
     def pause(self, node_id: str) -> None:

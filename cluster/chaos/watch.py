@@ -75,13 +75,14 @@ class Sample(NamedTuple):
 
 
 class Memory:
-    """Resident memory of each node over time. `events` tells how many are stored about now."""
+    """Resident memory of each node over time, beside how many events are stored about then."""
 
     def __init__(self) -> None:
+        self.events = 0
         self.samples: dict[str, list[Sample]] = {}
         self._began = time.monotonic()
 
-    def take(self, pids: Mapping[str, int | None], events: int) -> None:
+    def take(self, pids: Mapping[str, int | None]) -> None:
         """One sample of each process that runs."""
         for node_id, pid in pids.items():
             if pid is None:
@@ -90,7 +91,7 @@ class Memory:
                 resident = resident_bytes(pid)
             except (OSError, StopIteration):
                 continue  # It ended between the two looks.
-            sample = Sample(time.monotonic() - self._began, events, resident)
+            sample = Sample(time.monotonic() - self._began, self.events, resident)
             self.samples.setdefault(node_id, []).append(sample)
 
 

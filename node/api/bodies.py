@@ -16,6 +16,7 @@ import re
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
+from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
 from node.api.limits import ApiLimits
@@ -158,14 +159,14 @@ class BodyReader:
         any of them the connection cannot be used again.
         """
         payload = request.payload
-        if not payload.is_eof():
-            return await self._read_in_parts(request)
+        if isinstance(payload, StreamReader) and not payload.is_eof():
+            return await self._read_in_parts(request, payload)
         body: bytes = payload.read_nowait()
         if len(body) > self._limits.body_bytes_max:
             raise self._too_large(len(body))
         return body
 
-    async def _read_in_parts(self, request: Request) -> bytes:
+    async def _read_in_parts(self, request: Request, payload: StreamReader) -> bytes:
         announced = request.message.headers.get("Content-Length", "0")
         if int(announced) > self._limits.body_bytes_max:  # the parser let only digits through
             raise self._too_large(int(announced))
@@ -174,7 +175,7 @@ class BodyReader:
         parts: list[bytes] = []
         try:
             async with asyncio.timeout(self._limits.body_s):
-                while part := await request.payload.readany():
+                while part := await payload.readany():
                     parts.append(part)
                     held += len(part)
                     self.arriving_bytes += len(part)

@@ -31,6 +31,7 @@ from node.api.arrivals import Arrivals
 from node.api.bodies import BodyReader
 from node.api.checkpoints import Checkpoints
 from node.api.cluster import Cluster
+from node.api.known_heads import KnownHeads
 from node.api.levels import Levels, store_headers
 from node.api.limits import ApiLimits
 from node.api.metrics import UNMATCHED, Metrics
@@ -108,10 +109,17 @@ class ApiServer:
         loop = asyncio.get_running_loop()
         # aiohttp's server keeps the connections; they answer through `_handle` themselves.
         server = self._server = web.Server(_unused)
+        known = KnownHeads(self.limits.head_line_bytes_max)
 
         def connection() -> Connection:
             return Connection(
-                server, self.limits, self._heads, self._handle, problems.unparsable, loop
+                server,
+                self.limits,
+                self._heads,
+                known,
+                self._handle,
+                problems.unparsable,
+                loop,
             )
 
         self._listener = await loop.create_server(connection, host, port, backlog=LISTEN_BACKLOG)

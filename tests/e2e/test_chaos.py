@@ -13,11 +13,10 @@ from cluster.chaos import trial
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize("nodes", [3, 5])
-async def test_nothing_is_broken_in_a_short_run(nodes: int, tmp_path: Path) -> None:
+async def test_nothing_is_broken_in_a_short_run(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    plan = trial.Plan(minutes=0.2, seed=seed, nodes=nodes)
+    plan = trial.Plan(minutes=0.2, seed=seed)
     async with asyncio.timeout(300):
         result = await trial.run(plan, tmp_path, print)
     assert result.violations == []
