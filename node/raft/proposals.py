@@ -136,12 +136,11 @@ class Proposals:
         patience_s = self._settings.leader_wait_ms / 1000
         leaderless = self._engine.leader is None
         for sequence, pending in list(self._pending.items()):
-            if pending.future.done():
-                if pending.handed_term == _WAITING:
-                    self._take(sequence)
-            elif pending.handed_term != _WAITING:
+            if pending.handed_term != _WAITING:
                 if moment >= pending.deadline:
                     self._end(sequence, OutcomeUnknown("the outcome was not learned in time"))
+            elif pending.future.done():
+                self._take(sequence)
             elif moment >= pending.deadline or (
                 leaderless and moment >= pending.since + patience_s
             ):
