@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from node.identity import Identity, WrongDirectory
+from node.identity import EXIT_PROMISE_LOST, Identity, WrongDirectory
 from node.persistence.directory import DataDirectory
+from node.persistence.state_file import StateFile
 from node.raft.lineage import Standing
 from node.raft.membership import Member, Membership
 
@@ -63,6 +65,90 @@ def test_damage_found_once_is_not_forgotten_by_a_clean_stop(tmp_path: Path) -> N
         damaged.leave([])
     with life(tmp_path) as after:
         assert forgetful(after)
+
+
+TAIL = [(11, 2, b"a"), (12, 3, b"b")]
+
+
+def left(path: Path) -> None:
+    """A life that has recovered, and ends with a clean stop."""
+    with life(path) as identity:
+        identity.recovered()
+        identity.save(3, "n2")
+        identity.leave(TAIL)
+
+
+def test_a_clean_stop_finds_its_promise_and_its_log_again(tmp_path: Path) -> None:
+    left(tmp_path)
+    with life(tmp_path) as identity:
+        found = identity.starting_point(10, 2, damaged=False)
+    assert (found.term, found.vote, found.tail) == (3, "n2", tuple(TAIL))
+    assert not found.forgetful
+
+
+def test_a_wiped_node_is_not_trusted_whatever_else_is_left(tmp_path: Path) -> None:
+    left(tmp_path)
+    for path in tmp_path.glob("state.*"):
+        path.unlink()
+    with life(tmp_path) as identity:
+        assert forgetful(identity)
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut short"])
+def test_without_its_whole_log_a_clean_stop_is_not_trusted(tmp_path: Path, harm: str) -> None:
+    left(tmp_path)
+    tail = tmp_path / "tail"
+    if harm == "gone":
+        tail.unlink()
+    else:
+        tail.write_bytes(tail.read_bytes()[:-1])
+    with life(tmp_path) as identity:
+        assert forgetful(identity)
+
+
+def test_a_log_that_cannot_be_written_leaves_no_clean_mark(tmp_path: Path) -> None:
+    left(tmp_path)
+    (tmp_path / "tail.new").mkdir()  # where the new log would be written
+    with life(tmp_path) as identity, pytest.raises(OSError, match="directory"):
+        identity.leave([*TAIL, (13, 3, b"c")])
+    with life(tmp_path) as identity:
+        assert forgetful(identity), "the log that it finds is one of an earlier stop"
+
+
+def test_each_start_takes_a_later_incarnation_and_keeps_it_before_a_word_is_said(
+    tmp_path: Path,
+) -> None:
+    seen = []
+    for _ in range(3):
+        with DataDirectory(tmp_path) as directory:
+            identity = Identity(directory, "n1", MEMBERS)
+            seen.append(identity.starting_point(0, 0, damaged=False).incarnation)
+            kept = StateFile(directory).load()
+            assert kept is not None
+            assert (kept.incarnation, kept.clean) == (seen[-1], False)
+    assert seen[0] < seen[1] < seen[2]
+
+
+def test_a_promise_is_on_disk_when_it_has_been_made(tmp_path: Path) -> None:
+    with DataDirectory(tmp_path) as directory:
+        Identity(directory, "n1", MEMBERS).save(7, "n3")
+        kept = StateFile(directory).load()
+        assert kept is not None
+        assert (kept.term, kept.vote) == (7, "n3")
+
+
+def test_a_promise_that_cannot_be_written_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    with life(tmp_path) as identity:
+        (tmp_path / "state.1.new").mkdir()
+        with pytest.raises(SystemExit) as ended:
+            identity.save(7, "n3")
+    assert ended.value.code == EXIT_PROMISE_LOST
 
 
 def test_founders_agree_on_a_lineage_without_a_word(tmp_path: Path) -> None:

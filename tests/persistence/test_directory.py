@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from node.persistence.directory import DataDirectory
+from node.persistence.directory import DataDirectory, replace_durably
 from node.persistence.faults import DirectoryInUse, FilesUnreadable
 
 HOLD = """
@@ -61,3 +62,23 @@ def test_setting_aside_keeps_the_companions_and_never_overwrites(tmp_path: Path)
         logs = [target.with_name(target.name + "-wal").read_text() for target in targets]
         assert logs == ["first log", "second log"]
         assert list(directory.store_files()) == []
+
+
+def test_a_file_is_replaced_in_an_order_that_bears_a_loss_of_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+    synced: list[tuple[str, int, bytes]] = []
+    real = os.fsync
+
+    def watch(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        kind = "directory" if stat.S_ISDIR(found.st_mode) else "file"
+        synced.append((kind, found.st_size if kind == "file" else 0, path.read_bytes()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    replace_durably(path, b"new bytes")
+    # The whole of it is on disk before the name points at it, and the name before the return.
+    assert synced == [("file", len(b"new bytes"), b"old"), ("directory", 0, b"new bytes")]

@@ -164,6 +164,34 @@ async def test_any_flipped_bit_of_a_store_is_found_or_harmless(directory: DataDi
             file.write_bytes(whole)
 
 
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        ("node.db", "UPDATE cut SET raft_index = raft_index + 1"),
+        ("node.db", "UPDATE cut SET term = term + 1"),
+        ("node.db", "UPDATE stores SET created_us = created_us + 1"),
+        ("node.db", "UPDATE stores SET cut_index = cut_index + 1"),
+        ("alpha", "UPDATE cuts SET term = term + 1"),
+        ("alpha", "UPDATE cuts SET position = position - 1"),
+        ("alpha", "UPDATE checkpoints SET position = position + 1"),
+        ("alpha", "UPDATE events SET created_us = created_us + 1 WHERE position = 7"),
+        ("alpha", "UPDATE events SET type_id = type_id + 1 WHERE position = 7"),
+        ("alpha", "DELETE FROM events WHERE position = (SELECT max(position) FROM events)"),
+        ("alpha", "UPDATE types SET name = upper(name) WHERE type_id = 0"),
+    ],
+)
+async def test_a_number_that_changed_where_sqlite_sees_nothing_wrong_is_damage(
+    directory: DataDirectory, where: str, change: str
+) -> None:
+    history = await persisted(directory)
+    path = directory.node_path if where == "node.db" else path_of(directory, history, where)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        assert connection.execute(change).rowcount > 0
+    loaded = load_state(directory)
+    assert (loaded.state.stores, loaded.cut_index, loaded.lost) == ({}, 0, True)
+    assert any("damaged" in path for path in loaded.set_aside)
+
+
 async def test_a_damaged_node_database_sets_everything_aside(directory: DataDirectory) -> None:
     await persisted(directory)
     directory.node_path.write_bytes(b"this is not a database" * 300)

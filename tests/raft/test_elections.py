@@ -169,6 +169,21 @@ class TestPreVote:
         assert solo.take() == [("n3", PreVote(1, 8, True))]
         assert (solo.engine.term, solo.disk.vote) == (1, None), "asking changes nothing"
 
+    def test_a_log_that_would_get_no_vote_gets_no_pre_vote(self, hands: Clock) -> None:
+        solo = Solo(start=starting_at(10, 3))
+        hands.advance(5)
+        granted = []
+        for index, term in ((9, 3), (99, 2), (10, 3), (1, 4)):
+            solo.election.request("n2", PreVoteRequest(4, index, term, 7))
+            granted += [message.granted for _, message in solo.take()]
+        assert granted == [False, False, True, True]
+
+    def test_nobody_agrees_to_a_term_that_is_over(self, hands: Clock) -> None:
+        solo = Solo(start=starting_at(10, 3, term=6))
+        hands.advance(5)
+        solo.election.request("n2", PreVoteRequest(6, 10, 3, 7))
+        assert solo.take() == [("n2", PreVote(6, 7, False))]
+
     def test_a_leader_agrees_to_nobody(self, hands: Clock) -> None:
         solo = Solo()
         solo.elect()
@@ -288,6 +303,30 @@ class TestHandOver:
             assert errors == []
             await cluster.settled()
             assert cluster[leader].state.stores["main"].position == 200
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_leadership_moves_also_while_entries_are_always_under_way(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            cluster.links.delay_s = lambda _: 0.02
+            target = cluster.followers()[0]
+            loop = asyncio.get_running_loop()
+            end = loop.time() + 1.0
+
+            async def write() -> None:
+                while loop.time() < end:
+                    await cluster.append(leader, None, 5000)
+
+            writers = []
+            for _ in range(20):
+                writers.append(asyncio.ensure_future(write()))
+                await asyncio.sleep(0.003)
+            assert await cluster[leader].transfer_leadership(target, 500) == target
+            await asyncio.gather(*writers)
+            await cluster.settled()
             cluster.check()
 
         simulate(scenario)

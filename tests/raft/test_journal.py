@@ -72,6 +72,14 @@ def test_a_promise_is_saved_once_and_before_it_counts():
     assert promises.saved == [(4, "n1")]
 
 
+def test_who_asks_whether_anything_follows_gets_two_items_and_not_the_log():
+    journal = journal_of(*[3] * 500)
+    assert journal[0:] == [journal[0], journal[1]]
+    assert journal[499:] == [journal[499], journal[500]]
+    assert (journal[500:], journal[501:]) == ([journal[500]], [])
+    assert len(journal[3:40]) == 37
+
+
 class TestCutting:
     def test_only_what_is_persisted_is_dropped_and_a_tail_is_kept(self):
         journal = journal_of(*[3] * 500)

@@ -320,6 +320,25 @@ class TestFlow:
         ]
         assert sum(entries) <= 1100
 
+    def test_a_long_backlog_is_applied_in_several_turns(self, hands: Clock) -> None:
+        """A24: heartbeats find their place in between."""
+        solo = Solo()
+        entries = [[1, b"x"]] * 100
+        solo.hear("n2", AppendEntries(1, 1, 0, 101, entries))
+        inner = solo.engine._apply
+
+        def slow(index: int, term: int, entry: bytes) -> None:
+            hands.advance(0.001)
+            inner(index, term, entry)
+
+        solo.engine._apply = slow
+        turns = []
+        while len(solo.applied) < 100:
+            before = len(solo.applied)
+            solo.tick()
+            turns.append(len(solo.applied) - before)
+        assert 1 <= max(turns) <= 10
+
     def test_what_is_under_way_does_not_outlive_a_reign(self) -> None:
         solo = Solo(peer_window_bytes=1000)
         solo.elect()

@@ -129,9 +129,11 @@ class TestRules:
         solo.recovery.report("n2", report(solo))
         solo.tick()
         assert solo.recovery.active, "entry 12 is still missing"
+        assert solo.disk.forgetful
         solo.hear("n2", AppendEntries(5, 11, 5, 10, [[5, b"y"]]))
         solo.tick()
         assert not solo.recovery.active
+        assert not solo.disk.forgetful, "and it is on disk that nothing is missing any more"
 
     def test_contact_with_a_leader_alone_is_not_enough(self) -> None:
         solo = recovering()
@@ -147,6 +149,24 @@ class TestRules:
         solo.tick()
         assert solo.recovery.active
         assert solo.engine.verified_index == 10
+
+    def test_it_does_not_count_either_where_the_new_leader_has_not_verified_anything_yet(
+        self,
+    ) -> None:
+        solo = recovering()
+        solo.hear("n3", AppendEntries(5, 10, 3, 10, [[5, b"x"], [5, b"y"], [5, b"z"]]))
+        solo.hear("n2", AppendEntries(6, 20, 6, 10, []))  # it does not fit: nothing is compared
+        solo.recovery.report("n2", report(solo, term=6))
+        solo.tick()
+        assert solo.recovery.active
+
+    def test_the_answer_of_a_leader_that_leads_no_more_is_of_no_use(self) -> None:
+        solo = recovering()
+        solo.hear("n2", AppendEntries(5, 10, 3, 10, []))
+        solo.recovery.report("n2", report(solo))
+        solo.hear("n3", AppendEntries(6, 10, 3, 10, [[6, b"x"], [6, b"y"]]))
+        solo.tick()
+        assert solo.recovery.active, "entry 12 is here, but another one than n2 spoke of"
 
     @pytest.mark.parametrize(
         ("why", "changes"),
@@ -203,6 +223,7 @@ class TestColdStart:
         solo.tick()
         assert not solo.recovery.may_stand()
         assert not solo.recovery.may_vote_for(3, 11)
+        assert not solo.recovery.may_vote_for(2, 40), "terms come before indexes"
         assert solo.recovery.may_vote_for(3, 12)
 
     def test_a_missing_member_might_remember_more(self, hands: Clock) -> None:

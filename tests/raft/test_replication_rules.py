@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from node.raft import library
+from node.raft.entries import encode_membership
+from node.raft.membership import Member
 from node.raft.messages import (
     Ack,
     AppendEntries,
@@ -200,9 +202,10 @@ class TestConflicts:
             solo.engine.append(b"e%d" % at)
         solo.take()
         solo.hear("n2", Ack(1, 5, False, True))
-        solo.hear("n2", Ack(1, 2, True, False))
+        again = solo.hear("n2", Ack(1, 2, True, False))
         assert solo.engine.match_index("n2") == 4
-        assert solo.engine.next_index("n2") == 7, "from entry 5 on everything is sent again"
+        sent = [message for peer, message in again if peer == "n2"]
+        assert [(one.prev_index, len(one.entries)) for one in sent] == [(4, 2)]
 
     def test_the_resets_behind_the_first_do_not_send_everything_again(self) -> None:
         solo = Solo()
@@ -334,6 +337,66 @@ class TestTwoLeaders:
         assert solo.hear("n2", AppendEntries(1, 1, 0, 1, [])) == []
         assert solo.engine.leads
         assert len(solo.guard.alarms) == 1
+
+
+class TestStrangers:
+    """a: the word of who is no member."""
+
+    def test_stock_trips_over_an_ack_of_a_stranger(self) -> None:
+        with StockCluster() as cluster:
+            leader = cluster.elect()
+            ack = {"type": "next_node_idx", "next_node_idx": 2, "reset": False, "success": True}
+            cluster.network.ends[leader].deliver("n9", ack)
+            assert cluster.network.ends[leader].errors
+
+    def test_ours_does_not_count_an_ack_of_a_stranger(self) -> None:
+        solo = Solo()
+        solo.elect()
+        solo.engine.append(b"x")
+        solo.take()
+        assert solo.hear("n9", Ack(1, 4, False, True)) == []
+        solo.tick()
+        assert (solo.engine.commit_index, solo.engine.match_index("n9")) == (1, 0)
+
+    def test_ours_counts_neither_the_ack_nor_the_vote_of_a_learner(self) -> None:
+        solo = Solo()
+        learning = solo.settings.founding.with_learner(Member("n4", "n4:1"))
+        solo.hear("n2", AppendEntries(1, 1, 0, 1, [[1, encode_membership(learning)]]))
+        solo.engine.stand()
+        solo.tick()
+        solo.hear("n4", Vote(2))
+        assert solo.engine.role == library.CANDIDATE
+        solo.hear("n3", Vote(2))
+        assert solo.engine.leads
+        solo.hear("n4", Ack(2, 4, False, True))
+        solo.tick()
+        assert (solo.engine.match_index("n4"), solo.engine.commit_index) == (3, 1)
+        solo.hear("n3", Ack(2, 4, False, True))
+        solo.tick()
+        assert solo.engine.commit_index == 3
+
+    def test_a_leader_that_is_no_voter_any_more_does_not_count_itself(self) -> None:
+        solo = Solo()
+        solo.elect()
+        solo.engine.append(encode_membership(solo.settings.founding.without("n1")))
+        solo.hear("n2", Ack(1, 4, False, True))
+        solo.tick()
+        assert solo.engine.commit_index == 1
+        solo.hear("n3", Ack(1, 4, False, True))
+        solo.tick()
+        assert solo.engine.commit_index == 3
+
+    def test_a_term_that_no_elections_could_have_led_to_is_not_believed(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            term = cluster[leader].status().term
+            cluster[leader].received(cluster.followers()[0], TermNotice(2**62))
+            assert cluster[leader].leads
+            assert cluster[leader].status().term == term
+            assert len(cluster[leader].alarms) == 1
+
+        simulate(scenario)
 
 
 class TestAfterARestart:

@@ -46,6 +46,7 @@ async def test_an_answer_finds_its_question() -> None:
     answer = line.said.pop()
     assert isinstance(answer, Answer)
     asking.answered("n3", answer)
+    await asyncio.sleep(0.01)
     assert not waiting.done(), "only who was asked may answer"
     asking.answered("n2", answer)
     assert await waiting == 42
@@ -73,6 +74,7 @@ async def test_a_lost_connection_ends_the_wait() -> None:
     waiting = asyncio.ensure_future(asking.ask("n2", "anything", None, 60))
     await asyncio.sleep(0)
     asking.disconnected("n3")
+    await asyncio.sleep(0.01)
     assert not waiting.done()
     asking.disconnected("n2")
     with pytest.raises(NoAnswer):

@@ -237,7 +237,7 @@ class TestFrames:
             await until(lambda: ("n2", message) in node.ears.told)
 
     async def test_a_stranger_s_frame_is_at_most_a_kilobyte(self) -> None:
-        async with listening() as node, await Hand.dial(node.port) as hand:
+        async with listening(handshake_ms=60_000) as node, await Hand.dial(node.port) as hand:
             hand.raw((1025).to_bytes(4, "big"))
             assert await hand.closed()
 
