@@ -1,0 +1,28 @@
+"""All planted defects, in the order in which they are judged."""
+
+from __future__ import annotations
+
+from tests.mutants import (
+    core,
+    elections,
+    filling,
+    membership,
+    persistence,
+    proposals,
+    recovery,
+    replication,
+    sessions,
+)
+from tests.mutants.defect import Defect
+
+DEFECTS: tuple[Defect, ...] = (
+    *replication.DEFECTS,
+    *elections.DEFECTS,
+    *filling.DEFECTS,
+    *recovery.DEFECTS,
+    *membership.DEFECTS,
+    *sessions.DEFECTS,
+    *proposals.DEFECTS,
+    *persistence.DEFECTS,
+    *core.DEFECTS,
+)

@@ -1,0 +1,136 @@
+"""Defects in what a command does to the state (I1, I3, I5, I6, I7)."""
+
+from __future__ import annotations
+
+from tests.mutants.defect import Defect
+
+_RETRIES = "core/test_retries.py"
+_VERSIONS = "core/test_expected_version.py"
+_LOADING = "core/test_loading.py"
+
+DEFECTS = (
+    Defect(
+        "version-judged-before-ids",
+        "I7: event ids are looked up before the expected version",
+        "core/store.py",
+        "        if self._recent.knows_any(ids) or _repeats(ids):\n"
+        "            return self._earlier_try([(stream, frame) for frame in frames])\n"
+        "        found = self.streams.get(stream)\n"
+        "        current = NO_STREAM if found is None else len(found.positions) - 1\n"
+        "        if expected != ANY and not _as_expected(expected, current):\n"
+        "            return WrongExpectedVersion(stream, expected, current)\n",
+        "        found = self.streams.get(stream)\n"
+        "        current = NO_STREAM if found is None else len(found.positions) - 1\n"
+        "        if expected != ANY and not _as_expected(expected, current):\n"
+        "            return WrongExpectedVersion(stream, expected, current)\n"
+        "        if self._recent.knows_any(ids) or _repeats(ids):\n"
+        "            return self._earlier_try([(stream, frame) for frame in frames])\n",
+        (_RETRIES,),
+    ),
+    Defect(
+        "retry-stores-again",
+        "I1, I7: the same event ids are stored once",
+        "core/store.py",
+        "        if self._recent.knows_any(ids) or _repeats(ids):\n"
+        "            return self._earlier_try([(stream,",
+        "        if _repeats(ids):\n            return self._earlier_try([(stream,",
+        (_RETRIES,),
+    ),
+    Defect(
+        "retry-with-other-content",
+        "I7: an id that is stored with other content is refused",
+        "core/store.py",
+        "        return self.frame(position) == frame and self.record(position).stream == stream\n",
+        "        return self.record(position).stream == stream\n",
+        (_RETRIES,),
+    ),
+    Defect(
+        "half-a-retry-is-a-retry",
+        "I6, I7: of an append all is stored, or nothing",
+        "core/store.py",
+        "        if len(positions) < len(events):\n",
+        "        if not positions:\n",
+        (_RETRIES,),
+    ),
+    Defect(
+        "ids-of-a-restart-forgotten",
+        "I7: a loaded store remembers what one that never stopped does",
+        "core/store.py",
+        "            self._recent.extend(ids, range(after + 1, until + 1))\n",
+        "",
+        (_LOADING,),
+    ),
+    Defect(
+        "generations-by-the-restart",
+        "I7, I4: what is remembered depends on the position alone",
+        "core/recent.py",
+        "    return max(0, count // REMEMBERED_MIN - 1) * REMEMBERED_MIN\n",
+        "    return max(0, count - REMEMBERED_MIN)\n",
+        (_RETRIES, _LOADING),
+    ),
+    Defect(
+        "two-writers-win",
+        "I5: of appends that expect the same version exactly one succeeds",
+        "core/store.py",
+        "        if expected != ANY and not _as_expected(expected, current):\n",
+        "        if expected != ANY and not _as_expected(expected, min(current, expected)):\n",
+        (_VERSIONS,),
+    ),
+    Defect(
+        "refused-check-after-the-events",
+        "I6: an append to several streams is all or nothing",
+        "core/store.py",
+        "        refusal = self._refused_check(checks) or self._refused_checkpoint(checkpoint)\n",
+        "        refusal = self._refused_check(checks[:1])\n",
+        (_VERSIONS,),
+    ),
+    Defect(
+        "checkpoint-goes-back",
+        "I9: a checkpoint only moves forward",
+        "core/store.py",
+        "        if current is None or position > current:\n",
+        "        if current is None or position >= 0:\n",
+        (_RETRIES,),
+    ),
+    Defect(
+        "time-goes-back",
+        "created never decreases",
+        "core/store.py",
+        "        if created and created[-1] > created_us:\n"
+        "            created_us = created[-1]\n        self._frames.append(frame)\n",
+        "        self._frames.append(frame)\n",
+        (_LOADING,),
+    ),
+    Defect(
+        "rows-with-a-gap",
+        "I3: positions are 1..m without gaps",
+        "core/store.py",
+        "        if positions != tuple(range(after + 1, after + 1 + len(rows))):\n",
+        "        if positions[-1] < after:\n",
+        (_LOADING,),
+    ),
+    Defect(
+        "numbers-with-a-gap",
+        "I3: numbers in a stream are 0..n without gaps",
+        "core/store.py",
+        '        if self._number_of[after:] != array("Q", numbers):\n',
+        "        if not numbers:\n",
+        (_LOADING,),
+    ),
+    Defect(
+        "malformed-command-raises",
+        "A6: apply is total",
+        "core/commands.py",
+        '    _need(all(type(ref) is int and 0 <= ref < len(streams) for ref in refs), "refs")\n',
+        "",
+        ("core/test_apply_is_total.py",),
+    ),
+    Defect(
+        "malformed-entry-ends-the-node",
+        "A6: an entry that makes no sense is passed over",
+        "raft/entries.py",
+        "    except (plain.NotPlain, TypeError, ValueError) as error:\n",
+        "    except plain.NotPlain as error:\n",
+        ("raft/test_messages.py",),
+    ),
+)

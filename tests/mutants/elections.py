@@ -1,0 +1,182 @@
+"""Defects in votes, promises and PreVote (A4, A5, A12, f, h, j)."""
+
+from __future__ import annotations
+
+from tests.mutants.defect import Defect
+
+_VOTES = "raft/test_elections.py::TestVotes"
+_PREVOTE = "raft/test_elections.py::TestPreVote"
+_RULES = "raft/test_replication_rules.py"
+
+DEFECTS = (
+    Defect(
+        "term-below-the-log",
+        "A4: the term is never below that of the last entry",
+        "raft/journal.py",
+        "        if self._term < self.last_term:\n",
+        "        if self._term < 0:\n",
+        ("raft/test_journal.py",),
+    ),
+    Defect(
+        "promise-not-saved",
+        "A12, promise before word: term and vote are durable before any message of that term",
+        "raft/journal.py",
+        "        self._promises.save(term, vote)\n",
+        "",
+        (_VOTES,),
+    ),
+    Defect(
+        "vote-not-saved",
+        "A5, promise before word: a vote is durable before it is given",
+        "raft/journal.py",
+        "        if (term, vote) == (self._term, self._vote):\n",
+        "        if term == self._term:\n",
+        (_VOTES,),
+    ),
+    Defect(
+        "vote-forgotten-at-the-start",
+        "A5: a vote is remembered across a restart",
+        "raft/library.py",
+        "        self._SyncObj__votedForNodeId = journal.getVotedForNodeId()\n",
+        "        self._SyncObj__votedForNodeId = None\n",
+        (_VOTES,),
+    ),
+    Defect(
+        "node-goes-on-without-its-promise",
+        "A12: a promise that cannot be written ends the process",
+        "identity.py",
+        "            os._exit(EXIT_PROMISE_LOST)\n",
+        "",
+        ("test_identity.py",),
+    ),
+    Defect(
+        "promise-in-one-copy",
+        "promise before word: both copies of the state file hold every promise",
+        "persistence/state_file.py",
+        "        for path in self._paths:\n",
+        "        for path in self._paths[:1]:\n",
+        ("persistence/test_state_file.py",),
+    ),
+    Defect(
+        "promise-without-fsync",
+        "promise before word: bytes are on disk before the name points at them",
+        "persistence/directory.py",
+        "        os.fsync(file.fileno())\n",
+        "",
+        ("persistence/test_directory.py",),
+    ),
+    Defect(
+        "promise-without-directory-fsync",
+        "promise before word: the name is on disk before anyone acts on it",
+        "persistence/directory.py",
+        "    draft.rename(path)\n    sync_directory(path.parent)\n",
+        "    draft.rename(path)\n",
+        ("persistence/test_directory.py",),
+    ),
+    Defect(
+        "election-without-prevote",
+        "f: nobody stands whom a majority would not elect",
+        "raft/election.py",
+        "if not self._engine.membership.is_majority(self._agreed) or not",
+        "if not",
+        (_PREVOTE,),
+    ),
+    Defect(
+        "library-s-own-election-timer",
+        "f: elections start only after a majority would agree",
+        "raft/library.py",
+        "        return _NEVER\n",
+        "        return self._settings.election_max_ms / 1000\n",
+        (_PREVOTE,),
+    ),
+    Defect(
+        "prevote-while-the-leader-is-heard",
+        "f: who hears a leader agrees to nobody",
+        "raft/election.py",
+        "            and leaderless\n",
+        "",
+        (_PREVOTE,),
+    ),
+    Defect(
+        "prevote-for-a-shorter-log",
+        "f: a pre-vote is given only where the vote would be",
+        "raft/election.py",
+        "            and complete\n",
+        "",
+        (_PREVOTE,),
+    ),
+    Defect(
+        "prevote-of-another-round",
+        "f: an answer counts for the round that it names",
+        "raft/election.py",
+        "        if message.granted and message.nonce == self._nonce and not self._engine.leads:\n",
+        "        if message.granted and not self._engine.leads:\n",
+        (_PREVOTE,),
+    ),
+    Defect(
+        "prevote-round-outlives-the-leader-s-word",
+        "f: a round ends when the leader is heard of",
+        "raft/election.py",
+        "        if self._agreed:\n            self._end_round()\n",
+        "",
+        (_PREVOTE,),
+    ),
+    Defect(
+        "vote-counted-twice",
+        "j: one vote a peer a term",
+        "raft/guard.py",
+        "        if peer in self._engine.membership.voter_ids - self._voters[1]:\n",
+        "        if peer in self._engine.membership.voter_ids:\n",
+        (_VOTES,),
+    ),
+    Defect(
+        "vote-of-a-learner",
+        "j: only votes of voters are counted",
+        "raft/guard.py",
+        "        if peer in self._engine.membership.voter_ids - self._voters[1]:\n",
+        "        if peer not in self._voters[1]:\n",
+        (f"{_RULES}::TestStrangers",),
+    ),
+    Defect(
+        "vote-of-an-old-term-counts",
+        "j: votes of another term do not count",
+        "raft/guard.py",
+        "        if message.term != self._engine.term:\n            return\n"
+        "        if self._voters[0] != message.term:\n",
+        "        message = message._replace(term=self._engine.term)\n"
+        "        if self._voters[0] != message.term:\n",
+        ("raft/test_replication_rules.py::test_votes_of_an_old_term_do_not_count",),
+    ),
+    Defect(
+        "leader-without-a-majority-goes-on",
+        "h, A17: a leader that hears no majority stops believing",
+        "raft/library.py",
+        "leaderFallbackTimeout=settings.leader_fallback_ms / 1000",
+        "leaderFallbackTimeout=30.0",
+        ("raft/test_elections.py::TestFailover",),
+    ),
+    Defect(
+        "silent-leader-stays-known",
+        "h: who has not heard of the leader for long knows none",
+        "raft/election.py",
+        "        self._engine.forget_leader()\n",
+        "",
+        (_PREVOTE,),
+    ),
+    Defect(
+        "hand-over-to-a-laggard",
+        "leadership goes only to who holds the whole log",
+        "raft/library.py",
+        "        return accepted == [True]\n",
+        "        return True\n",
+        ("raft/test_elections.py::TestHandOver",),
+    ),
+    Defect(
+        "proposing-during-a-hand-over",
+        "while leadership moves the old leader proposes nothing",
+        "raft/handover.py",
+        "        self._proposals.paused = True\n",
+        "",
+        ("raft/test_elections.py::TestHandOver",),
+    ),
+)

@@ -1,0 +1,92 @@
+"""Defects in who is counted, and from when on (A9)."""
+
+from __future__ import annotations
+
+from tests.mutants.defect import Defect
+
+_STEPS = "raft/test_membership.py::TestSteps"
+_COUNTS = "raft/test_membership.py::TestWhichCounts"
+_COUNTING = "raft/test_replication_rules.py::TestStrangers"
+
+DEFECTS = (
+    Defect(
+        "membership-counts-when-applied",
+        "A9: a membership counts from the moment at which it is in the log",
+        "raft/membership_log.py",
+        "        current = max(self.committed, newest, key=_version)\n",
+        "        current = self.committed\n",
+        (_COUNTS,),
+    ),
+    Defect(
+        "cut-off-membership-counts",
+        "A9: a membership that is cut off counts no more",
+        "raft/membership_log.py",
+        "            self._in_log = [item for item in self._in_log if item[0] < index]\n",
+        "",
+        (_COUNTS,),
+    ),
+    Defect(
+        "committed-membership-is-taken-back",
+        "A9: what is committed is never taken back",
+        "raft/membership_log.py",
+        "        if committed.version > self.committed.version:\n",
+        "        if committed != self.committed:\n",
+        (_COUNTS,),
+    ),
+    Defect(
+        "membership-not-kept",
+        "A9, promise before word: a membership is on disk before it is acknowledged",
+        "raft/membership_log.py",
+        "            self._promises.save_membership(committed, heard)\n",
+        "",
+        (_COUNTS,),
+    ),
+    Defect(
+        "removed-node-stands",
+        "A9: who is certain to be removed does not stand",
+        "raft/membership_log.py",
+        "        return node_id in self.current.voter_ids or node_id in self.committed.voter_ids\n",
+        "        return bool(node_id)\n",
+        (_COUNTS,),
+    ),
+    Defect(
+        "new-member-is-counted-at-once",
+        "A9: a new member is not counted before it has learned",
+        "raft/membership.py",
+        "            now = now.with_learner(member)\n            yield now\n",
+        "            now = now.with_learner(member)\n",
+        (_STEPS,),
+    ),
+    Defect(
+        "two-members-removed-at-once",
+        "A9: one change at a time, so that old and new majorities meet",
+        "raft/membership.py",
+        "        now = now.without(node_id)\n        yield now\n",
+        "        now = now.without(node_id)\n    yield now\n",
+        (_STEPS,),
+    ),
+    Defect(
+        "learner-in-a-majority",
+        "A9: a learner is not counted",
+        "raft/membership.py",
+        "        return 2 * len(self.voter_ids.intersection(node_ids)) > len(self.voters)\n",
+        "        return 2 * len(set(node_ids)) > len(self.voters)\n",
+        (_STEPS,),
+    ),
+    Defect(
+        "learner-s-ack-commits",
+        "A9: a learner is not counted",
+        "raft/library.py",
+        "        counted = {Node(peer) for peer in membership.other_voters(own)}\n",
+        "        counted = {Node(peer) for peer in membership.others(own)}\n",
+        (_COUNTING,),
+    ),
+    Defect(
+        "removed-leader-counts-itself",
+        "A9: a leader that is no voter does not count itself",
+        "raft/library.py",
+        "            counted.add(Node(own))\n",
+        "            pass\n",
+        (_COUNTING,),
+    ),
+)
