@@ -141,8 +141,8 @@ DEFECTS = (
         "missing-file-is-an-empty-store",
         "a file that the cut lists and that is gone is damage",
         "persistence/loader.py",
-        '        raise StoreDamaged(path, "is missing")\n',
-        "        return Store(entry.name, entry.uid, entry.created_us)\n",
+        '        raise StoreDamaged(path, "is missing")\n    store = ',
+        "        return Store(entry.name, entry.uid, entry.created_us)\n    store = ",
         (_LOADER,),
     ),
     Defect(
