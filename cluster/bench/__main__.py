@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.access import Unreachable
-from cluster.bench import appending, flushing, machine, memory, wrk
+from cluster.bench import appending, flushing, machine, memory, returning, wrk
 from cluster.bench.report import Report
 from cluster.demo_transfer import TransferFailed
 from cluster.supervisor import NodeFailed, PortBusy
 
-MEASUREMENTS = ("append", "flush-delay", "flush-cost", "memory", "comeback")
+MEASUREMENTS = ("append", "flush-delay", "flush-cost", "memory", "comeback", "return")
 
 WIDTH = 120
 """Of tables that go to a file: they must not depend on where they were made."""
@@ -27,6 +27,7 @@ flush-delay   p99 of appends with a flush every 100 ms against persistence disab
 flush-cost    flushing 1,000 new events with 10,000 and with 1,000,000 stored
 memory        resident bytes an event at 1,000,000 events
 comeback      1,000,000 events from disk to ready
+return        a follower returns after missing 1,000 and 200,000 events, 1,000,000 stored
 all           all of them, in this order
 
 Each starts its own nodes on free ports with data in a temporary directory, and touches no other
@@ -108,6 +109,9 @@ async def _measure(what: str, report: Report, options: argparse.Namespace) -> No
             await memory.measure_memory(report, many)
         case "comeback":
             await memory.measure_comeback(report, min(repetitions, 3), many)
+        case "return":
+            missed = (1_000, many // 5)
+            await returning.measure_return(report, min(repetitions, 3), seconds, many, missed)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ STREAMS = 1_000
 _LANES = 4
 
 
-async def fill(cluster: Cluster, events: int) -> None:
-    """Append `events` new events through all nodes. Raises TransferFailed."""
+async def fill(cluster: Cluster, events: int, urls: list[str] | None = None) -> None:
+    """Append `events` new events through these nodes, or all. Raises TransferFailed."""
     share, rest = divmod(events, _LANES)
     lanes = [_batches(share + (lane < rest)) for lane in range(_LANES)]
     timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        await append_all(session, cluster.urls, STORE, lanes, on_appended=lambda _: None)
+        await append_all(session, urls or cluster.urls, STORE, lanes, on_appended=lambda _: None)
 
 
 def _batches(events: int) -> Iterator[Batch]:

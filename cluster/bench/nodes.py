@@ -33,12 +33,14 @@ class Options(NamedTuple):
 
     interval_ms: int = DEFAULT_INTERVAL_MS
     persistence: bool = True
+    more: tuple[str, ...] = ()
 
     def argv(self) -> tuple[str, ...]:
         return (
             f"--persistence-interval={self.interval_ms}",
             f"--persistence-enabled={str(self.persistence).lower()}",
             "--log-level=warning",
+            *self.more,
         )
 
 

@@ -94,6 +94,7 @@ class Session(asyncio.Protocol):
         self.peer_incarnation = 0
         self.peer_standing = Standing("", (), founded=False)
         self.up = False
+        self.bytes_counter = ""
         self.heard_at = 0.0
         self.transport: asyncio.Transport | None = None
         self._unwanted = False
@@ -231,6 +232,7 @@ class Session(asyncio.Protocol):
         if refusal is not None:
             raise _Unwelcome(refusal)
         self.up = True
+        self.bytes_counter = f"bytes_sent_to_{self.peer}"
 
     def _greeting(self, peer: str) -> list[Any]:
         me, standing = self._identity, self._identity.lineage.standing

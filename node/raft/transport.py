@@ -84,6 +84,7 @@ class Transport:
         session.write(encoded)
         self.counters["messages_sent"] += 1
         self.counters["bytes_sent"] += len(encoded)
+        self.counters[session.bytes_counter] += len(encoded)
         return True
 
     def is_connected(self, peer: str) -> bool:
