@@ -135,6 +135,7 @@ class Metrics(Collector):
         for name, words, value in (
             ("exesdb_applied_index", "Raft index applied here.", self._state.applied_index),
             ("exesdb_persisted_index", "Raft index on disk.", self._worker.persisted_index),
+            ("exesdb_files_set_aside", "To be looked at.", len(self._worker.set_aside)),
             ("exesdb_unpersisted_bytes", "In memory only.", self._worker.backlog_bytes),
             ("exesdb_waiting_reads", "Long polls that wait.", self._arrivals.reads),
             ("exesdb_arriving_bytes", "Of incomplete bodies.", self._bodies.arriving_bytes),

@@ -209,6 +209,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "enabled": _FLAG,
             "interval_ms": _COUNT,
             "breaker": {"enum": ["closed", "open", "half_open"]},
+            "set_aside": _list(_TEXT),
             "stores": _map(_OBJECT),
         },
         "required": ["enabled", "interval_ms"],

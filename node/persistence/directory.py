@@ -5,7 +5,8 @@
     DIR/tail                     raft log entries past the cut (`tail_file`)
     DIR/node.db                  the cut, and the list of stores at the cut (`node_file`)
     DIR/stores/NAME.UID.db       one store (`store_file`)
-    …damaged-TIME, …unused-TIME  set aside at a start: never read again, never deleted
+    …damaged-TIME, …unused-TIME, …replaced-TIME
+                                 set aside: never read again, never deleted
     DIR/quarantined-TIME/        all that this node had when its lineage was given up; likewise
 
 Two rules. One process at a time: `lock` is taken before anything is read, and the kernel gives it
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,9 @@ from node.persistence.faults import DirectoryInUse, FilesUnreadable
 
 # SQLite keeps these beside a database; they belong to it and move with it.
 SQLITE_COMPANIONS = ("-wal", "-shm", "-journal")
+
+# How the name of a file ends that was set aside, without its companions.
+_ASIDE = re.compile(r"(\.|^)[a-z]+-\d{8}T\d{6}Z(-\d+)?$")
 _QUARANTINED = "quarantined"
 
 
@@ -52,6 +57,14 @@ class DataDirectory:
             ) from error
         self._take_lock()
         sync_directory(self.path)
+        self._aside = self._find_aside()
+
+    @property
+    def aside(self) -> list[str]:
+        """What was set aside by this process, or by an earlier one and was still there when this
+        one started: somebody should look at it, and remove it.
+        """
+        return sorted(str(path.relative_to(self.path)) for path in self._aside)
 
     @property
     def stores_path(self) -> Path:
@@ -96,6 +109,7 @@ class DataDirectory:
             if source.exists():
                 source.rename(target.with_name(target.name + companion))
         sync_directory(path.parent)
+        self._aside.append(target)
         return target
 
     def quarantine(self) -> str:
@@ -116,12 +130,14 @@ class DataDirectory:
         self.stores_path.mkdir(exist_ok=True)
         sync_directory(target)
         sync_directory(self.path)
+        self._aside = self._find_aside()
         return target.name
 
     def keep_copy(self, path: Path, why: str) -> Path:
         """Copy a file to `<name>.<why>-<time>`, for whoever wants to look at it; the new path."""
         target = _free_name(path.with_name(f"{path.name}.{why}-{self._stamp()}"))
         shutil.copyfile(path, target)
+        self._aside.append(target)
         return target
 
     def remove(self, path: Path) -> None:
@@ -149,6 +165,10 @@ class DataDirectory:
 
     def _stamp(self) -> str:
         return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._now_s()))
+
+    def _find_aside(self) -> list[Path]:
+        paths = (*self.path.iterdir(), *self.stores_path.iterdir())
+        return [path for path in paths if _ASIDE.search(path.name)]
 
     def _take_lock(self) -> None:
         """Lock, and leave our process id in the file for whoever finds it locked."""

@@ -114,6 +114,7 @@ class Worker:
         connect: Connect = connect,
     ) -> None:
         self._state = state
+        self._directory = directory
         self._settings = settings
         self._clock = clock
         self._wait_applied = wait_applied
@@ -254,6 +255,11 @@ class Worker:
         """Whether the backlog is past its bound, so that appends should be refused."""
         return self.backlog_bytes > self._settings.unpersisted_bytes_max
 
+    @property
+    def set_aside(self) -> list[str]:
+        """Files of the data directory that were damaged, or of no use: see `DataDirectory`."""
+        return self._directory.aside
+
     def status(self) -> dict[str, object]:
         """The body of GET /v1/persistence."""
         return {
@@ -265,6 +271,7 @@ class Worker:
             "backlog_bytes": self.backlog_bytes,
             "unpersisted_bytes_max": self._settings.unpersisted_bytes_max,
             "last_error": self._ledger.node_error,
+            "set_aside": self.set_aside,
             "stores": {name: self.store_status(name) for name in sorted(self._state.stores)},
         }
 

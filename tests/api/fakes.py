@@ -152,6 +152,7 @@ class FakeWorker:
         self.durable: list[int] = []
         self.durable_error: ExesdbError | None = None
         self.backlog_bytes = 11
+        self.set_aside = ["stores/main.1.db.damaged-20260101T000000Z"]
         self.persisted_index = 0
         self.requested: list[str] = []
         self.forced: list[tuple[Any, int]] = []
@@ -179,6 +180,7 @@ class FakeWorker:
             "enabled": True,
             "interval_ms": self.interval_ms,
             "breaker": "closed",
+            "set_aside": self.set_aside,
             "stores": stores,
         }
 

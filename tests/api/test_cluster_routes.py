@@ -71,6 +71,7 @@ async def test_metrics_are_counted_by_route_and_looked_up_at_scrape_time(node: N
         'exesdb_store_position{store="main"} 2.0',
         "exesdb_applied_index 2.0",
         "exesdb_unpersisted_bytes 11.0",
+        "exesdb_files_set_aside 1.0",
         "exesdb_raft_is_leader 1.0",
         "exesdb_raft_proposals 5.0",
         "exesdb_raft_bytes_sent 17.0",

@@ -82,3 +82,28 @@ def test_a_file_is_replaced_in_an_order_that_bears_a_loss_of_power(
     replace_durably(path, b"new bytes")
     # The whole of it is on disk before the name points at it, and the name before the return.
     assert synced == [("file", len(b"new bytes"), b"old"), ("directory", 0, b"new bytes")]
+
+
+def test_what_was_set_aside_is_named_also_after_a_restart_until_it_is_removed(
+    tmp_path: Path,
+) -> None:
+    with DataDirectory(tmp_path, now_s=lambda: 0.0) as directory:
+        kept = directory.store_path("s", 7)
+        for path, why in ((directory.node_path, "damaged"), (kept, "unused"), (kept, "unused")):
+            path.write_text("content")
+            path.with_name(path.name + "-wal").write_text("its log")
+            directory.set_aside(path, why)
+        kept.write_text("in use")
+        named = directory.aside
+    assert named == [
+        "node.db.damaged-19700101T000000Z",
+        "stores/s.7.db.unused-19700101T000000Z",
+        "stores/s.7.db.unused-19700101T000000Z-2",
+    ]
+    with DataDirectory(tmp_path) as again:
+        assert again.aside == named
+    (tmp_path / named[0]).unlink()
+    with DataDirectory(tmp_path, now_s=lambda: 0.0) as again:
+        assert again.aside == named[1:]
+        again.quarantine()
+        assert again.aside == ["quarantined-19700101T000000Z"]
