@@ -87,6 +87,10 @@ async def test_a_node_that_is_never_ready_is_not_waited_for_for_ever(
 ) -> None:
     cluster = Supervisor(fake_topology(1, behave="unready"), log_dir=tmp_path)
     try:
+        await cluster["n1"].start()
+        async with asyncio.timeout(10):
+            while "begins" not in (tmp_path / "n1.log").read_text():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
         with pytest.raises(NodeFailed, match=r"not ready within 0\.3 s:\nn1 begins"):
             await cluster.start(0.3)
     finally:
