@@ -11,7 +11,7 @@
     │   ├── WrongExpectedVersion, CheckpointNotIncreasing, PersistenceDisabled, RecoveryRefused
     │   └── EventIdReused, StreamDeleted
     ├── Unavailable               the cluster's fault; certainly not stored; repeat after a moment
-    │   └── NoLeader, Overloaded, NotReady
+    │   └── NoLeader, Overloaded, NotReady, SlowConsumer
     └── Unfinished                time ran out
         ├── OutcomeUnknown        perhaps stored; repeat with the same event ids
         └── ReadBarrierTimeout, PersistenceTimeout, PersistenceFailed
@@ -270,6 +270,13 @@ class Overloaded(Unavailable):
 
     code = "overloaded"
     title = "Overloaded"
+
+
+class SlowConsumer(Unavailable):
+    """A client that follows a store takes less than is sent; the last word of its stream."""
+
+    code = "slow_consumer"
+    title = "Slow consumer"
 
 
 class NotReady(Unavailable):

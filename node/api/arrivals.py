@@ -11,6 +11,7 @@ At most `waiting_max` reads wait at a time; a further one is refused with 503 `o
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from node.errors import NotReady, Overloaded
 
@@ -76,3 +77,12 @@ class Arrivals:
             waiting.discard(future)
             if not waiting:
                 del self._waiting[store]
+
+
+def canceller(waiting: asyncio.Future[None]) -> Callable[[], None]:
+    """What a request is told to do when its client leaves while it waits."""
+
+    def cancel() -> None:
+        waiting.cancel()
+
+    return cancel

@@ -11,6 +11,7 @@ type once, and each stream's name at most once a scan.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,16 +24,17 @@ _SLICE_POSITIONS = 512
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which events a reader wants: of one of these types (all, if none is named), and of streams
-    whose names begin so."""
+    """Which events a reader wants: of one of these types (all, if none is named), of streams whose
+    names begin so, and of this stream, if it is named."""
 
     types: tuple[str, ...] = ()
     stream_prefix: str = ""
+    stream: str | None = None
 
     @property
     def takes_all(self) -> bool:
         """Whether every event matches."""
-        return not self.types and not self.stream_prefix
+        return not self.types and not self.stream_prefix and self.stream is None
 
 
 class _Matcher:
@@ -89,8 +91,11 @@ class Scan:
         return self.next >= min(head, head if self.until is None else self.until)
 
     async def run(self, store: Store, limits: ApiLimits, pacer: Pacer, evaluate_max: int) -> None:
-        """Go on, for at most `evaluate_max` positions."""
+        """Go on, for at most `evaluate_max` positions (of one stream: events)."""
         matcher = None if self.wanted.takes_all else _Matcher(store, self.wanted)
+        if self.wanted.stream is not None:
+            self._run_stream(store, limits, matcher, evaluate_max)
+            return
         left = evaluate_max
         while left > 0 and not self.is_end(store.position):
             for row in self._slice(store, min(left, _SLICE_POSITIONS)):
@@ -102,6 +107,25 @@ class Scan:
                     if self.full or self.frame_bytes >= limits.page_bytes_max:
                         return
             await pacer.breathe()
+
+    def _run_stream(
+        self, store: Store, limits: ApiLimits, matcher: _Matcher | None, evaluate_max: int
+    ) -> None:
+        """Go on forward in one stream, whose positions are known: nothing between them matters."""
+        stream = store.streams.get(self.wanted.stream or "")
+        positions = () if stream is None else stream.positions
+        edge = store.position if self.until is None else min(store.position, self.until)
+        first = bisect_right(positions, self.next)
+        for position in positions[first : min(first + evaluate_max, bisect_right(positions, edge))]:
+            self.next = position
+            row = next(store.rows(position - 1, position))
+            if matcher is None or matcher.matches(row):
+                self.rows.append(row)
+                self.frame_bytes += len(row[5])
+                if self.full or self.frame_bytes >= limits.page_bytes_max:
+                    return
+        if first + evaluate_max >= len(positions):
+            self.next = max(self.next, edge)
 
     def records(self, store: Store) -> Iterator[Record]:
         """The matches as records, made one at a time."""

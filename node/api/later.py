@@ -17,7 +17,6 @@ _SNAPSHOTS = _STORE + "/snapshots"
 _LATER = (
     ("DELETE", _STORE + "/streams/{stream}", "Delete a stream."),
     ("PUT", _STORE + "/streams/{stream}/metadata", "Set what a stream keeps."),
-    ("GET", _STORE + "/subscribe", "Follow a store as server-sent events."),
     ("GET", _STORE + "/ws", "Appends, reads and subscriptions over a WebSocket."),
     ("GET", _STORE + "/subscriptions", "List the persistent subscriptions."),
     ("GET", _SUBSCRIPTION, "Look at a persistent subscription."),

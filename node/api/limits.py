@@ -34,15 +34,18 @@ class ApiLimits:
     # What the node holds for all clients together. Past these it answers 503 `overloaded`.
     connections_max: int = 4_096
     waiting_reads_max: int = 1_000
+    followers_max: int = 1_000
     arriving_bytes_max: int = 256 * 1024 * 1024  # parts of bodies that are not complete yet
 
     # How long a client may keep the node waiting, in seconds.
     idle_s: float = 75.0  # between requests, and from the first byte of a head to its last
     body_s: float = 60.0  # from the head of a request to the end of its body
     write_s: float = 60.0  # for taking an answer that does not fit into the socket's buffer
+    slow_client_s: float = 10.0  # for taking most of what waits in the buffer of a stream
     linger_s: float = 2.0  # for sending the rest of a body that was refused
     stop_s: float = 10.0  # for running requests when the node stops
 
+    stream_buffer_bytes_max: int = 1024 * 1024  # what waits for one client of a stream
     head_line_bytes_max: int = 16 * 1024  # the request line, and each header
 
     def published(self) -> dict[str, int]:
@@ -78,4 +81,5 @@ _PUBLISHED = (
     "timeout_ms_max",
     "connections_max",
     "waiting_reads_max",
+    "followers_max",
 )

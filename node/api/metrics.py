@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 
 from node.api.arrivals import Arrivals
 from node.api.bodies import BodyReader
+from node.api.following import Following
 from node.api.ports import Replica, Worker
 from node.api.routes import Reply, Route
 from node.api.wire import Answer, Request
@@ -74,12 +75,14 @@ class Metrics(Collector):
         state: State,
         arrivals: Arrivals,
         bodies: BodyReader,
+        following: Following,
     ) -> None:
         self._replica = replica
         self._worker = worker
         self._state = state
         self._arrivals = arrivals
         self._bodies = bodies
+        self._following = following
         self._timings: dict[tuple[str, str], Timings] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -141,6 +144,14 @@ class Metrics(Collector):
             ("exesdb_arriving_bytes", "Of incomplete bodies.", self._bodies.arriving_bytes),
         ):
             yield GaugeMetricFamily(name, words, value=value)
+        following = self._following
+        yield GaugeMetricFamily("exesdb_followers", "Clients that follow.", following.followers)
+        yield CounterMetricFamily(
+            "exesdb_events_followed", "Events sent to followers.", following.events_sent
+        )
+        yield CounterMetricFamily(
+            "exesdb_slow_consumers", "Followers cut off.", following.slow_consumers
+        )
 
     def _raft(self) -> Iterator[Metric]:
         status = self._replica.status()

@@ -12,10 +12,10 @@ was, until something matches or the time is over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from node.api.arrivals import Arrivals
+from node.api.arrivals import Arrivals, canceller
 from node.api.filters import Filter, Scan
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
@@ -167,7 +167,7 @@ class Reads:
     async def _follow(self, request: Request, store: Store, scan: Scan, pacer: Pacer) -> None:
         while not scan.rows and not self._arrivals.stopped:
             change = self._arrivals.next(store.name)
-            request.on_gone = _canceller(change)
+            request.on_gone = canceller(change)
             try:
                 await scan.run(store, self._limits, pacer, self._limits.positions_per_scan_max)
                 if scan.rows or (scan.until is not None and scan.next >= scan.until):
@@ -222,13 +222,6 @@ class Reads:
         }
         media = request.wants
         return Answer(200, media.encode(body), media.type)
-
-
-def _canceller(future: asyncio.Future[None]) -> Callable[[], None]:
-    def cancel() -> None:
-        future.cancel()
-
-    return cancel
 
 
 async def _page(
@@ -295,18 +288,25 @@ def _scan_parameters(limits: ApiLimits) -> tuple[Parameter, ...]:
             error=InvalidStartVersion,
         ),
         integer("until", "The last position to evaluate."),
-        text(
-            "type",
-            "Only events of this type; may be repeated.",
-            repeats_max=limits.types_per_filter_max,
-        ),
-        text("stream_prefix", "Only streams whose names begin so.", _prefix, default=""),
+        *filter_parameters(limits),
         integer(
             "wait_ms",
             "Wait this long for a matching event if there is none, in milliseconds.",
             default=0,
             maximum=limits.wait_ms_max,
         ),
+    )
+
+
+def filter_parameters(limits: ApiLimits) -> tuple[Parameter, ...]:
+    """What a reader or a follower of the store may ask for of its events."""
+    return (
+        text(
+            "type",
+            "Only events of this type; may be repeated.",
+            repeats_max=limits.types_per_filter_max,
+        ),
+        text("stream_prefix", "Only streams whose names begin so.", _prefix, default=""),
     )
 
 

@@ -72,7 +72,7 @@ async def written_page(
     records: Iterable[Record], fields: dict[str, Any], media: Media, pacer: Pacer
 ) -> bytes:
     """A page: the other fields of the answer, and the events under `events`, in order."""
-    encode: Callable[[Record], bytes] = _cbor_event if media is CBOR else _json_event
+    encode: Callable[[Record], bytes] = _cbor_event if media is CBOR else json_event
     events: list[bytes] = []
     for record in records:
         events.append(encode(record))
@@ -96,7 +96,8 @@ def _array_head(length: int) -> bytes:
     return b"\x9a" + length.to_bytes(4, "big")
 
 
-def _json_event(record: Record) -> bytes:
+def json_event(record: Record) -> bytes:
+    """One record in JSON, without line breaks."""
     frame = decode_frame(record.frame)
     event = RecordedEvent(
         record.stream,

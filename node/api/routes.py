@@ -30,6 +30,9 @@ _SEGMENTS: dict[str, Callable[[str], str]] = {
 }
 
 
+BOTH = ("application/json", "application/cbor")
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One good answer of a route; `schema` names a component of the OpenAPI document."""
@@ -37,7 +40,7 @@ class Reply:
     status: int
     description: str
     schema: str | None = None
-    types: tuple[str, ...] = ("application/json", "application/cbor")
+    types: tuple[str, ...] = BOTH
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,9 +80,9 @@ class Route:
         return "{store}" in self.path
 
     @property
-    def only_type(self) -> bool:
-        """Whether the answer has one fixed content type, whatever `Accept` asks for."""
-        return bool(self.replies) and len(self.replies[0].types) == 1
+    def negotiates(self) -> bool:
+        """Whether `Accept` chooses between JSON and CBOR, and nothing else will do."""
+        return not self.replies or self.replies[0].types == BOTH
 
     def values(self, query: str) -> Values:
         """The values of the query parameters. Raises `RequestError`."""

@@ -31,6 +31,7 @@ from node.api.arrivals import Arrivals
 from node.api.bodies import BodyReader
 from node.api.checkpoints import Checkpoints
 from node.api.cluster import Cluster
+from node.api.following import Following
 from node.api.known_heads import KnownHeads
 from node.api.levels import Levels, store_headers
 from node.api.limits import ApiLimits
@@ -76,12 +77,14 @@ class ApiServer:
         self._state = state
         self._heads = Heads(info.node_id)
         self._bodies = BodyReader(self.limits)
-        self._metrics = Metrics(replica, worker, state, self.arrivals, self._bodies)
         self._cluster = Cluster(replica, info, self._bodies, self.limits)
         levels = Levels(replica, state, self.limits)
+        following = Following(levels, state, self.arrivals, self.limits)
+        self._metrics = Metrics(replica, worker, state, self.arrivals, self._bodies, following)
         families = (
             Appends(replica, worker, on_disk, clock, self._bodies, self.limits),
             Reads(levels, state, self.arrivals, self.limits),
+            following,
             Stores(replica, worker, state, clock, levels, self._bodies, self.limits),
             Checkpoints(replica, levels, self._bodies, self.limits),
             Persistence(replica, worker, force_on, state, levels, self._bodies, self.limits),
@@ -165,7 +168,7 @@ class ApiServer:
         try:
             request.wants = media.wanted(request.message.headers)
         except NotAcceptable:
-            if not route.only_type:
+            if route.negotiates:
                 raise
         try:
             request.parameters = route.values(query)

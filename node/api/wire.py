@@ -7,7 +7,7 @@ connection (parser, keep-alive, pipelining, flow control, shutdown) and put thre
 place of its own, which takes away more than half of the cost:
 
 `Request`     what the parser delivered, nothing more; often not even parsed (`known_heads`)
-`Answer`      writes itself, in one piece
+`Answer`      writes itself, in one piece (or, `Streamed`, as it comes)
 `Connection`  a `RequestHandler` with its own loop over the requests of a connection
 
 What `Connection` relies on, beyond the public API of aiohttp 3.14 (`tests/api/test_wire.py` fails
@@ -34,7 +34,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from aiohttp import web
-from aiohttp.http import HttpVersion10, RawRequestMessage
+from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -44,6 +44,7 @@ from node.api.known_heads import KnownHead, KnownHeads, WholeBody
 from node.api.limits import ApiLimits
 from node.api.media import JSON, Media
 from node.api.parameters import Values
+from node.api.streamed import Flow, Outflow
 
 logger = logging.getLogger("node.api")
 
@@ -177,6 +178,25 @@ _UNPARSED = RawRequestMessage(
     URL("/"),
 )
 
+
+class Streamed(Answer):
+    """An answer whose body is a flow (see `streamed`); the connection ends with it."""
+
+    __slots__ = ("flow",)
+
+    def __init__(self, content_type: str, flow: Flow, lines: bytes = b"") -> None:
+        super().__init__(HTTPStatus.OK, b"", content_type, lines, close=True)
+        self.flow = flow
+
+    def begin(self, transport: asyncio.Transport, heads: Heads, message: Head) -> bool:
+        """Write the head; whether the body goes in chunks."""
+        chunked = message.version >= HttpVersion11 and message.method != "HEAD"
+        lines = self.lines + (b"Transfer-Encoding: chunked\r\n" if chunked else b"")
+        head = heads.head(self.status, self.content_type)
+        transport.write(b"%b%bConnection: close\r\n\r\n" % (head, lines))
+        return chunked
+
+
 Respond = Callable[[Request], Awaitable[Answer]]
 
 
@@ -302,6 +322,9 @@ class Connection(RequestHandler):
                 answer = await self._respond(request)
             else:
                 answer = refused
+            if isinstance(answer, Streamed):
+                await self._stream(request, answer)
+                return False
             self._current_request = None
             self._write(request, answer)
             if self._paused:
@@ -333,6 +356,16 @@ class Connection(RequestHandler):
         if request.message.should_close or self._heads.closing or declined_upgrade:
             answer.close = True
         answer.write(transport, self._heads, request.message)
+
+    async def _stream(self, request: Request, answer: Streamed) -> None:
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        chunked = answer.begin(transport, self._heads, request.message)
+        if request.message.method != "HEAD":
+            outflow = Outflow(transport, self._drain_helper, chunked, self._limits)
+            await answer.flow(outflow)
+            outflow.end()
 
     async def _drain_within(self) -> None:
         """Wait until the client has taken enough of an answer; give up after `write_s`."""

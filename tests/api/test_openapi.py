@@ -97,6 +97,7 @@ async def test_real_answers_are_as_the_document_says(node: Node):
         ("GET", "/v1/stores/main/streams", 200, None),
         ("GET", STREAM, 200, None),
         ("GET", "/v1/stores/main/streams/none", 404, None),
+        ("GET", "/v1/stores/main/subscribe?after=x", 400, None),
         ("GET", "/v1/stores", 200, None),
         ("GET", "/v1/stores/main", 200, None),
         ("PUT", "/v1/stores/new", 201, None),
