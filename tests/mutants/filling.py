@@ -95,7 +95,7 @@ DEFECTS = (
         "raft/filling.py",
         "            if filled.raft_index <= engine.commit_index:\n",
         "            if filled.raft_index < 0:\n",
-        ("raft/test_fill.py",),
+        ("raft/test_filling.py",),
     ),
     Defect(
         "filled-at-the-word-of-anybody",
@@ -103,7 +103,7 @@ DEFECTS = (
         "raft/filling.py",
         "        current = message.term == engine.term and peer == engine.leader\n",
         "        current = bool(message)\n",
-        ("raft/test_fill.py",),
+        ("raft/test_filling.py",),
     ),
     Defect(
         "log-is-cut-during-a-fill",
@@ -111,6 +111,6 @@ DEFECTS = (
         "raft/filling.py",
         "        return min(index, needed)\n",
         "        return index\n",
-        ("raft/test_fill.py",),
+        ("raft/test_filling.py",),
     ),
 )

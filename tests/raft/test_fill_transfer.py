@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from node.core import commands
-from node.core.portion import Portion
+from node.core.portion import Digest, Portion
 from node.core.state import State
 from node.raft import fill_digests, fill_receiver, fill_source
 from node.raft.fill_digests import Digests
@@ -297,6 +297,26 @@ async def test_a_fill_that_broke_off_goes_on_behind_what_it_had(known: int) -> N
     assert pair.alarms == []
     received = pair.receiver.counters["fill_events_received"]
     assert received == whole.receiver.counters["fill_events_received"] + 3
+
+
+async def test_what_was_begun_with_another_history_is_not_gone_on_with() -> None:
+    pair = Pair(0)
+
+    def break_off(topic: str, answer: Any) -> Any:
+        if pair.link.asked["fill_rows"] > 9:
+            raise NoAnswer("lost the connection")
+        return answer
+
+    pair.link.spoil = break_off
+    with pytest.raises(NoAnswer):
+        await pair.fill()
+    [begun] = pair.receiver._staged.values()
+    assert begun.store.position > 3
+    begun.digest = Digest()
+    begun.digest.position = begun.store.position
+    pair.link.spoil = lambda _, answer: answer
+    await pair.fill()
+    pair.check()
 
 
 async def test_what_was_begun_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
