@@ -19,16 +19,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from node.api.bodies import RecoveryBody
 from node.core import commands
 from node.core.frames import ABSENT, encode_frame
 from node.core.outcomes import Appended, Outcome
 from node.core.state import State
 from node.errors import ExesdbError
+from node.override import objection
+from node.raft.lineage import Lineage, Standing
+from node.raft.membership import Membership, founding
 from node.raft.messages import AppendEntries, Message
 from node.raft.ports import StartingPoint
 from node.raft.replica import Replica
 from tests.raft.links import Links, Port
-from tests.raft.solo import Disk, settings_of
+from tests.raft.solo import FOUNDERS, Disk, settings_of
 
 STORE = "main"
 
@@ -89,6 +93,7 @@ class Cluster:
         self.links = Links(self.ids, seed)
         self.chance = random.Random(seed + 1)
         self.chronicle = Chronicle()
+        self.chronicles = {FOUNDERS.lineage: self.chronicle}
         self.disks = {node_id: Disk() for node_id in self.ids}
         self.replicas: dict[str, Replica] = {}
         self.ports: dict[str, Port] = {}
@@ -96,11 +101,16 @@ class Cluster:
         self.links.watchers.append(self._watch_leaders)
         self._changes = changes
         self._events = 0
+        self._restarts: list[asyncio.Task[None]] = []
 
     def _watch_leaders(self, sender: str, _: str, message: Message) -> None:
         # Who sends entries leads: seen here it needs no word of the node itself.
         if isinstance(message, AppendEntries):
-            self.chronicle.leads(sender, message.term)
+            self.chronicle_of(sender).leads(sender, message.term)
+
+    def chronicle_of(self, node_id: str) -> Chronicle:
+        """What happened in the lineage that a node follows; another one may differ from it."""
+        return self.chronicles[self.disks[node_id].standing.lineage]
 
     # --- life and death ---
 
@@ -114,7 +124,10 @@ class Cluster:
         disk.incarnation += 1
         disk.forgetful, disk.clean = disk.forgetful or not disk.clean, False
         state = self._load(node_id, disk)
-        self.ports[node_id] = port = Port(self.links, node_id, disk.incarnation)
+        lineage = Lineage(
+            lambda: self.disks[node_id].standing, lambda newer: self._quarantine(node_id, newer)
+        )
+        self.ports[node_id] = port = Port(self.links, node_id, disk.incarnation, lineage)
         replica = Replica(
             settings_of(node_id, self.ids, **self._changes),
             port,
@@ -135,15 +148,17 @@ class Cluster:
             lambda: disk.cut,
             random.Random(self.chance.random()),
         )
-        replica.open_reigns_with(lambda: self.chronicle.leads(node_id, replica._engine.term) or ())
+        chronicle = self.chronicle_of(node_id)
+        replica.open_reigns_with(lambda: chronicle.leads(node_id, replica._engine.term) or ())
         self.replicas[node_id] = replica
         await replica.start()
 
     def _load(self, node_id: str, disk: Disk) -> State:
-        state = WatchedState(node_id, self.chronicle)
+        chronicle = self.chronicle_of(node_id)
+        state = WatchedState(node_id, chronicle)
         state.applied_index = 1
         for index in range(2, disk.cut + 1):
-            state.apply(index, *self.chronicle.entries[index])
+            state.apply(index, *chronicle.entries[index])
         if disk.cut == 0:
             state.applied_index = 0
         return state
@@ -180,6 +195,30 @@ class Cluster:
     def wipe(self, node_id: str) -> None:
         """Give a node that is down a new, empty disk. (Its peers know it in a later life.)"""
         self.disks[node_id] = Disk(incarnation=self.disks[node_id].incarnation)
+
+    def _quarantine(self, node_id: str, newer: Standing) -> None:
+        """What a node does that learns that its lineage was given up: it ends, and starts anew."""
+        self.disks[node_id] = self.disks[node_id].quarantined(newer)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self.crash, node_id)
+        loop.call_later(0.5, lambda: self._restarts.append(loop.create_task(self._start(node_id))))
+
+    async def override(self, node_id: str, order: RecoveryBody) -> str | None:
+        """Give a node an operator's order, as `override` carries it out; why it is refused."""
+        replica, disk = self[node_id], self.disks[node_id]
+        reason = objection(order, node_id, disk.standing.lineage, replica.outlook())
+        if reason is None:
+            await self.stop(node_id)
+            known = self.chronicles[order.parent].entries
+            self.chronicles.setdefault(order.lineage, Chronicle()).entries.update(
+                {index: known[index] for index in known if index <= disk.cut}
+            )
+            disk.rebuild(
+                order.lineage,
+                Membership(order.membership_version, founding(order.voters).voters),
+            )
+            await self._start(node_id)
+        return reason
 
     # --- looking ---
 
@@ -264,7 +303,8 @@ class Cluster:
 
     def check(self) -> None:
         """No rule was broken, no alarm raised anywhere, and all states hold together."""
-        assert self.chronicle.violations == []
+        for chronicle in self.chronicles.values():
+            assert chronicle.violations == []
         assert self.alarms == []
         for replica in self.replicas.values():
             assert replica.alarms == []

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from node.raft import messages
+from node.raft.lineage import Lineage
 from node.raft.messages import Message
 from node.raft.ports import Listener
 
@@ -109,6 +110,9 @@ class Links:
                     self._connect(pair, one, other)
 
     def _connect(self, pair: tuple[str, str], one: str, other: str) -> None:
+        ends = self._ports[one], self._ports[other]
+        if any([here.refuses(there) for here, there in (ends, ends[::-1])]):
+            return
         self._number += 1
         self._sessions[pair] = self._number
         self._ports[one].greet(self._ports[other])
@@ -129,8 +133,11 @@ def _pair(one: str, other: str) -> tuple[str, str]:
 class Port:
     """One node's end of the links: a `ports.Network`."""
 
-    def __init__(self, links: Links, node_id: str, incarnation: int) -> None:
+    def __init__(
+        self, links: Links, node_id: str, incarnation: int, lineage: Lineage | None = None
+    ) -> None:
         self.counters: Counter[str] = Counter()
+        self.lineage = lineage
         self.node_id = node_id
         self.own_incarnation = incarnation
         self._links = links
@@ -157,6 +164,12 @@ class Port:
 
     def incarnation(self, peer: str) -> int:
         return self._seen.get(peer, 0)
+
+    def refuses(self, other: Port) -> bool:
+        """Whether the peer's lineage allows no session."""
+        if self.lineage is None or other.lineage is None:
+            return False
+        return self.lineage.met(other.node_id, other.lineage.standing) is not None
 
     def greet(self, other: Port) -> None:
         """A session is up."""

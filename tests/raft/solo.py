@@ -16,10 +16,13 @@ from node.raft.election import Election
 from node.raft.guard import Guard
 from node.raft.journal import Journal
 from node.raft.library import Engine
-from node.raft.membership import Membership
+from node.raft.lineage import Standing
+from node.raft.membership import NOBODY, Membership
 from node.raft.messages import Message
 from node.raft.ports import RaftSettings, StartingPoint
 from node.raft.recovery import Recovery
+
+FOUNDERS = Standing("founders", (), founded=False)
 
 
 @dataclass
@@ -35,6 +38,8 @@ class Disk:
     tail: tuple[tuple[int, int, bytes], ...] = ()
     membership: Membership | None = None
     heard: Membership | None = None
+    standing: Standing = FOUNDERS
+    aside: list[Disk] = field(default_factory=list)
     saves: list[tuple[int, str | None]] = field(default_factory=list)
 
     def save(self, term: int, vote: str | None) -> None:
@@ -47,6 +52,22 @@ class Disk:
     def recovered(self) -> None:
         """`ports.Promises`."""
         self.forgetful = False
+        self.standing = self.standing._replace(founded=True)
+
+    def rebuild(self, lineage: str, membership: Membership) -> None:
+        """What `identity.Identity.rebuild` keeps."""
+        self.standing, self.forgetful = self.standing.followed_by(lineage), True
+        self.membership = self.heard = membership
+
+    def quarantined(self, newer: Standing) -> Disk:
+        """The disk of the next life, when this one's lineage was given up; this one is kept."""
+        return Disk(
+            incarnation=self.incarnation,
+            membership=NOBODY,
+            heard=NOBODY,
+            standing=newer._replace(founded=False),
+            aside=[*self.aside, self],
+        )
 
     def save_membership(self, committed: Membership, heard: Membership) -> None:
         """`ports.Promises`: what is committed never goes back."""

@@ -1,0 +1,234 @@
+"""Whole clusters, on virtual time, that an operator rebuilds without members gone for good."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from cluster.recover_plan import NoPlan, Plan, Report, make
+from node.api.bodies import RecoveryBody
+from node.core.outcomes import Appended
+from tests.raft.harness import Cluster
+from tests.raft.virtual_time import simulate
+
+
+def reports(cluster: Cluster, node_ids: Sequence[str]) -> list[Report]:
+    """What `GET /v1/cluster/recovery` of these nodes would say."""
+    made = []
+    for node_id in node_ids:
+        standing, outlook = cluster.disks[node_id].standing, cluster[node_id].outlook()
+        made.append(
+            Report(
+                url=node_id,
+                node_id=node_id,
+                cluster="c",
+                quarantined=None,
+                recovering=cluster[node_id].recovering,
+                persistent=True,
+                positions={},
+                **standing._asdict(),
+                **{**outlook._asdict(), "reaches": tuple(outlook.reaches)},
+            )
+        )
+    return made
+
+
+def order(plan: Plan) -> RecoveryBody:
+    return RecoveryBody(**plan.order())
+
+
+async def survivors(cluster: Cluster, count: int) -> tuple[list[str], list[str]]:
+    """Let the leader and others die, so that so many are left; they, and the dead."""
+    dead = [await cluster.led()]
+    dead += cluster.followers()[: len(cluster.ids) - count - 1]
+    cluster.crash(*dead)
+    await asyncio.sleep(3)
+    left = [node_id for node_id in cluster.ids if node_id not in dead]
+    assert cluster.leader() is None
+    return left, sorted(dead)
+
+
+async def rebuilt(cluster: Cluster, left: list[str], dead: list[str]) -> Plan:
+    """Make the plan, and have every survivor carry it out."""
+    plan = make(reports(cluster, left), [], dead)
+    for node_id in plan.todo:
+        assert await cluster.override(node_id, order(plan)) is None
+    await cluster.led(*left)
+    await settled(cluster, *left)
+    return plan
+
+
+async def settled(cluster: Cluster, *node_ids: str) -> None:
+    """Wait until these have recovered and applied the same."""
+    await cluster.until(
+        lambda: (
+            not any(cluster[one].recovering for one in node_ids)
+            and len({cluster[one].applied_index for one in node_ids}) == 1
+        )
+    )
+
+
+class TestRebuilt:
+    @pytest.mark.parametrize("left", [1, 2])
+    def test_survivors_of_five_lead_and_the_others_return_as_strangers(self, left: int) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(5)
+            await cluster.fill_log(await cluster.ready(), 10)
+            await cluster.settled()
+            cluster.persist()
+            living, dead = await survivors(cluster, left)
+            plan = await rebuilt(cluster, living, dead)
+            await cluster.fill_log(await cluster.led(*living), 5)
+            await settled(cluster, *living)
+            assert all(len(cluster.contents(node_id)) == 15 for node_id in living)
+            await cluster.start(*dead)
+            await asyncio.sleep(10)
+            for node_id in dead:
+                disk = cluster.disks[node_id]
+                assert disk.standing.lineage == plan.lineage and not disk.standing.founded
+                assert [kept.standing.lineage for kept in disk.aside] == [plan.parent]
+                assert disk.aside[0].cut > 10, "kept as it was"
+                assert cluster[node_id].recovering
+                assert cluster[node_id].state.stores == {}, "and nothing of it is merged"
+            await cluster.fill_log(await cluster.led(*living), 5)
+            with pytest.raises(NoPlan, match="leads"):
+                make(reports(cluster, living), [], dead)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_all_survivors_are_needed_for_one_of_them_alone_may_hold_an_event(self) -> None:
+        """A majority of the new members is not enough, also of members that forgot nothing."""
+
+        async def scenario() -> None:
+            cluster = Cluster(7)
+            leader = await cluster.ready()
+            first, second, third, *others = cluster.followers()
+            cluster.links.cut(first, second)
+            command = cluster.command()
+            outcome, _ = await cluster.append(leader, command)
+            assert isinstance(outcome, Appended)
+            await cluster.until(lambda: cluster.holds(third, command))
+            dead = [leader, *others]
+            cluster.crash(*dead)
+            cluster.links.heal()
+            await asyncio.sleep(3)
+            plan = make(reports(cluster, [first, second, third]), [], dead)
+            assert plan.furthest == third
+            for node_id in (first, second):
+                assert await cluster.override(node_id, order(plan)) is None
+            await asyncio.sleep(20)
+            assert cluster.leader() is None
+            assert await cluster.override(third, order(plan)) is None
+            await cluster.led(first, second, third)
+            await settled(cluster, first, second, third)
+            assert all(cluster.holds(node_id, command) for node_id in (first, second, third))
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_a_survivor_wiped_afterwards_comes_back_as_a_member(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(7)
+            await cluster.fill_log(await cluster.ready(), 10)
+            await cluster.settled()
+            living, dead = await survivors(cluster, 3)
+            plan = await rebuilt(cluster, living, dead)
+            victim = cluster.followers()[0]
+            cluster.crash(victim)
+            cluster.wipe(victim)
+            await cluster.start(victim)
+            await cluster.until(lambda: victim not in cluster.replicas)
+            await cluster.until(lambda: victim in cluster.replicas)
+            await settled(cluster, *living)
+            assert cluster.disks[victim].standing.lineage == plan.lineage
+            assert len(cluster.contents(victim)) == 10
+            cluster.check()
+
+        simulate(scenario)
+
+
+class TestInterrupted:
+    @pytest.mark.parametrize("after", [1, 2])
+    def test_after_any_node_nobody_leads_and_another_run_finishes(self, after: int) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(7)
+            await cluster.fill_log(await cluster.ready(), 10)
+            await cluster.settled()
+            living, dead = await survivors(cluster, 3)
+            plan = make(reports(cluster, living), [], dead)
+            for node_id in plan.todo[:after]:
+                await cluster.override(node_id, order(plan))
+            await asyncio.sleep(10)
+            assert cluster.leader() is None
+            cluster.persist()
+            cluster.crash(*living)
+            await cluster.start(*living)
+            await asyncio.sleep(5)
+            assert cluster.leader() is None
+            again = make(reports(cluster, living), [], dead)
+            assert (again.lineage, again.order()) == (plan.lineage, plan.order())
+            assert again.todo == plan.todo[after:]
+            for node_id in again.todo:
+                assert await cluster.override(node_id, order(again)) is None
+            await cluster.led(*living)
+            await settled(cluster, *living)
+            assert all(len(cluster.contents(node_id)) == 10 for node_id in living)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_if_the_missing_return_half_way_the_old_cluster_goes_on_and_is_not_disturbed(
+        self,
+    ) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(5)
+            await cluster.fill_log(await cluster.ready(), 10)
+            await cluster.settled()
+            cluster.persist()
+            dead = [await cluster.led(), *cluster.followers()[:2]]
+            moved, stayed = cluster.followers()[2:]
+            await cluster.stop(*dead)
+            await asyncio.sleep(3)
+            plan = make(reports(cluster, [moved, stayed]), [], dead)
+            assert await cluster.override(moved, order(plan)) is None
+            await cluster.start(*dead)
+            leader = await cluster.led(stayed, *dead)
+            await cluster.fill_log(leader, 5)
+            await asyncio.sleep(10)
+            assert not any(disk.aside for disk in cluster.disks.values()), "nobody is quarantined"
+            assert cluster[moved].recovering and not cluster[moved].leads
+            assert all(not cluster.links.connected(moved, other) for other in (stayed, *dead))
+            with pytest.raises(NoPlan, match="leads"):
+                make(reports(cluster, [moved, stayed]), [], dead)
+            refused = await cluster.override(stayed, order(plan))
+            assert refused is not None and "leads" in refused
+
+            cluster.crash(moved)
+            cluster.wipe(moved)
+            await cluster.start(moved)
+            await cluster.settled()
+            assert all(len(cluster.contents(node_id)) == 15 for node_id in cluster.ids)
+            cluster.check()
+
+        simulate(scenario)
+
+
+def test_a_node_wiped_before_a_cold_start_takes_nothing_from_the_others() -> None:
+    async def scenario() -> None:
+        cluster = Cluster(3)
+        leader = await cluster.ready()
+        await cluster.fill_log(leader, 10)
+        await cluster.settled()
+        cluster.persist()
+        cluster.crash()
+        cluster.wipe(leader)
+        await cluster.start()
+        await cluster.settled()
+        assert all(len(cluster.contents(node_id)) == 10 for node_id in cluster.ids)
+        assert cluster.disks[leader].aside == []
+        cluster.check()
+
+    simulate(scenario)
