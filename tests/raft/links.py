@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextvars import Context
 
 from node.raft import messages
 from node.raft.lineage import Lineage
@@ -88,7 +89,16 @@ class Links:
             self._last_arrival.get(link, 0.0) + 1e-7,
         )
         self._last_arrival[link] = arrival
-        loop.call_at(arrival, self._deliver, session, sender, receiver, messages.encode(message))
+        encoded = messages.encode(message)
+        loop.call_at(
+            arrival,
+            self._deliver,
+            session,
+            sender,
+            receiver,
+            encoded,
+            context=self._ports[receiver].context,
+        )
         return True
 
     def _deliver(self, session: int, sender: str, receiver: str, encoded: bytes) -> None:
@@ -131,7 +141,12 @@ def _pair(one: str, other: str) -> tuple[str, str]:
 
 
 class Port:
-    """One node's end of the links: a `ports.Network`."""
+    """One node's end of the links: a `ports.Network`.
+
+    What arrives is delivered in `context`, which a simulation of several nodes tells them apart by.
+    """
+
+    context: Context | None = None
 
     def __init__(
         self, links: Links, node_id: str, incarnation: int, lineage: Lineage | None = None
@@ -175,7 +190,7 @@ class Port:
         """A session is up."""
         self._seen[other.node_id] = other.own_incarnation
         loop = asyncio.get_running_loop()
-        loop.call_soon(self._announce, other.node_id, other.own_incarnation)
+        loop.call_soon(self._announce, other.node_id, other.own_incarnation, context=self.context)
 
     def _announce(self, peer: str, incarnation: int) -> None:
         if self._listener is not None and self.is_connected(peer):

@@ -1,0 +1,369 @@
+"""Who lets things go wrong, and how much may go wrong at once.
+
+A `Director` draws some of the kinds of faults for its seed and then, for some seconds, does one
+after the other at random. The kinds that take a node's memory go through `_may_forget`, which keeps
+the profile's promise: at most a minority lacks its memory at any time. Only `_all_end` breaks it,
+in the lossy profile, and tells the chronicle and the clients what may be lost by it.
+
+Most chance is given to short scenarios that are dangerous by design (`_squeeze` and those below
+it), because faults that merely rain on a cluster seldom meet at the moment that matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from typing import TYPE_CHECKING
+
+from node.errors import ExesdbError
+from node.raft.messages import Message, Vote
+from tests.simulation.nodes import Life, Node, SimulatedPort
+
+if TYPE_CHECKING:
+    from tests.simulation.simulation import Simulation
+
+FAULTS_S = 12.0
+KINDS_DRAWN = (3, 7)
+
+Fault = Callable[[], Awaitable[None]]
+
+
+class Director:
+    """The faults of one run."""
+
+    def __init__(self, simulation: Simulation, chance: random.Random) -> None:
+        self._simulation = simulation
+        self._chance = chance
+        self._nodes = simulation.nodes
+        self._ids = list(simulation.nodes)
+        self._links = simulation.links
+        self._loop = simulation.loop
+        self._minority = (len(self._ids) - 1) // 2
+        self._voters_end = ""
+        self._uncalm_until = 0.0
+        self._context = copy_context()
+        self._links.watchers.append(self._on_vote)
+
+    async def run(self) -> None:
+        """Faults and clients, for `FAULTS_S`."""
+        chance, links = self._chance, self._links
+        links.loss = chance.choice([0.0, 0.0, 0.01, 0.05])
+        links.delay_s = _delay
+        SimulatedPort.refusing = chance.choice([0.0, 0.0, 0.02])
+        kinds = self._kinds()
+        end = self._loop.time() + FAULTS_S
+        pause_s = chance.choice([0.01, 0.03, 0.1])
+        clients = [
+            self._loop.create_task(client.run(end, pause_s)) for client in self._simulation.clients
+        ]
+        rate = chance.choice([1.0, 2.5])
+        while self._loop.time() < end and self._simulation.sound:
+            await asyncio.sleep(chance.expovariate(rate))
+            await self._come_back()
+            await chance.choice(kinds)()
+        self._voters_end = ""
+        for client in clients:
+            await client
+
+    def _kinds(self) -> list[Fault]:
+        kinds: list[Fault] = [
+            self._forget_one,
+            self._cut_off,
+            self._blackhole,
+            self._reconnect,
+            self._stop_cleanly,
+            self._stall,
+            self._bad_disk,
+            self._die_at_a_sync,
+            self._hand_over,
+            self._flush,
+            self._skew,
+            self._squeeze,
+            self._squeeze,
+            self._fall_behind,
+            self._end_voters,
+            self._rot,
+        ]
+        drawn = self._chance.sample(kinds, self._chance.randint(*KINDS_DRAWN))
+        if self._simulation.profile == "lossy":
+            drawn += [self._all_end] * max(1, len(drawn) // 3)
+        return drawn
+
+    # --- what may be lost --------------------------------------------------------------------
+
+    def _may_forget(self, *victims: Node) -> bool:
+        """Whether these may lose their memory now, and still only a minority lacks it."""
+        lacking = {node.node_id for node in self._nodes.values() if node.lacks_memory}
+        return len(lacking | {node.node_id for node in victims}) <= self._minority
+
+    async def _come_back(self) -> None:
+        """Start somebody who is down, and mend some of what is broken."""
+        chance = self._chance
+        for node in self._nodes.values():
+            if node.life is None and chance.random() < 0.5:
+                await self._start(node)
+            if chance.random() < 0.2:
+                node.disk.faults.mend()
+        if chance.random() < 0.25:
+            self._links.heal()
+
+    async def _start(self, node: Node) -> None:
+        if node.life is None and not await node.start() and node.refusal is not None:
+            await self._simulation.operator_looks_after(node)
+
+    async def _take_memory(self, node: Node) -> None:
+        """End a node without warning, in one of the ways there are."""
+        if not self._may_forget(node):
+            return
+        self._note("memories")
+        how = self._chance.choice(["kill", "kill", "power", "power", "wipe"])
+        node.end("kill" if how == "wipe" else how)
+        if how == "wipe":
+            node.wipe()
+
+    # --- single faults -----------------------------------------------------------------------
+
+    async def _forget_one(self) -> None:
+        await self._take_memory(self._victim())
+
+    async def _cut_off(self) -> None:
+        count = self._chance.randint(1, len(self._ids) - 1)
+        self._links.cut(*self._chance.sample(self._ids, count))
+        self._uncalm()
+
+    async def _blackhole(self) -> None:
+        one, other = self._chance.sample(self._ids, 2)
+        self._links.blackholes.add((one, other))
+        self._uncalm()
+
+    async def _reconnect(self) -> None:
+        """Sessions end and begin anew, several times in a row."""
+        for _ in range(self._chance.randint(1, 5)):
+            one, other = self._chance.sample(self._ids, 2)
+            self._links.cut_pair(one, other)
+            await asyncio.sleep(self._chance.choice([0.0, 0.001, 0.02]))
+            self._links.heal()
+
+    async def _stop_cleanly(self) -> None:
+        node = self._victim()
+        if node.up and not node.lacks_memory and self._may_forget(node):
+            await node.stop()
+            if self._chance.random() < 0.5:
+                node.end("power")  # a clean stop holds even then
+
+    async def _stall(self) -> None:
+        life = self._victim().life
+        if life is not None and life.serving:
+            seconds = self._chance.choice([0.1, 0.5, 1.5, 4.0])
+            self._stall_for(life, seconds)
+            self._uncalm(seconds)
+
+    def _stall_for(self, life: Life, seconds: float) -> None:
+        self._loop.stall(life)
+        self._loop.call_later(seconds, self._loop.resume, life)
+
+    async def _bad_disk(self) -> None:
+        faults = self._victim().disk.faults
+        kind = self._chance.randrange(3)
+        if kind == 0:
+            faults.slowness = self._chance.choice([10.0, 100.0, 1000.0])
+        elif kind == 1:
+            faults.failing = self._chance.choice([0.01, 0.1])
+        else:
+            faults.full = True
+        self._uncalm(0.05 * faults.slowness)
+
+    async def _die_at_a_sync(self) -> None:
+        """In the midst of a cycle, an election, a start: wherever the disk is used."""
+        node = self._victim()
+        if not self._may_forget(node):
+            return
+        node.disk.faults.dies_at = self._chance.randint(1, 6)
+        node.disk.faults.dies_by = self._chance.choice(["kill", "power"])
+        await asyncio.sleep(self._chance.uniform(0.0, 1.0))
+        node.disk.faults.dies_at = None
+
+    async def _hand_over(self) -> None:
+        life = self._victim().life
+        if life is None or not life.serving:
+            return
+        target = self._chance.choice([None, *self._ids])
+        await self._ask(life, lambda: life.replica.transfer_leadership(target, 1000))
+
+    async def _flush(self) -> None:
+        life = self._victim().life
+        if life is None or not life.serving:
+            return
+        index = life.replica.applied_index
+        worker = life.service._worker
+        if await self._ask(life, lambda: worker.force(None, index, 1000)):
+            life.node.reported_cut = max(life.node.reported_cut, index)
+
+    async def _ask(self, life: Life, ask: Callable[[], Awaitable[object]]) -> bool:
+        async def work() -> bool:
+            try:
+                await ask()
+            except ExesdbError:
+                return False
+            return True
+
+        asked = self._loop.create_task(work(), context=life.context)
+        await asyncio.wait([asked], timeout=2.0)
+        if asked.done() and not asked.cancelled():
+            return asked.result() and life.alive
+        asked.cancel()
+        return False
+
+    async def _skew(self) -> None:
+        self._victim().skew_s += self._chance.choice([-3600.0, -1.0, 0.5, 3600.0])
+
+    async def _rot(self) -> None:
+        """A bit of a file of a node that is down flips."""
+        node = self._victim()
+        if node.life is None or not self._may_forget(node):
+            return
+        node.end("kill")
+        if node.disk.rot(lambda name: not name.endswith(".new")) is not None:
+            self._note("rotten")
+            node.damage_expected = True
+            self._simulation.chronicle.forgets_votes(node.node_id)
+        await self._start(node)
+
+    # --- scenarios ---------------------------------------------------------------------------
+
+    async def _squeeze(self) -> None:
+        """A bare majority holds the newest entries, one of it loses its memory, and is left with
+        those that never had them.
+        """
+        chance, links = self._chance, self._links
+        ready = await self._all_well()
+        leader = self._simulation.leader()
+        if not ready or leader is None:
+            return
+        self._note("squeezes")
+        others = chance.sample([one for one in self._ids if one != leader], len(self._ids) - 1)
+        keepers, slow = others[: self._minority], others[self._minority :]
+        links.cut(*slow)
+        await asyncio.sleep(chance.uniform(0.1, 1.0))
+        victim = self._nodes[keepers[0]]
+        await self._take_memory(victim)
+        await self._start(victim)
+        await asyncio.sleep(chance.choice([0.0, 0.003, 0.01, 0.05, 0.3]))
+        links.heal()
+        links.cut(leader, *keepers[1:])
+        await asyncio.sleep(chance.uniform(1.0, 3.0))
+
+    async def _fall_behind(self) -> None:
+        """A node misses so much that it is filled, and somebody ends while it is."""
+        chance = self._chance
+        node = self._nodes[chance.choice(self._ids)]
+        self._links.cut(node.node_id)
+        await asyncio.sleep(chance.uniform(0.5, 2.5))
+        self._links.heal()
+        await asyncio.sleep(chance.choice([0.01, 0.03, 0.06, 0.1]))
+        leader = self._simulation.leader()
+        victim = chance.choice([node, self._nodes[leader] if leader else node])
+        if chance.random() < 0.5:
+            await self._take_memory(victim)
+        elif leader is not None:
+            self._links.cut(leader)
+
+    async def _end_voters(self) -> None:
+        """From now on some who vote end just then, and come back at once; and an election."""
+        self._voters_end = self._chance.choice(["kill", "power", "stop"])
+        leader = self._simulation.leader()
+        if leader is not None:
+            life = self._nodes[leader].life
+            assert life is not None
+            self._stall_for(life, 1.5)
+        await asyncio.sleep(2.0)
+        self._voters_end = ""
+
+    def _on_vote(self, sender: str, _: str, message: Message) -> None:
+        if not self._voters_end or not isinstance(message, Vote) or self._chance.random() < 0.5:
+            return
+        pause_s = self._chance.choice([0.0, 0.002])
+        # What is scheduled here must not end with the voter, as whose word this is told.
+        self._loop.call_later(pause_s, self._voter_ends, sender, context=self._context)
+
+    def _voter_ends(self, voter: str) -> None:
+        node = self._nodes[voter]
+        if node.up and self._may_forget(node):
+            self._note("voters")
+            self._loop.create_task(self._end_and_start(node, self._voters_end or "kill"))
+
+    async def _end_and_start(self, node: Node, how: str) -> None:
+        if how == "stop":
+            await node.stop()
+        else:
+            node.end(how)
+        await self._start(node)
+
+    async def _all_end(self) -> None:
+        """All processes end at once, or all machines."""
+        chance, simulation = self._chance, self._simulation
+        how = chance.choice(["kill", "power"])
+        for node in self._nodes.values():
+            node.end(how)
+        self._note("losses")
+        certain = max(node.reported_cut for node in self._nodes.values())
+        self._lost_after(certain)
+        # Some come back much sooner than the last.
+        for node in chance.sample(list(self._nodes.values()), len(self._nodes)):
+            await self._start(node)
+            await asyncio.sleep(chance.choice([0.0, 0.0, 0.02, 1.5]))
+        self._links.heal()
+        await simulation.all_up()
+        await asyncio.sleep(chance.uniform(0.5, 3.0))
+
+    def _lost_after(self, certain: int) -> None:
+        """I15: what is behind what was known to be on some disk may be lost, and that is little."""
+        simulation = self._simulation
+        bound_s = simulation.interval_ms / 1000 + 0.5
+        healthy = self._uncalm_until < self._loop.time() - bound_s - 3.0
+        entry = simulation.chronicle.entries.get(certain)
+        simulation.chronicle.nothing_is_certain_after(certain)
+        for operation in simulation.history.operations:
+            if operation.acked_at is None or operation.index <= certain:
+                continue
+            operation.may_be_lost = True
+            if operation.persisted:
+                simulation.fail(f"I15: index {operation.index} was acknowledged as persisted, "
+                                f"the furthest disk is at {certain}")  # fmt: skip
+            if healthy and operation.acked_at < self._loop.time() - bound_s:
+                simulation.fail(f"I15: what was acknowledged at {operation.acked_at:.3f} s "
+                                f"(index {operation.index}) is on no disk")  # fmt: skip
+        position = entry.after.get("main", (0, {}))[0] if entry else 0
+        simulation.history.acked_position = min(simulation.history.acked_position, position)
+        for client in simulation.clients:
+            client.forget(position)
+
+    # --- small things ------------------------------------------------------------------------
+
+    def _victim(self) -> Node:
+        leader = self._simulation.leader()
+        if leader is not None and self._chance.random() < 0.4:
+            return self._nodes[leader]
+        return self._nodes[self._chance.choice(self._ids)]
+
+    async def _all_well(self) -> bool:
+        """Bring everybody back; whether nobody lacks its memory after a while."""
+        self._links.heal()
+        await self._simulation.all_up()
+        for _ in range(20):
+            if not any(node.lacks_memory for node in self._nodes.values()):
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    def _uncalm(self, for_s: float = 0.0) -> None:
+        self._uncalm_until = max(self._uncalm_until, self._loop.time() + for_s)
+
+    def _note(self, what: str) -> None:
+        self._simulation.report.counts[what] += 1
+
+
+def _delay(chance: random.Random) -> float:
+    return chance.choice([0.0005, 0.001, 0.002, 0.02, 0.1 * chance.random()])

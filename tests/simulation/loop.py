@@ -1,0 +1,169 @@
+"""The event loop of a simulated cluster: virtual time, threads without threads, and stalls.
+
+All nodes live on one loop. Which life of which node a callback belongs to stands in a context
+variable (`CURRENT`), which asyncio hands on from each callback to those that it schedules. By it
+
+* what a node gives to a thread (`run_in_executor`) becomes a job of that node's disk: it runs at
+  one moment of the virtual time and is done at a later one, both chosen by the node's disk;
+* a node that is stalled, as by SIGSTOP, gets none of its callbacks until it goes on. They gather in
+  order, timers and messages alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar
+from itertools import count
+from typing import Any, Protocol
+
+from tests.raft.virtual_time import VirtualLoop
+
+
+class Life(Protocol):
+    """What the loop has to know of a life of a node."""
+
+    alive: bool
+    stalled: bool
+    tasks: dict[asyncio.Task[Any], None]
+
+    def job_times_s(self, thread: object) -> tuple[float, float]:
+        """In how long a new job of a thread of the node runs, and how long after it is done."""
+
+
+CURRENT: ContextVar[Life | None] = ContextVar("life", default=None)
+
+
+class _Ready(deque[asyncio.Handle]):
+    """Callbacks that are due; those of stalled nodes are put aside instead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside: dict[int, list[asyncio.Handle]] = {}
+
+    def append(self, handle: asyncio.Handle) -> None:
+        if self.aside:
+            life = handle._context.get(CURRENT)  # type: ignore[attr-defined]
+            if life is not None and life.stalled:
+                self.aside[id(life)].append(handle)
+                return
+        super().append(handle)
+
+
+class _Timer(asyncio.TimerHandle):
+    """Of two timers of one moment the one that was set first is due first."""
+
+    number = 0
+
+    def __lt__(self, other: Any) -> bool:
+        return (self._when, self.number) < (other._when, other.number)
+
+
+class SimulatedLoop(VirtualLoop):
+    """See above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ready = _Ready()
+        self._timers = count()
+        self.failures: list[str] = []
+        self.set_exception_handler(self._failed)
+        self.set_task_factory(_make_task)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        *arguments: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As any loop, but the order of equal times does not hang on the shape of a heap."""
+        timer = _Timer(when, callback, arguments, self, context)
+        timer.number = next(self._timers)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True
+        return timer
+
+    def stall(self, life: Life) -> None:
+        """Let nothing of this life run until `resume`."""
+        if not life.stalled:
+            life.stalled = True
+            self._ready.aside[id(life)] = []
+
+    def resume(self, life: Life) -> None:
+        """Let it go on, with all that has come up meanwhile."""
+        if life.stalled:
+            life.stalled = False
+            self._ready.extend(self._ready.aside.pop(id(life)))
+
+    def run_in_executor(
+        self, executor: Any, function: Callable[..., Any], *arguments: Any
+    ) -> asyncio.Future[Any]:
+        """Run a job of the current node's thread, inline, at the moments its disk chooses."""
+        done = self.create_future()
+        life = CURRENT.get()
+        starts_s, takes_s = life.job_times_s(executor) if life else (0.0, 0.0)
+        self.call_later(starts_s, _run_job, life, done, takes_s, function, arguments)
+        return done
+
+    def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        life = getattr(context.get("future"), "life", None)
+        if not isinstance(error, Died) and (life is None or life.alive):
+            self.failures.append(f"{context.get('message')}: {error!r}")
+
+
+class Died(BaseException):
+    """The process of a node ends here: nothing of the node's may handle it."""
+
+
+def _run_job(
+    life: Life | None,
+    done: asyncio.Future[Any],
+    takes_s: float,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    if life is not None and not life.alive:
+        return
+    try:
+        result = function(*arguments)
+    except Died:
+        return
+    except BaseException as error:
+        finish, value = _fail, error
+    else:
+        finish, value = _succeed, result
+    asyncio.get_running_loop().call_later(takes_s, finish, done, value)
+
+
+def _succeed(done: asyncio.Future[Any], result: Any) -> None:
+    if not done.done():
+        done.set_result(result)
+
+
+def _fail(done: asyncio.Future[Any], error: BaseException) -> None:
+    if not done.done():
+        done.set_exception(error)
+
+
+class _Task(asyncio.Task[Any]):
+    """A task that knows whose it is."""
+
+    life: Life | None = None
+
+
+def _make_task(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any
+) -> asyncio.Task[Any]:
+    """Tasks are kept with the life they belong to, so that its end is their end."""
+    task = _Task(work, loop=loop, **options)
+    context = options.get("context")
+    life = context.get(CURRENT) if context is not None else CURRENT.get()
+    if life is not None:
+        task.life = life
+        life.tasks[task] = None
+        task.add_done_callback(life.tasks.pop)
+    return task

@@ -1,0 +1,337 @@
+"""A node of a simulated cluster: its disk, and one life of the whole service after the other.
+
+A life is a `node.service.Service`, wired as in a process, in a simulated world: `Port` for its
+sessions, no HTTP port, virtual time. It ends by a clean stop, by `kill` (the memory is gone), or by
+`lose_power` (so is what was not synced). A life that is over can do nothing any more: it is off
+the network, its disk has moved on, its tasks are cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from contextvars import copy_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from node.config.options import Config
+from node.config.values import Address, Peer
+from node.persistence.faults import FileFault
+from node.raft.messages import Message
+from node.raft.ports import Listener, RaftSettings
+from node.raft.replica import Replica
+from node.raft.session import Identity as SessionIdentity
+from node.service import Service, World
+from tests.raft.links import Links, Port
+from tests.simulation.disk import Disk
+from tests.simulation.loop import CURRENT, Died, SimulatedLoop
+
+if TYPE_CHECKING:
+    from tests.simulation.watch import Chronicle
+
+STORE = "main"
+
+
+class SimulatedPort(Port):
+    """A node's end of the links; what happens on them it learns in its own time."""
+
+    refusing = 0.0  # the share of messages that find the queue to the peer full
+
+    def __init__(self, links: Links, life: Life, incarnation: int) -> None:
+        super().__init__(links, life.node_id, incarnation)
+        self.context = life.context
+        seed = life.chance.random()
+        # One a peer: a node may speak to its peers in any order.
+        self._chances = {peer: random.Random(f"{seed}/{peer}") for peer in life.node.members}
+        self._loop = life.node.loop
+
+    def send(self, peer: str, message: Message) -> bool:
+        if self.refusing and self._chances[peer].random() < self.refusing:
+            return False
+        return super().send(peer, message)
+
+    def part(self, peer: str) -> None:
+        listener = self._listener
+        if listener is not None:
+            self._loop.call_soon(listener.disconnected, peer, context=self.context)
+
+    async def start(self, listener: Listener) -> None:
+        life = CURRENT.get()
+        if life is not None and life.alive:
+            await super().start(listener)
+
+
+class Api:
+    """What stands in the place of the HTTP API: nobody calls."""
+
+    def __init__(self, *_: Any) -> None:
+        life: Any = CURRENT.get()
+        life.built()
+        self.arrivals = self
+
+    def arrived(self, store: str) -> None:
+        """A store has changed."""
+
+    async def start(self, host: str, port: int) -> None:
+        """Nothing to bind."""
+
+    async def stop(self) -> None:
+        """Nothing to close."""
+
+
+class Life:
+    """One start of a node, up to its end."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.node_id = node.node_id
+        self.disk = node.disk
+        self.chance = random.Random(node.chance.random())
+        self.alive = True
+        self.stalled = False
+        self.serving = False
+        self.damaged = False
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+        self.commit_index = 0
+        self.context = copy_context()
+        self.context.run(CURRENT.set, self)
+        self.port: SimulatedPort | None = None
+        self._threads: dict[int, float] = {}
+        self.service = Service(
+            node.config(),
+            World(
+                network=self._network,
+                api=Api,  # type: ignore[arg-type]
+                clock=node.loop.time,
+                chance=lambda: random.Random(self.chance.random()),
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return self.node_id
+
+    @property
+    def skew_s(self) -> float:
+        """How far the wall clock of the node is off."""
+        return self.node.skew_s
+
+    @property
+    def boot_id(self) -> str:
+        """The machine's; another after it lost power."""
+        return f"{self.node_id}-boot-{self.node.boots}"
+
+    @property
+    def replica(self) -> Replica:
+        """The replica, once it is built."""
+        return self.service._replica
+
+    def job_times_s(self, thread: object) -> tuple[float, float]:
+        """See `loop.Life`; a thread does one job after the other."""
+        now = self.node.loop.time()
+        takes_s = self.chance.choice([0.001, 0.002, 0.01]) * self.disk.faults.slowness
+        before_s = takes_s * self.chance.random()
+        free_at = max(now, self._threads.get(id(thread), now))
+        self._threads[id(thread)] = free_at + takes_s
+        return free_at + before_s - now, takes_s - before_s
+
+    def exited(self, code: int) -> None:
+        """The node ended its process itself."""
+        if self.alive:
+            self.node.exits.append(code)
+            self.node.end("kill")
+        raise Died
+
+    def _network(self, settings: RaftSettings, me: SessionIdentity) -> SimulatedPort:
+        self.port = SimulatedPort(self.node.links, self, me.incarnation)
+        return self.port
+
+    def built(self) -> None:
+        """All parts are there, none has begun: watch them."""
+        chronicle, replica, state = self.node.chronicle, self.replica, self.replica.state
+        self.commit_index = replica._engine.commit_index
+        chronicle.check_state(self, state)
+        apply, seen = state.apply, state.applied_index
+
+        def watched(index: int, term: int, encoded: Sequence[bytes]) -> Any:
+            nonlocal seen
+            if index != seen + 1 and state.applied_index == index - 1 and index > seen:
+                chronicle.check_state(self, state)  # it was filled
+            elif index != seen + 1:
+                self.node.fail(f"I10: {self} applies {index} after {seen}")
+            seen = index
+            outcomes = apply(index, term, encoded)
+            if self.alive:
+                chronicle.applied(self, index, term, encoded, outcomes)
+            return outcomes
+
+        state.apply = watched  # type: ignore[method-assign]
+        self._watch_cuts(chronicle)
+
+    def _watch_cuts(self, chronicle: Chronicle) -> None:
+        journal = self.replica._journal
+        delete = journal.deleteEntriesFrom
+
+        def watched(at: int) -> None:
+            chronicle.cuts(self, journal.base_index + at)
+            delete(at)
+
+        journal.deleteEntriesFrom = watched  # type: ignore[method-assign]
+
+
+class Node:
+    """A member of the cluster, up or down."""
+
+    def __init__(
+        self,
+        node_id: str,
+        members: Sequence[str],
+        root: Path,
+        loop: SimulatedLoop,
+        links: Links,
+        chronicle: Chronicle,
+        seed: str,
+        fail: Any,
+        **options: Any,
+    ) -> None:
+        self.node_id = node_id
+        self.members = list(members)
+        self.loop = loop
+        self.links = links
+        self.chronicle = chronicle
+        self.chance = random.Random(seed)
+        self.fail = fail
+        self.disk = Disk(root / node_id, random.Random(self.chance.random()), self._died)
+        self.life: Life | None = None
+        self.skew_s = 0.0
+        self.boots = 1
+        self.exits: list[int] = []
+        self.forgetful = True
+        self.reported_cut = 0
+        self.alarms: list[str] = []
+        self.starts = 0
+        self.damage_expected = False
+        self.refusal: BaseException | None = None
+        self._options = options
+
+    def config(self) -> Config:
+        """The settings of the node."""
+        peers = [Peer(one, Address(one, 1)) for one in self.members if one != self.node_id]
+        return Config(
+            node_id=self.node_id,
+            store_id=STORE,
+            raft_address=Address(self.node_id, 1),
+            http_address=Address(self.node_id, 2),
+            peers=tuple(peers),
+            cluster_secret="simulated-secret",
+            data_dir=self.disk.path,
+            **self._options,
+        )
+
+    @property
+    def up(self) -> bool:
+        """Whether a life of the node has come up."""
+        return self.life is not None and self.life.serving
+
+    @property
+    def lacks_memory(self) -> bool:
+        """Whether the node may not know all that it has acknowledged."""
+        if self.life is None or not self.life.serving:
+            return self.forgetful
+        return self.life.replica.recovering
+
+    async def start(self) -> bool:
+        """Begin a life; False if it did not come up."""
+        if self.life is not None:
+            return False
+        life = self.life = Life(self)
+        self.starts += 1
+        starting = self.loop.create_task(life.service.start(), context=life.context)
+        await asyncio.wait([starting])
+        if not life.alive:
+            return False
+        error = None if starting.cancelled() else starting.exception()
+        if error is None:
+            life.serving = True
+            self._loaded(life)
+            return True
+        if not isinstance(error, FileFault | OSError):
+            self.fail(f"{self.node_id} does not start: {error!r}")
+        self.end("kill")
+        self.refusal = error
+        return False
+
+    def _loaded(self, life: Life) -> None:
+        cut = life.service._worker.persisted_index
+        if cut < self.reported_cut and not self.damage_expected:
+            self.fail(f"I13: {self} restarts at {cut}, and had reported {self.reported_cut}")
+        self.damage_expected = False
+        self.forgetful = True  # unless it is stopped cleanly
+        self.reported_cut = cut
+
+    async def stop(self) -> None:
+        """Stop in order; the next start begins from the same files."""
+        life = self.life
+        if life is None or not life.serving:
+            return
+        self._note_cut()
+        life.serving = False
+        stopping = self.loop.create_task(life.service.stop(), context=life.context)
+        await asyncio.wait([stopping])
+        if not life.alive:
+            return
+        clean = not stopping.cancelled() and stopping.exception() is None and stopping.result()
+        self._note_cut()
+        self._over(life)
+        self.disk.kill()
+        self.forgetful = not clean
+
+    def end(self, how: str) -> None:
+        """Kill the process, or take the power (`how` is "power"), at this moment."""
+        life = self.life
+        if life is not None:
+            if life.serving:
+                self._note_cut()
+            self._over(life)
+        if how == "power":
+            self.boots += 1
+            self.disk.lose_power()
+        elif life is not None:
+            self.disk.kill()
+        self.loop.call_soon(self.disk.let_go)
+
+    def wipe(self) -> None:
+        """Give the node, which is down, an empty disk; setting it up takes an operator a while."""
+        self.disk.wipe()
+        self.forgetful = True
+        self.reported_cut = 0
+        self.skew_s += 100.0
+        self.chronicle.forgets_votes(self.node_id)
+
+    def _note_cut(self) -> None:
+        if self.life is not None:
+            cut = self.life.service._worker.persisted_index
+            self.reported_cut = max(self.reported_cut, cut)
+
+    def _over(self, life: Life) -> None:
+        self.life = None
+        life.alive = False
+        life.serving = False
+        self.loop.resume(life)
+        if life.port is not None:
+            life.port.cut_off()
+        if hasattr(life.service, "_replica"):
+            self.alarms += life.replica.alarms
+        for task in list(life.tasks):
+            task.cancel()
+        if hasattr(life.service, "_directory"):
+            life.service._directory.close()
+        self.forgetful = True
+
+    def _died(self, how: str) -> None:
+        """The disk has come to the point at which the process was to end."""
+        self.end(how)
+        raise Died
+
+    def __repr__(self) -> str:
+        return self.node_id

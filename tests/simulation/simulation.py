@@ -1,0 +1,363 @@
+"""One seed, one run: a cluster, clients, faults, calm, and the reckoning.
+
+`run(seed, size)` makes everything from the seed: the bounds, the profile (what may be lost), the
+kinds of faults (each seed draws a few, so that their mixtures differ), and every chance after that.
+The same seed gives the same run, message by message: `Report.trace` is a digest of all of it.
+
+    minority   at most a minority lacks its memory at any time: nothing acknowledged is lost, ever
+    lossy      now and then all processes or all machines end at once: what comes back is a prefix,
+               with everything that was acknowledged as persisted, and the rest up to one interval
+               and flush before the end
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from node.raft.messages import Ask, Message
+from tests.raft import virtual_time
+from tests.raft.links import Links
+from tests.simulation import doors
+from tests.simulation.clients import Client, History, judge
+from tests.simulation.faults import Director
+from tests.simulation.loop import SimulatedLoop
+from tests.simulation.nodes import STORE, Life, Node, SimulatedPort
+from tests.simulation.watch import Chronicle
+
+CALM_S = 40.0
+PROFILES = ("minority", "minority", "lossy")
+
+
+@dataclass
+class Report:
+    """What a run came to."""
+
+    seed: int
+    size: int
+    profile: str = ""
+    violations: list[str] = field(default_factory=list)
+    trace: str = ""
+    acknowledged: int = 0
+    refused: int = 0
+    unknown: int = 0
+    reads: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Wires(Links):
+    """Links that keep a digest of all that they deliver."""
+
+    def __init__(self, members: list[str], seed: int, now: Callable[[], float], root: Path) -> None:
+        super().__init__(members, seed)
+        self._now = now
+        self._root = str(root).encode()  # stands in the reasons why something cannot be written
+        self._traces = {
+            (one, other): hashlib.sha256() for one in members for other in members if one != other
+        }  # by link: in which order a node speaks to its peers at one moment says nothing
+
+    def _deliver(self, session: int, sender: str, receiver: str, encoded: bytes) -> None:
+        trace = self._traces[sender, receiver]
+        trace.update(b"%d %.9f " % (session, self._now()))
+        trace.update(encoded.replace(self._root, b""))
+        super()._deliver(session, sender, receiver, encoded)
+
+    def digest(self) -> bytes:
+        """Of everything, in an order of its own."""
+        return b"".join(trace.digest() for _, trace in sorted(self._traces.items()))
+
+
+class Simulation:
+    """The cluster of one seed."""
+
+    def __init__(self, seed: int, size: int, root: Path, loop: SimulatedLoop) -> None:
+        self.chance = random.Random(f"{seed}/{size}")
+        self.report = Report(seed, size)
+        self.loop = loop
+        self.profile = self.report.profile = self.chance.choice(PROFILES)
+        self.interval_ms = self.chance.choice([100, 300, 1000, 3000])
+        ids = [f"n{number}" for number in range(1, size + 1)]
+        self.links = Wires(ids, seed, loop.time, root)
+        self.chronicle = Chronicle(self.fail)
+        self.history = History()
+        options = {
+            "persistence_interval": self.interval_ms,
+            "log_tail_entries_max": self.chance.choice([5, 20, 200, 10_000]),
+        }
+        self.nodes = {
+            node_id: Node(
+                node_id,
+                ids,
+                root,
+                loop,
+                self.links,
+                self.chronicle,
+                f"{seed}/{node_id}",
+                self.fail,
+                **options,
+            )
+            for node_id in ids
+        }
+        self.clients = [
+            Client(list(self.nodes.values()), loop, self.history, self._chance(), self.fail)
+            for _ in range(4)
+        ]
+        self.links.watchers.append(self._watch)
+        self.bounds = {
+            "entries_in_flight_max": self.chance.choice([1, 2, 2, 8]),
+            "peer_window_bytes": self.chance.choice([300, 3000, 1 << 20]),
+            "entry_commands_max": self.chance.choice([2, 10, 1000]),
+        }
+
+    def fail(self, what: str) -> None:
+        """A rule is broken."""
+        if len(self.report.violations) < 10:
+            self.report.violations.append(
+                f"{self.loop.time() - virtual_time.EPOCH_S:.3f} s: {what}"
+            )
+
+    def _chance(self) -> random.Random:
+        return random.Random(self.chance.random())
+
+    def _watch(self, sender: str, receiver: str, message: Message) -> None:
+        speaks, hears = self.nodes[sender].life, self.nodes[receiver].life
+        if isinstance(message, Ask) and message.topic == "fill_begin":
+            self.report.counts["fills"] += 1
+        if speaks is not None:
+            self.chronicle.said(speaks, _built(hears), receiver, message)
+
+    async def run(self) -> None:
+        """All of it."""
+        try:
+            await self._course()
+        finally:
+            self.report.trace = self._trace()
+
+    async def _course(self) -> None:
+        director = Director(self, self._chance())
+        await self._begin()
+        await director.run()
+        if self.sound:
+            await self._calm()
+        if self.sound and self.chance.random() < 0.5:
+            await self._restart()
+        if self.sound:
+            self._reckon()
+
+    @property
+    def sound(self) -> bool:
+        """Whether no rule is broken so far."""
+        return not self.report.violations
+
+    def _trace(self) -> str:
+        trace = hashlib.sha256(self.links.digest() + self.chronicle.digest.digest())
+        trace.update(repr(self.history.operations).encode())
+        trace.update(repr(sorted(self.report.counts.items())).encode())
+        return trace.hexdigest()
+
+    # --- beginning and end -------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        for node in self.nodes.values():
+            await node.start()
+        await self.until(lambda: self.leader() is not None and self._store_made(), "I14: no start")
+
+    def _store_made(self) -> bool:
+        up = [node.life for node in self.nodes.values() if node.life is not None]
+        return all(STORE in life.replica.state.stores for life in up)
+
+    async def _calm(self) -> None:
+        """No more faults: everything comes back, and writes succeed."""
+        self.links.loss, self.links.delay_s = 0.0, lambda _: 0.001
+        SimulatedPort.refusing = 0.0
+        self.links.heal()
+        for node in self.nodes.values():
+            node.disk.faults.mend()
+            if node.life is not None:
+                self.loop.resume(node.life)
+        await self.all_up()
+        await self.until(self.settled, "I14: the cluster does not settle")
+        if self.sound:
+            for client in self.clients:
+                began = self.loop.time()
+                operation = await client.append(tries=40)
+                if operation.acked_at is None and self.loop.time() - began > 5.0:
+                    self.fail("I14: no append succeeded within 5 s of calm")
+            await self.until(self.settled, "I14: the cluster does not settle again")
+
+    async def all_up(self) -> None:
+        """Start whoever is down, by all that an operator may do."""
+        for _ in range(20):
+            down = [node for node in self.nodes.values() if not node.up]
+            for node in down:
+                if not await node.start():
+                    await self.operator_looks_after(node)
+            if not down:
+                return
+            await asyncio.sleep(0.05)
+        self.fail("I14: a node does not start")
+
+    async def operator_looks_after(self, node: Node) -> None:
+        """Room is made on a full disk; who refuses damaged files gets an empty one, as told."""
+        refusal, node.refusal = node.refusal, None
+        node.disk.faults.mend()
+        if type(refusal).__name__ in ("StateFileDamaged", "TailFileDamaged"):
+            node.wipe()
+            self.report.counts["replaced"] += 1
+
+    async def _restart(self) -> None:
+        """I13: a clean stop and a start, or a loss of all power after a flush, change nothing."""
+        for node in self.nodes.values():
+            await node.stop()
+        for node in self.nodes.values():
+            if node.forgetful:
+                self.fail(f"I13: {node} could not stop cleanly in calm")
+            if self.chance.random() < 0.5:
+                node.disk.lose_power()
+        await self.all_up()
+        await self.until(self.settled, "I14: the cluster does not settle after a clean stop")
+
+    def _reckon(self) -> None:
+        for node in self.nodes.values():
+            life = node.life
+            assert life is not None
+            if life.replica.alarms or node.alarms:
+                self.fail(f"alarms of {node}: {life.replica.alarms + node.alarms}")
+            try:
+                life.replica.state.check()
+            except AssertionError as error:
+                self.fail(f"I3: the state of {node} is not sound: {error!r}")
+            self.chronicle.check_state(node, life.replica.state)
+        judge(self.history, self.chronicle.state.stores[STORE], self.fail)
+
+    # --- looking -----------------------------------------------------------------------------
+
+    def lives(self) -> Iterator[Life]:
+        """All that are up."""
+        return (node.life for node in self.nodes.values() if node.life and node.life.serving)
+
+    def leader(self) -> str | None:
+        """Who leads the highest term, and is sure of the past."""
+        leading = [
+            (life.replica._engine.term, life.node_id)
+            for life in self.lives()
+            if life.replica._engine.leads_with_own_entry_applied()
+        ]
+        return max(leading)[1] if leading else None
+
+    def settled(self) -> bool:
+        """Whether all are up, none recovers, and all have applied the same, which is all."""
+        lives = list(self.lives())
+        ends = {life.replica._journal.last_index for life in lives}
+        ends |= {life.replica.applied_index for life in lives}
+        recovering = any(life.replica.recovering for life in lives)
+        up = len(lives) == len(self.nodes)
+        return up and not recovering and len(ends) == 1 and self.leader() is not None
+
+    async def until(self, holds: Callable[[], object], otherwise: str) -> None:
+        """Wait until something holds; a broken rule if it does not within `CALM_S`."""
+        end = self.loop.time() + CALM_S
+        while self.sound and not holds():
+            if self.loop.time() > end:
+                states = [
+                    f"{life} at {life.replica.applied_index} of {life.replica._journal.last_index} "
+                    f"{life.replica.not_ready_reasons()}"
+                    for life in self.lives()
+                ]
+                self.fail(f"{otherwise}: {'; '.join(states)}")
+            await asyncio.sleep(0.01)
+
+
+def _built(life: Life | None) -> Life | None:
+    return life if life is not None and hasattr(life.service, "_replica") else None
+
+
+class _Listener(logging.Handler):
+    """What is logged with an exception is a defect, wherever it was caught."""
+
+    def __init__(self, fail: Callable[[str], None]) -> None:
+        super().__init__(logging.ERROR)
+        self._fail = fail
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self._fail(f"{record.name}: {record.getMessage()}: {record.exc_info[1]!r}")
+
+
+@contextmanager
+def _listening(fail: Callable[[str], None]) -> Iterator[None]:
+    ours, theirs, handler = (
+        logging.getLogger("node"),
+        logging.getLogger("pysyncobj"),
+        _Listener(fail),
+    )
+    before = ours.level, ours.propagate, theirs.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.ERROR)
+    ours.propagate = False
+    theirs.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before[0])
+        ours.propagate = before[1]
+        theirs.setLevel(before[2])
+
+
+def run(seed: int, size: int, script: Mapping[str, Any] | None = None) -> Report:
+    """One whole run. `script` sets attributes of the simulation before it begins (kept seeds)."""
+    root = Path(tempfile.mkdtemp(prefix="simulation-", dir=_memory()))
+    loop = SimulatedLoop()
+    try:
+        with doors.opened(loop):
+            simulation = Simulation(seed, size, root, loop)
+            for name, value in (script or {}).items():
+                setattr(simulation, name, value)
+            with _listening(simulation.fail), doors.raft_bounds(simulation.bounds):
+                try:
+                    loop.run_until_complete(simulation.run())
+                finally:
+                    _end(simulation)
+        return _report(simulation)
+    finally:
+        loop.close()
+        shutil.rmtree(root)
+
+
+def _end(simulation: Simulation) -> None:
+    loop = simulation.loop
+    for node in simulation.nodes.values():
+        node.end("kill")
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.run_until_complete(asyncio.sleep(0.001))
+
+
+def _report(simulation: Simulation) -> Report:
+    report = simulation.report
+    for failure in simulation.loop.failures:
+        simulation.fail(failure)
+    report.acknowledged, report.refused, report.unknown = simulation.history.counts()
+    report.reads = simulation.history.reads
+    report.counts["starts"] = sum(node.starts for node in simulation.nodes.values())
+    report.counts["terms"] = len(simulation.chronicle.leaders)
+    report.counts["entries"] = len(simulation.chronicle.entries)
+    return report
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None

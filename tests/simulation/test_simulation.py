@@ -1,0 +1,34 @@
+"""A few seeds, and that a seed is one run; `scripts/simulate` runs as many as you like."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation.simulation import run
+
+SEEDS = [(1, 3), (2, 3), (3, 3), (1, 5), (2, 5)]
+REPEATED = (13, 3)
+
+
+@pytest.mark.parametrize(("seed", "size"), SEEDS)
+def test_no_rule_is_broken_under_faults(seed: int, size: int) -> None:
+    report = run(seed, size)
+    assert report.violations == [], f"scripts/simulate --seed {seed} --nodes {size}"
+    assert report.acknowledged > 0
+
+
+def test_a_seed_is_one_run_whatever_hashes_are_like() -> None:
+    program = f"from tests.simulation.simulation import run; print(run(*{REPEATED}).trace)"
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert run(*REPEATED).trace == elsewhere.stdout.strip()

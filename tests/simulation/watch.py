@@ -1,0 +1,185 @@
+"""What must hold at every moment, and who sees to it.
+
+`Chronicle` is told of every entry that any node applies, of every message, and of every state that
+a node comes up with or is filled with. It keeps the one history that there may be, and the state
+that follows from it; whoever differs breaks a rule. A broken rule is kept in `violations` and ends
+the run; the node that broke it is not stopped, so that nothing but the check depends on it.
+
+    I4   an entry is the same on all nodes, across restarts; so is what it answers
+    I10  one leader a term, one vote a node and term; commit and applied never go back
+    I11  nobody acknowledges what it does not hold, or what the leader does not have there
+    I12  no entry at or below the commit index is ever cut off
+    I13  what a node comes up with is the history up to its cut, and so is what it is filled with;
+         and the cut is not before what it had reported
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from node.core.outcomes import Appended, Outcome
+from node.core.state import State
+from node.raft.messages import Ack, AppendEntries, Message, RequestVote, Vote
+
+if TYPE_CHECKING:
+    from tests.simulation.nodes import Life
+
+Snapshot = dict[str, tuple[int, dict[str, int]]]
+
+
+class Entry(NamedTuple):
+    """An entry of the one history; `after` is how far each store was behind it."""
+
+    term: int
+    batch: tuple[bytes, ...]
+    outcomes: list[Any]
+    after: Snapshot
+
+
+class Chronicle:
+    """The one history, and the rules."""
+
+    def __init__(self, fail: Callable[[str], None]) -> None:
+        self.entries: dict[int, Entry] = {}
+        self.end = 1
+        self.leaders: dict[int, str] = {}
+        self.state = State()
+        self.digest = hashlib.sha256()
+        self._fail = fail
+        self._certain: int | None = None
+        self._votes: dict[tuple[str, int], str] = {}
+        self._reigns: dict[int, int] = {}  # term -> the leader's commit index as it began
+
+    # --- applying ----------------------------------------------------------------------------
+
+    def applied(
+        self, life: Life, index: int, term: int, batch: Sequence[bytes], outcomes: Sequence[Outcome]
+    ) -> None:
+        """A node has applied an entry."""
+        known = self.entries.get(index)
+        if known is not None and (known.term, known.batch) != (term, tuple(batch)):
+            if self._certain is None or index <= self._certain:
+                self._fail(f"I4: {life} applied another entry at {index} (term {term}) than before")
+                return
+            self._forget_from(index)
+            known = None
+        if known is None:
+            known = self._write(index, term, batch)
+        if self._certain is not None:
+            self._certain = max(self._certain, index)
+        if list(map(_comparable, outcomes)) != known.outcomes:
+            self._fail(f"I4: {life} answers entry {index} by {outcomes}, not {known.outcomes}")
+
+    def nothing_is_certain_after(self, index: int) -> None:
+        """All power was lost: what was not known to be on a disk may come back, or not."""
+        self._certain = min(index, self.end)
+
+    def _write(self, index: int, term: int, batch: Sequence[bytes]) -> Entry:
+        if index != self.end + 1:
+            self._fail(f"I4: entry {index} is applied before {self.end + 1}")
+        outcomes = list(map(_comparable, self.state.apply(index, term, batch)))
+        entry = self.entries[index] = Entry(term, tuple(batch), outcomes, _snapshot(self.state))
+        self.end = index
+        self.digest.update(b"%d/%d" % (index, term))
+        for command in batch:
+            self.digest.update(command)
+        return entry
+
+    def _forget_from(self, index: int) -> None:
+        kept = [(at, entry) for at, entry in self.entries.items() if at < index]
+        self.state, self.entries, self.end = State(), {}, 1
+        for at, entry in sorted(kept):
+            self._write(at, entry.term, entry.batch)
+
+    # --- states ------------------------------------------------------------------------------
+
+    def check_state(self, who: object, state: State) -> None:
+        """A state that came from a disk or from another node is the history up to its index."""
+        index = state.applied_index
+        if index <= 1:
+            if state.stores:
+                self._fail(f"I13: {who} has stores at index {index}")
+            return
+        entry = self.entries.get(index)
+        if entry is None:
+            self._fail(f"I13: {who} has a state at {index}, which was never committed")
+            return
+        if self._certain is not None:
+            self._certain = max(self._certain, index)
+        if _snapshot(state) != entry.after:
+            self._fail(f"I13: {who} at {index} is {_snapshot(state)}, not {entry.after}")
+            return
+        for name, (position, _) in entry.after.items():
+            theirs, ours = state.stores[name], self.state.stores[name]
+            if list(theirs.rows(0, position)) != list(ours.rows(0, position)):
+                self._fail(f"I13: store {name} of {who} differs from the history up to {index}")
+
+    # --- messages ----------------------------------------------------------------------------
+
+    def leads(self, node_id: str, term: int) -> None:
+        """A node leads a term, by its own word."""
+        known = self.leaders.setdefault(term, node_id)
+        if known != node_id:
+            self._fail(f"I10: {node_id} and {known} both lead term {term}")
+
+    def said(self, sender: Life, receiver: Life | None, receiver_id: str, message: Message) -> None:
+        """A node says something to another."""
+        engine = sender.replica._engine
+        if engine.commit_index < sender.commit_index:
+            self._fail(f"I10: the commit index of {sender} went back to {engine.commit_index}")
+        sender.commit_index = engine.commit_index
+        if isinstance(message, AppendEntries):
+            self._entries_sent(sender, message)
+        elif isinstance(message, Ack):
+            self._acknowledged(sender, receiver, message)
+        elif isinstance(message, Vote):
+            self._voted(sender.node_id, receiver_id, message.term)
+        elif isinstance(message, RequestVote):
+            self._voted(sender.node_id, sender.node_id, message.term)
+
+    def _entries_sent(self, sender: Life, message: AppendEntries) -> None:
+        self.leads(sender.node_id, message.term)
+        before = self._reigns.setdefault(message.term, message.commit_index)
+        if message.commit_index > before:
+            committed = sender.replica._journal.term_at(message.commit_index)
+            if committed not in (message.term, None):
+                self._fail(f"I10: {sender} counted an entry of term {committed} as committed")
+
+    def _voted(self, voter: str, candidate: str, term: int) -> None:
+        known = self._votes.setdefault((voter, term), candidate)
+        if known != candidate:
+            self._fail(f"I10: {voter} votes for {candidate} in term {term}, and did for {known}")
+
+    def _acknowledged(self, sender: Life, receiver: Life | None, message: Ack) -> None:
+        if not message.success:
+            return
+        index, journal = message.next_index - 1, sender.replica._journal
+        if journal.last_index < index:
+            self._fail(f"I11: {sender} acknowledges {index}, and holds {journal.last_index}")
+        if receiver is None or not receiver.replica.leads:
+            return
+        theirs, ours = journal.term_at(index), receiver.replica._journal.term_at(index)
+        comparable = message.term == receiver.replica._engine.term and None not in (theirs, ours)
+        if comparable and theirs != ours:
+            self._fail(f"I11: {sender} acknowledges {index} of term {theirs}, not {ours}")
+
+    def forgets_votes(self, node_id: str) -> None:
+        """A node lost its state file: it may vote again, but must still elect no second leader."""
+        self._votes = {key: vote for key, vote in self._votes.items() if key[0] != node_id}
+
+    def cuts(self, life: Life, index: int) -> None:
+        """A node cuts off its log from `index` on."""
+        if index <= life.replica._engine.commit_index:
+            self._fail(f"I12: {life} cuts off {index}, which is committed")
+
+
+def _comparable(outcome: Outcome) -> Any:
+    if isinstance(outcome, Appended):
+        return outcome._replace(positions=tuple(outcome.positions))
+    return outcome
+
+
+def _snapshot(state: State) -> Snapshot:
+    return {name: (store.position, dict(store.checkpoints)) for name, store in state.stores.items()}
