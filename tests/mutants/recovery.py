@@ -199,6 +199,14 @@ DEFECTS = (
         ("raft/test_replication_rules.py::TestAfterARestart",),
     ),
     Defect(
+        "commit-scan-from-the-beginning",
+        "A24: what was loaded is known to be committed",
+        "raft/journal.py",
+        "        return self.base_index\n\n    def setRaftCommitIndex",
+        "        return min(self.base_index, 1)\n\n    def setRaftCommitIndex",
+        ("raft/test_replication_rules.py::TestAfterARestart",),
+    ),
+    Defect(
         "tail-of-another-history",
         "a tail follows the cut, or is not taken",
         "raft/journal.py",
