@@ -181,6 +181,7 @@ class Service:
             lambda: time.time_ns() // 1000,
             Override(self._replica, self._worker, self._state, self._identity, self.again.set),
             api_limits(config),
+            config.default_durability,
         )
         self._state.on_change = self._changed
 

@@ -231,6 +231,12 @@ def test_no_type_whatever_makes_reading_an_option_fail_otherwise(raw: Any) -> No
             assert str(error)
 
 
+def test_a_node_that_writes_nothing_cannot_promise_a_disk() -> None:
+    argv = ["--default-durability", "persisted", "--persistence-enabled", "false"]
+    assert any("default_durability" in line for line in problems(argv))
+    assert load(argv[:2], {}).default_durability == "persisted"
+
+
 # What is told ---------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ from node.api.wire import Answer, Request
 from node.core import commands
 from node.core.commands import ANY, NO_STREAM, STREAM_EXISTS
 from node.core.outcomes import Appended, Outcome, WrongExpectedVersion
+from node.core.state import State
 from node.errors import (
     CheckpointNotIncreasing,
     EventIdReused,
@@ -95,7 +96,11 @@ class Appends:
         clock: Clock,
         bodies: BodyReader,
         limits: ApiLimits,
+        state: State,
+        default_durability: str,
     ) -> None:
+        self._state = state
+        self._default_durability = default_durability
         self._replica = replica
         self._worker = worker
         self._on_disk = on_disk
@@ -111,8 +116,10 @@ class Appends:
         parameters = (
             choice(
                 "durability",
-                "`replicated`: a majority holds the events in memory; `persisted`: on disk.",
-                ("replicated", "persisted"),
+                "`replicated`: a majority holds the events in memory; `persisted`: on disk. "
+                "Without it the store's own default counts, and without one the node's.",
+                (commands.REPLICATED, commands.PERSISTED),
+                has_default=False,
             ),
             timeout(self._limits),
         )
@@ -151,7 +158,7 @@ class Appends:
         expected = expected_code(parsed.expected_version)
         if not parsed.events:
             raise InvalidRequest("events: must hold at least one event")
-        durable = self._durable(request)
+        durable = self._durable(request, store)
         now_us = self._clock()
         frames = await self._framer.frames(parsed.events, body, media, now_us)
         command = commands.append(store, now_us, stream, expected, frames)
@@ -171,7 +178,7 @@ class Appends:
         checkpoint = _checkpoint(parsed)
         if not parsed.events and checkpoint is None:
             raise InvalidRequest("events: may be empty only together with a checkpoint")
-        durable = self._durable(request)
+        durable = self._durable(request, store)
         now_us = self._clock()
         frames = await self._framer.frames(parsed.events, body, media, now_us)
         events = list(zip(_streams(parsed.events), frames, strict=True))
@@ -184,9 +191,17 @@ class Appends:
             return _appended(request, outcome, index)
         raise _refused(outcome, checks)
 
-    def _durable(self, request: Request) -> bool:
-        """Whether the events must be on disk before the answer. Raises `PersistenceDisabled`."""
-        durable: bool = request.parameters["durability"] == "persisted"
+    def _durable(self, request: Request, name: str) -> bool:
+        """Whether the events must be on disk before the answer. Raises `PersistenceDisabled`.
+
+        What the request says counts, else what the store says (as this node knows it), else this
+        node's default.
+        """
+        wanted = request.parameters["durability"]
+        if wanted is None:
+            store = self._state.stores.get(name)
+            wanted = (store.durability if store else "") or self._default_durability
+        durable: bool = wanted == commands.PERSISTED
         if durable and not self._worker.enabled:
             raise PersistenceDisabled("this node keeps its data in memory only; nothing was stored")
         return durable

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 from aiohttp.streams import StreamReader
@@ -106,8 +106,10 @@ class RecoveryBody(msgspec.Struct, forbid_unknown_fields=True):
     missing: list[str]
 
 
-class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a route that needs none: nothing at all, or an empty map."""
+class StoreBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`PUT /v1/stores/{store}`. Null gives the store back to the default of each node."""
+
+    durability: Literal["replicated", "persisted"] | msgspec.UnsetType | None = UNSET
 
 
 T = TypeVar("T")

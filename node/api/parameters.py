@@ -114,16 +114,20 @@ def page_limit(limits: ApiLimits, error: type[RequestError]) -> Parameter:
     )
 
 
-def choice(name: str, description: str, options: tuple[str, ...]) -> Parameter:
-    """One of a few words; the first is the default."""
+def choice(
+    name: str, description: str, options: tuple[str, ...], has_default: bool = True
+) -> Parameter:
+    """One of a few words; the first is the default, or (`has_default` is false) there is none."""
 
     def parse(text: str) -> str:
         if text not in options:
             raise InvalidRequest(f"{name}: must be one of {', '.join(options)}", parameter=name)
         return text
 
-    schema = {"type": "string", "enum": list(options), "default": options[0]}
-    return Parameter(name, description, schema, parse, options[0])
+    schema: dict[str, Any] = {"type": "string", "enum": list(options)}
+    if not has_default:
+        return Parameter(name, description, schema, parse, None)
+    return Parameter(name, description, {**schema, "default": options[0]}, parse, options[0])
 
 
 def text(

@@ -96,6 +96,8 @@ _STORE: dict[str, Any] = {
     "position": _COUNT,
 }
 
+_DURABILITIES = ("replicated", "persisted")
+
 _STREAM: dict[str, Any] = {"stream": _TEXT, "version": _VERSION, "count": _COUNT}
 
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -181,9 +183,11 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "StreamList": _all({"streams": _list(_all(_STREAM)), "next": _or_null(_TEXT)}),
     "StreamInfo": _all({**_STREAM, "first_event_number": _COUNT, "metadata": _OBJECT}),
     "StoreSummary": _all(_STORE),
-    "StoreInfo": _all({**_STORE, "persistence": _OBJECT}),
+    "StoreInfo": _all(
+        {**_STORE, "durability": {"enum": [*_DURABILITIES, None]}, "persistence": _OBJECT}
+    ),
     "StoreList": _all({"stores": _list(_all(_STORE))}),
-    "EmptyBody": object_schema({}),
+    "StoreBody": object_schema({"durability": {"enum": [*_DURABILITIES, None]}}),
     "Checkpoint": _all({"name": _TEXT, "position": _COUNT}),
     "CheckpointBody": _all({"position": _COUNT}),
     "Queued": _all({"store": _TEXT, "queued": {"const": True}}),

@@ -44,6 +44,7 @@ from node.api.recovery import Recovery
 from node.api.routes import Route, Router
 from node.api.stores import Stores
 from node.api.wire import Answer, Connection, Heads, Request, logger
+from node.core.commands import REPLICATED
 from node.core.state import State
 from node.errors import ExesdbError, NotAcceptable
 
@@ -68,6 +69,7 @@ class ApiServer:
         clock: Clock,
         override: Override,
         limits: ApiLimits | None = None,
+        default_durability: str = REPLICATED,
     ) -> None:
         self.limits = limits or ApiLimits()
         wrong = self.limits.check()
@@ -82,7 +84,10 @@ class ApiServer:
         following = Following(levels, state, self.arrivals, self.limits)
         self._metrics = Metrics(replica, worker, state, self.arrivals, self._bodies, following)
         families = (
-            Appends(replica, worker, on_disk, clock, self._bodies, self.limits),
+            Appends(
+                *(replica, worker, on_disk, clock, self._bodies, self.limits),
+                *(state, default_durability),
+            ),
             Reads(levels, state, self.arrivals, self.limits),
             following,
             Stores(replica, worker, state, clock, levels, self._bodies, self.limits),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from node.api.bodies import BodyReader, Decoder, EmptyBody
+from node.api.bodies import UNSET, BodyReader, Decoder, StoreBody
 from node.api.levels import LEVEL_PROBLEMS, READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.media import sent
@@ -57,7 +57,7 @@ class Stores:
         self._levels = levels
         self._bodies = bodies
         self._timeout = timeout(limits)
-        self._decode_empty = Decoder(EmptyBody, limits, optional=True)
+        self._decode = Decoder(StoreBody, limits, optional=True)
 
     def routes(self) -> list[Route]:
         """What this family offers."""
@@ -85,13 +85,13 @@ class Stores:
                 "PUT",
                 one,
                 self.put,
-                "Make a store.",
+                "Make a store, and say what appends to it wait for unless they say so themselves.",
                 (
                     Reply(201, "The store was made.", "StoreSummary"),
                     Reply(200, "It was there already.", "StoreSummary"),
                 ),
                 (self._timeout,),
-                body="EmptyBody",
+                body="StoreBody",
                 body_required=False,
                 problems=CHANGE_PROBLEMS,
             ),
@@ -116,14 +116,18 @@ class Stores:
         """`GET /v1/stores/{store}`."""
         store = await self._levels.store(request, name)
         persistence = self._worker.store_status(name)
-        return _answer(request, 200, {**_summary(store), "persistence": persistence})
+        facts = {"durability": store.durability or None, "persistence": persistence}
+        return _answer(request, 200, {**_summary(store), **facts})
 
     async def put(self, request: Request, name: str) -> Answer:
         """`PUT /v1/stores/{store}`."""
         body = await self._bodies.read(request)
-        if body:
-            self._decode_empty(body, sent(request.message.headers))
-        command = commands.create_store(name, self._clock())
+        wanted = self._decode(body, sent(request.message.headers) if body else request.wants)
+        if wanted.durability is UNSET:
+            command = commands.create_store(name, self._clock())
+        else:
+            durability = wanted.durability or commands.BY_NODE
+            command = commands.put_store(name, self._clock(), durability)
         outcome, _ = await self._replica.propose(command, request.parameters["timeout_ms"])
         if not isinstance(outcome, StoreCreated):
             raise refusal(outcome)

@@ -49,6 +49,12 @@ def sizes(config: Config) -> Iterator[Complaint]:
         yield "unpersisted_bytes_max", f"at least body_bytes_max, which is {body}"
 
 
+def durability(config: Config) -> Iterator[Complaint]:
+    """A node that writes nothing cannot promise a disk."""
+    if config.default_durability == "persisted" and not config.persistence_enabled:
+        yield "default_durability", "replicated, because persistence_enabled is false"
+
+
 def ports(config: Config) -> Iterator[Complaint]:
     """Two listeners cannot share a port, and two members cannot share an address."""
     http, raft = config.http_address, config.raft_address
@@ -100,7 +106,7 @@ def tls(config: Config) -> Iterator[Complaint]:
             yield name, "a file that can be read"
 
 
-RULES: tuple[Rule, ...] = (elections, sizes, ports, reachable, secret, tls)
+RULES: tuple[Rule, ...] = (elections, sizes, durability, ports, reachable, secret, tls)
 
 
 def complaints(config: Config) -> Iterator[Complaint]:

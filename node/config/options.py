@@ -125,6 +125,12 @@ class Config:
         unit="bytes", low=MIB, high=1 << 40
     )  # fmt: skip
 
+    default_durability: str = option(
+        "replicated", PERSISTENCE, "what an append waits for if neither it nor its store says so: "
+        "a majority's memory, or (persisted) its disks",
+        choices=("replicated", "persisted")
+    )  # fmt: skip
+
     body_bytes_max: int = option(
         16 * MIB, REQUESTS, "the body of a request", unit="bytes", low=KIB, high=256 * MIB
     )

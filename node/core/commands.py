@@ -27,6 +27,11 @@ ANY = -2
 STREAM_EXISTS = -4
 _EXPECTED_CODES = (NO_STREAM, ANY, STREAM_EXISTS)
 
+# What an append to a store waits for, unless it says so itself: the memory or the disks of a
+# majority, or (the empty one) whatever is the default of the node that takes it.
+REPLICATED, PERSISTED, BY_NODE = "replicated", "persisted", ""
+DURABILITIES = (REPLICATED, PERSISTED, BY_NODE)
+
 NAME_BYTES_MAX = 255
 TIME_US_MAX = 253_402_300_799_999_999  # the end of the year 9999: readers show times as dates
 NUMBER_MAX = 2**62
@@ -35,7 +40,9 @@ NUMBER_MAX = 2**62
 # check: they name a store that exists, or are answered that it does not.
 _STORE_NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}")
 
-_APPEND, _APPEND_MANY, _CREATE_STORE, _DELETE_STORE, _PUT_CHECKPOINT, _BARRIER = range(6)
+_APPEND, _APPEND_MANY, _CREATE_STORE, _DELETE_STORE, _PUT_CHECKPOINT, _BARRIER, _PUT_STORE = range(
+    7
+)
 
 
 class MalformedCommand(ValueError):
@@ -69,6 +76,14 @@ class CreateStore(NamedTuple):
     created_us: int
 
 
+class PutStore(NamedTuple):
+    """Make a store, unless it exists, and say what its appends wait for."""
+
+    store: str
+    created_us: int
+    durability: str
+
+
 class DeleteStore(NamedTuple):
     """Remove a store with all that it holds."""
 
@@ -87,7 +102,7 @@ class Barrier(NamedTuple):
     """Change nothing: whoever sees it applied has seen all that was acknowledged before."""
 
 
-Command = Append | AppendMany | CreateStore | DeleteStore | PutCheckpoint | Barrier
+Command = Append | AppendMany | CreateStore | PutStore | DeleteStore | PutCheckpoint | Barrier
 
 
 def append(
@@ -116,6 +131,11 @@ def append_many(
 def create_store(store: str, created_us: int) -> bytes:
     """Encode a `CreateStore`."""
     return cbor2.dumps((FORMAT, _CREATE_STORE, store, created_us))
+
+
+def put_store(store: str, created_us: int, durability: str) -> bytes:
+    """Encode a `PutStore`; `durability` is one of `DURABILITIES`."""
+    return cbor2.dumps((FORMAT, _PUT_STORE, store, created_us, durability))
 
 
 def delete_store(store: str) -> bytes:
@@ -191,6 +211,14 @@ def _decode_create_store(fields: list[Any]) -> CreateStore:
     return CreateStore(store, created_us)
 
 
+def _decode_put_store(fields: list[Any]) -> PutStore:
+    _, _, store, created_us, durability = fields
+    _need(type(store) is str and _STORE_NAME.fullmatch(store) is not None, "store")
+    _need(_is_time(created_us), "created_us")
+    _need(type(durability) is str and durability in DURABILITIES, "durability")
+    return PutStore(store, created_us, durability)
+
+
 def _decode_delete_store(fields: list[Any]) -> DeleteStore:
     _, _, store = fields
     _need(_is_name(store), "store")
@@ -222,6 +250,7 @@ _DECODERS: dict[bytes, Callable[[list[Any]], Command]] = {
     _head(_APPEND, 7): _decode_append,
     _head(_APPEND_MANY, 9): _decode_append_many,
     _head(_CREATE_STORE, 4): _decode_create_store,
+    _head(_PUT_STORE, 5): _decode_put_store,
     _head(_DELETE_STORE, 3): _decode_delete_store,
     _head(_PUT_CHECKPOINT, 5): _decode_put_checkpoint,
     _head(_BARRIER, 2): _decode_barrier,

@@ -25,6 +25,7 @@ from node.core.commands import (
     DeleteStore,
     MalformedCommand,
     PutCheckpoint,
+    PutStore,
 )
 from node.core.outcomes import (
     Appended,
@@ -61,6 +62,7 @@ class State:
             Append: self._append,
             AppendMany: self._append_many,
             CreateStore: self._create_store,
+            PutStore: self._put_store,
             DeleteStore: self._delete_store,
             PutCheckpoint: self._put_checkpoint,
             Barrier: self._barrier,
@@ -124,6 +126,15 @@ class State:
         self.stores[command.store] = Store(command.store, place, command.created_us)
         self._changed.add(command.store)
         return StoreCreated(True)
+
+    def _put_store(self, command: PutStore, place: int) -> Outcome:
+        name, created_us, durability = command
+        outcome = self._create_store(CreateStore(name, created_us), place)
+        store = self.stores[name]
+        if store.durability != durability:
+            store.durability = durability
+            self._changed.add(name)
+        return outcome
 
     def _delete_store(self, command: DeleteStore, _: int) -> Outcome:
         if self.stores.pop(command.store, None) is None:

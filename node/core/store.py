@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
-from node.core.commands import ANY, NO_STREAM, STREAM_EXISTS
+from node.core.commands import ANY, BY_NODE, NO_STREAM, STREAM_EXISTS
 from node.core.frames import frame_id, frame_type_bytes
 from node.core.outcomes import (
     Appended,
@@ -64,7 +64,8 @@ class Store:
     """The events, streams and checkpoints of one store.
 
     `uid` tells this store from earlier ones of the same name: it is the place in the replicated
-    history at which it was created. `frame_bytes` is the sum of the lengths of all its frames.
+    history at which it was created. `durability` is what its appends wait for (see `commands`).
+    `frame_bytes` is the sum of the lengths of all its frames.
     `origin` is one and the same object for copies that grew out of one another: whoever has written
     the contents of one of them down can go on with the next.
     """
@@ -73,6 +74,7 @@ class Store:
         self.name = name
         self.uid = uid
         self.created_us = created_us
+        self.durability = BY_NODE
         self.origin = object()
         self.frame_bytes = 0
         self.streams: dict[str, Stream] = {}

@@ -263,6 +263,7 @@ def _entry(cut: StoreCut, at: Cut) -> StoreEntry:
         cut_index=at.raft_index,
         position=cut.position,
         bytes=cut.frame_bytes,
+        durability=cut.durability,
     )
 
 

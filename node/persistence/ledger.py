@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
+from node.core.commands import BY_NODE
 from node.core.state import State
 from node.core.store import Store
 from node.persistence.breaker import Breaker, BreakerState, worst
@@ -56,6 +57,7 @@ class Account:
     bytes: int = 0
     moves_after: int = 0
     failing_since: int | None = None
+    durability: str = BY_NODE
     last_duration_ms: float = 0.0
     last_error: str | None = None
     totals: Totals = field(default_factory=Totals)
@@ -98,6 +100,7 @@ class Ledger:
                 entry.name, entry.uid, origin, self._new_breaker(), entry.position, entry.bytes
             )
             account.moves_after = cut.raft_index
+            account.durability = entry.durability
         for name in {entry.name for entry in entries} | self._state.stores.keys():
             if self._is_new(name):
                 self.changed(name)
@@ -250,6 +253,7 @@ def _book_success(account: Account, cut: StoreCut, raft_index: int) -> None:
     account.totals.bytes += cut.frame_bytes - account.bytes
     account.position, account.bytes = cut.position, cut.frame_bytes
     account.moves_after = raft_index
+    account.durability = cut.durability
     account.failing_since = None
     account.last_error = None
     account.breaker.succeeded()
@@ -258,6 +262,8 @@ def _book_success(account: Account, cut: StoreCut, raft_index: int) -> None:
 def _differs(store: Store, account: Account) -> bool:
     """Whether memory has more of a store than its file, or the file has to be tried again."""
     if account.failing_since is not None or store.position != account.position:
+        return True
+    if store.durability != account.durability:
         return True
     return any(index > account.moves_after for index in store.checkpoint_index.values())
 
@@ -269,6 +275,7 @@ def _cut(store: Store, account: Account) -> StoreCut:
         streams=len(store.stream_list),
         types=len(store.type_names),
         frame_bytes=store.frame_bytes,
+        durability=store.durability,
         moves=_moves(store, account.moves_after),
     )
 

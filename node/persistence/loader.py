@@ -140,6 +140,7 @@ def _load_store(directory: DataDirectory, entry: StoreEntry, clock: Callable[[],
     if not path.exists():
         raise StoreDamaged(path, "is missing")
     store = Store(entry.name, entry.uid, entry.created_us)
+    store.durability = entry.durability
     with _faults_of(path), closing(StoreFile(path, entry.cut_index, connect)) as file:
         contents = _fill(store, file, clock)
         if contents != file.mark.contents or store.position != file.mark.position:

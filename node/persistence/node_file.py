@@ -12,9 +12,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from node.core.commands import BY_NODE
 from node.persistence.checksums import row_checksum
 from node.persistence.faults import StoreDamaged
-from node.persistence.schema import NODE_FILE, NODE_TABLES, Connect, ensure_tables
+from node.persistence.schema import (
+    DURABILITIES_TABLE,
+    NODE_FILE,
+    NODE_TABLES,
+    Connect,
+    ensure_tables,
+)
 from node.persistence.store_file import checkpoint_wal
 
 
@@ -26,7 +33,11 @@ class Cut(NamedTuple):
 
 
 class StoreEntry(NamedTuple):
-    """One store as of the cut; `bytes` is the sum of its frames."""
+    """One store as of the cut; `bytes` is the sum of its frames.
+
+    `durability` is in a table of its own, where it is set: older files have none of it. The
+    checksum of the store's row covers it, so that it cannot be lost without a word.
+    """
 
     name: str
     uid: int
@@ -34,6 +45,7 @@ class StoreEntry(NamedTuple):
     cut_index: int
     position: int
     bytes: int
+    durability: str = BY_NODE
 
 
 class NodeFile:
@@ -47,6 +59,7 @@ class NodeFile:
         self._connection = connect(path)
         try:
             self.created = ensure_tables(self._connection, path, NODE_FILE, NODE_TABLES)
+            self._connection.execute(DURABILITIES_TABLE)
         except BaseException:
             self.close()
             raise
@@ -63,12 +76,14 @@ class NodeFile:
     def stores(self) -> list[StoreEntry]:
         """The stores as of the cut."""
         entries: list[StoreEntry] = []
+        durabilities = dict(self._connection.execute("SELECT name, durability FROM durabilities"))
         for row in self._connection.execute(
             "SELECT name, uid, created_us, cut_index, position, bytes, checksum FROM stores"
         ):
-            if row_checksum(*row[:6]) != row[6]:
+            entry = StoreEntry(*row[:6])._replace(durability=durabilities.get(row[0], BY_NODE))
+            if _checksum(entry) != row[6]:
                 raise StoreDamaged(self.path, f"has a damaged entry for store {row[0]!r}")
-            entries.append(StoreEntry(*row[:6]))
+            entries.append(entry)
         return entries
 
     def move(self, cut: Cut, changed: Iterable[StoreEntry], gone: Iterable[str]) -> None:
@@ -77,10 +92,13 @@ class NodeFile:
         execute("BEGIN IMMEDIATE")
         for name in gone:
             execute("DELETE FROM stores WHERE name = ?", (name,))
+            execute("DELETE FROM durabilities WHERE name = ?", (name,))
         for entry in changed:
-            execute(
-                "REPLACE INTO stores VALUES (?, ?, ?, ?, ?, ?, ?)", (*entry, row_checksum(*entry))
-            )
+            values = (*entry[:6], _checksum(entry))
+            execute("REPLACE INTO stores VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            execute("DELETE FROM durabilities WHERE name = ?", (entry.name,))
+            if entry.durability != BY_NODE:
+                execute("INSERT INTO durabilities VALUES (?, ?)", (entry.name, entry.durability))
         execute("REPLACE INTO cut VALUES (1, ?, ?, ?)", (*cut, row_checksum(*cut)))
         execute("COMMIT")
 
@@ -91,3 +109,7 @@ class NodeFile:
     def close(self) -> None:
         """Close; SQLite then folds the WAL into the file if nobody else has it open."""
         self._connection.close()
+
+
+def _checksum(entry: StoreEntry) -> int:
+    return row_checksum(*(entry[:6] if entry.durability == BY_NODE else entry))

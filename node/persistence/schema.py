@@ -85,6 +85,14 @@ CREATE TABLE stores (
 ) WITHOUT ROWID
 """
 
+# In the node's database; made where it is missing, because the first version did not have it.
+DURABILITIES_TABLE = """
+CREATE TABLE IF NOT EXISTS durabilities (
+    name       TEXT PRIMARY KEY,
+    durability TEXT NOT NULL
+) WITHOUT ROWID
+"""
+
 # What SQLite says when the system, not the file, is the trouble.
 _SYSTEM_TROUBLE = {
     sqlite3.SQLITE_PERM,

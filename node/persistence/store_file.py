@@ -80,6 +80,7 @@ class StoreCut:
     streams: int
     types: int
     frame_bytes: int
+    durability: str
     moves: tuple[CheckpointMove, ...]
     anew: bool = False
 

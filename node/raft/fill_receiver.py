@@ -32,13 +32,12 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
-import cbor2
-
 from node.core import portion
-from node.core.commands import create_store, decode
+from node.core.commands import decode, put_store
 from node.core.portion import Digest, Portion
 from node.core.state import State
 from node.core.store import Store
+from node.raft import plain
 from node.raft.fill_digests import SLICE_EVENTS, Digests
 from node.raft.library import now
 from node.raft.requests import Requests
@@ -65,6 +64,7 @@ class _Offered(NamedTuple):
     name: str
     uid: int
     created_us: int
+    durability: str
     position: int
     checkpoints: dict[str, tuple[int, int]]
 
@@ -82,7 +82,7 @@ class Filled(NamedTuple):
 
     raft_index: int
     term: int
-    stores: list[tuple[Store, dict[str, tuple[int, int]]]]  # and its checkpoints
+    stores: list[tuple[Store, _Offered]]
 
 
 class FillReceiver:
@@ -112,7 +112,7 @@ class FillReceiver:
         stores = []
         for one in offered:
             link = _Link(self._requests, source, number, one.at)
-            stores.append((await self._bring(link, one), one.checkpoints))
+            stores.append((await self._bring(link, one), one))
         return Filled(index, term, stores)
 
     def install(self, filled: Filled) -> None:
@@ -122,13 +122,15 @@ class FillReceiver:
             raise FillRefused(f"this node has reached {state.applied_index} meanwhile")
         before, after = state.stores, {}
         changed = set(before)
-        for store, checkpoints in filled.stores:
+        for store, one in filled.stores:
             after[store.name] = store
-            if store is before.get(store.name) and checkpoints == _checkpoints(store):
+            facts = store.durability, _checkpoints(store)
+            if store is before.get(store.name) and facts == (one.durability, one.checkpoints):
                 changed.discard(store.name)
             else:
                 changed.add(store.name)
-            store.load_checkpoints(checkpoints)
+            store.durability = one.durability
+            store.load_checkpoints(one.checkpoints)
         state.stores = after
         state.applied_index, state.applied_term = filled.raft_index, filled.term
         self._staged = {}
@@ -304,25 +306,25 @@ def _offer(answer: Any) -> tuple[int, int, int, list[_Offered]]:
     try:
         number, description, value = answer
         _need(type(description) is bytes and hashlib.sha256(description).digest() == value)
-        index, term, described = cbor2.loads(description)
+        index, term, described = plain.loads(description)
         _need(all(map(_is_count, (number, index, term))))
         offered = [_offered(at, one) for at, one in enumerate(described)]
         _need(len({one.name for one in offered}) == len({one.uid for one in offered}))
         _need(len({one.name for one in offered}) == len(offered))
-    except (TypeError, ValueError, AttributeError, cbor2.CBORError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise FillRefused(f"an offer that makes no sense: {error}") from error
     return number, index, term, offered
 
 
 def _offered(at: int, described: Any) -> _Offered:
-    name, uid, created_us, position, checkpoints = described
-    decode(create_store(name, created_us))  # raises for what cannot be created
+    name, uid, created_us, durability, position, checkpoints = described
+    decode(put_store(name, created_us, durability))  # raises for what cannot be created
     _need(_is_count(uid) and _is_count(position))
     moved = {}
     for checkpoint, where, when in checkpoints:
         _need(type(checkpoint) is str and _is_count(where) and _is_count(when))
         moved[checkpoint] = (where, when)
-    return _Offered(at, name, uid, created_us, position, moved)
+    return _Offered(at, name, uid, created_us, durability, position, moved)
 
 
 def _portion(answer: Any) -> tuple[Portion, bytes]:

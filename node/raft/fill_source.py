@@ -139,7 +139,8 @@ def _described(store: Store, position: int) -> list[Any]:
     checkpoints = [
         [name, at, store.checkpoint_index[name]] for name, at in store.checkpoints.items()
     ]
-    return [store.name, store.uid, store.created_us, position, checkpoints]
+    facts = [store.name, store.uid, store.created_us, store.durability]
+    return [*facts, position, checkpoints]
 
 
 def _need(condition: bool) -> None:

@@ -298,7 +298,7 @@ async def eventually(holds: Callable[[], bool], timeout_s: float = 5) -> None:
 
 
 @asynccontextmanager
-async def serving(**limits: Any):
+async def serving(default_durability: str = "replicated", **limits: Any):
     """A node with the store `main`, answering on a free port."""
     state = State()
     replica = FakeReplica(state)
@@ -330,6 +330,7 @@ async def serving(**limits: Any):
         lambda: NOW_US,
         override,
         ApiLimits(**limits),
+        default_durability,
     )
     state.on_change = api.arrivals.arrived
     replica.apply(commands.create_store("main", NOW_US))

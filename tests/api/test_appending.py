@@ -225,6 +225,23 @@ async def test_an_append_that_asks_for_the_disk_waits_for_a_majority_of_them(nod
     assert len(node.worker.durable) == 1
 
 
+async def test_what_the_request_says_of_durability_counts_before_store_and_node():
+    for by_node, by_store, asked, waits in (
+        ("replicated", None, None, False),
+        ("persisted", None, None, True),
+        ("replicated", "persisted", None, True),
+        ("persisted", "replicated", None, False),
+        ("persisted", "persisted", "replicated", False),
+        ("replicated", "replicated", "persisted", True),
+    ):
+        async with serving(by_node) as node:
+            await node.ask("PUT", "/v1/stores/main", json={"durability": by_store})
+            query = f"?durability={asked}" if asked else ""
+            answer = await node.ask("POST", EVENTS + query, json={"events": [event()]})
+            assert answer.status == 201
+            assert bool(node.worker.durable) == waits, (by_node, by_store, asked)
+
+
 async def test_events_that_are_not_known_to_be_on_disk_are_perhaps_stored(node: Node):
     node.worker.durable_error = OutcomeUnknown("not on the disks of a majority")
     answer = await node.ask("POST", EVENTS + "?durability=persisted", json={"events": [event()]})

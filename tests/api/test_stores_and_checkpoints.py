@@ -37,6 +37,26 @@ async def test_looking_at_a_store_tells_about_its_persistence(node: Node):
     assert answer.body["persistence"] == {"persisted_index": 0}
 
 
+async def test_a_store_s_durability_is_set_when_it_is_made_and_later(node: Node):
+    async def durability(name: str):
+        return (await node.ask("GET", f"/v1/stores/{name}")).body["durability"]
+
+    assert await durability("main") is None
+    for body in ({"durability": "persisted"}, {}, None):
+        answer = await node.ask("PUT", "/v1/stores/safe", json=body)
+        assert answer.status in (200, 201)
+        assert await durability("safe") == "persisted", "what is not said stays as it was"
+    for wanted in ("replicated", None):
+        await node.ask("PUT", "/v1/stores/safe", json={"durability": wanted})
+        assert await durability("safe") == wanted
+
+
+@pytest.mark.parametrize("body", [{"durability": "disk"}, {"durability": 1}, {"durable": True}])
+async def test_a_durability_that_there_is_not_is_refused(node: Node, body):
+    answer = await node.ask("PUT", "/v1/stores/main", json=body)
+    assert (answer.status, answer.code) == (400, "invalid_request")
+
+
 async def test_a_deleted_store_is_gone(node: Node):
     answer = await node.ask("DELETE", "/v1/stores/main")
     assert (answer.status, answer.raw) == (204, b"")

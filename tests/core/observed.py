@@ -28,6 +28,7 @@ def encoded(command: Any) -> bytes:
         commands.Append: commands.append,
         commands.AppendMany: commands.append_many,
         commands.CreateStore: commands.create_store,
+        commands.PutStore: commands.put_store,
         commands.DeleteStore: commands.delete_store,
         commands.PutCheckpoint: commands.put_checkpoint,
         commands.Barrier: commands.barrier,
@@ -58,7 +59,7 @@ def contents(state: State) -> dict[str, Any]:
 def store_contents(store: Store) -> dict[str, Any]:
     """Everything there is in a store."""
     return {
-        "identity": (store.name, store.uid, store.created_us),
+        "identity": (store.name, store.uid, store.created_us, store.durability),
         "position": (store.position, store.frame_bytes),
         "records": [store.record(at) for at in range(1, store.position + 1)],
         "rows": list(store.rows(0, store.position)),

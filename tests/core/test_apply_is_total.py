@@ -58,6 +58,7 @@ VALID = [
         ("p", 7),
     ),
     commands.append_many("main", 5, [], [], ("p", 1)),
+    commands.put_store("main", 5, "persisted"),
     commands.create_store("other", 5),
     commands.delete_store("main"),
     commands.put_checkpoint("main", "p", 3),

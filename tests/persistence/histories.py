@@ -30,6 +30,9 @@ class History:
     def create(self, store: str) -> None:
         self.apply(commands.create_store(store, CREATED_US + self.index))
 
+    def put(self, store: str, durability: str) -> None:
+        self.apply(commands.put_store(store, CREATED_US + self.index, durability))
+
     def delete(self, store: str) -> None:
         self.apply(commands.delete_store(store))
 
@@ -58,6 +61,8 @@ class History:
                 self.create(store)
             elif choices.random() < 0.05:
                 self.delete(store)
+            elif choices.random() < 0.1:
+                self.put(store, choices.choice(commands.DURABILITIES))
             elif choices.random() < 0.2:
                 self.checkpoint(store, choices.choice("xyz"), choices.randrange(1000))
             else:
@@ -71,6 +76,7 @@ def contents(state: State) -> dict[str, Any]:
         name: (
             store.uid,
             store.created_us,
+            store.durability,
             list(store.rows(0, store.position)),
             [stream.name for stream in store.stream_list],
             list(store.type_names),

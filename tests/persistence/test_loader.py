@@ -201,6 +201,32 @@ async def test_a_damaged_node_database_sets_everything_aside(directory: DataDire
     assert len(loaded.set_aside) == 3
 
 
+async def test_a_durability_comes_back_and_cannot_be_lost_without_a_word(
+    directory: DataDirectory,
+) -> None:
+    history = await persisted(directory)
+    history.put("alpha", "persisted")
+    async with working(history, directory, final_cycle=True):
+        pass
+    assert load_state(directory).state.stores["alpha"].durability == "persisted"
+    with closing(sqlite3.connect(directory.node_path)) as connection, connection:
+        connection.execute("DELETE FROM durabilities")
+    assert load_state(directory).lost
+
+
+async def test_a_directory_of_the_first_version_is_loaded_and_gains_durabilities(
+    directory: DataDirectory,
+) -> None:
+    history = await persisted(directory)
+    with closing(sqlite3.connect(directory.node_path)) as connection, connection:
+        connection.execute("DROP TABLE durabilities")
+    history = History(load_state(directory).state, history.term)
+    history.put("beta", "replicated")
+    async with working(history, directory, final_cycle=True):
+        pass
+    assert reloaded(directory) == contents(history.state)
+
+
 async def test_a_missing_node_database_is_not_taken_for_an_empty_history(
     directory: DataDirectory,
 ) -> None:

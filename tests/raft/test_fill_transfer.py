@@ -114,6 +114,17 @@ async def test_only_stores_that_changed_are_told() -> None:
     pair.check()
 
 
+@pytest.mark.parametrize("known", [0, 72])
+async def test_a_store_s_durability_comes_along(known: int) -> None:
+    pair = Pair(known)
+    command = commands.put_store("a", 1, "persisted")
+    pair.source_state.apply(pair.source_state.applied_index + 1, 1, [command])
+    await pair.fill()
+    assert "a" in pair.changed
+    assert pair.state.stores["a"].durability == "persisted"
+    pair.check()
+
+
 async def test_a_store_that_lacks_nothing_stays_the_same_object() -> None:
     pair = Pair(0)
     await pair.fill()
