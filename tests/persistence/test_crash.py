@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,10 @@ from node.persistence.database import Database
 from node.persistence.directory import DataDirectory
 from node.persistence.ledger import Ledger
 from node.persistence.loader import load_state
+from node.raft.fill_digests import Digests
+from node.raft.fill_receiver import FillReceiver
+from node.raft.fill_source import FillSource
+from node.raft.requests import Requests
 from tests.persistence.failing_disk import Crash, FailingDisk
 from tests.persistence.histories import History, contents
 from tests.persistence.workers import flush, reloaded, until, working
@@ -180,3 +185,91 @@ def test_kill_9_in_the_middle_of_cycles_loses_nothing_that_a_force_acknowledged(
             events = {name: store.position for name, store in loaded.state.stores.items()}
             appends = loaded.cut_index - 2
             assert events == {"alpha": (appends + 1) // 2 * 20, "beta": appends // 2 * 20}
+
+
+class Direct(Requests):
+    """A fill's questions, answered without a network."""
+
+    def __init__(self, source: FillSource) -> None:
+        self._topics = {
+            "fill_begin": source.begin,
+            "fill_digest": source.digest,
+            "fill_rows": source.rows,
+        }
+
+    async def ask(self, peer: str, topic: str, body: Any, timeout_s: float) -> Any:
+        return await self._topics[topic](peer, body)
+
+
+async def fill(history: History, leader: History) -> list[str]:
+    """Bring a history up to the leader's, as a node that was away is; the alarms."""
+    alarms: list[str] = []
+    link = Direct(FillSource(leader.state, Digests()))
+    receiver = FillReceiver(history.state, link, Digests(), alarms.append)
+    receiver.install(await receiver.fetch("leader"))
+    assert contents(history.state) == contents(leader.state)
+    return alarms
+
+
+def grown(steps: int) -> History:
+    """The same history, as far as it goes."""
+    history = History()
+    for name in ("alpha", "beta"):
+        history.create(name)
+    for step in range(steps):
+        history.append("alpha", f"stream-{step}", count=40)
+        history.append("beta", count=3)
+        history.checkpoint("beta", "reader", step)
+        if step == 5:
+            history.delete("beta")
+            history.create("beta")
+            history.create("gamma")
+    return history
+
+
+@pytest.mark.parametrize("known", [0, 3, 8])
+async def test_a_crash_while_a_filled_state_is_written_leaves_the_state_before_it(
+    directory: DataDirectory, disk: FailingDisk, tmp_path: Path, known: int
+) -> None:
+    history, leader = grown(known), grown(12)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+    before = contents(history.state)
+
+    assert await fill(history, leader) == []
+    with await crashed_between_stores_and_cut(directory, disk, history, tmp_path / "c") as found:
+        loaded = load_state(found)
+        assert contents(loaded.state) == before
+        assert not loaded.lost
+        again = History(loaded.state)
+        await fill(again, leader)
+        async with working(again, found) as worker:
+            await flush(worker, again)
+        assert reloaded(found) == contents(leader.state)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+    assert reloaded(directory) == contents(leader.state)
+
+
+async def test_a_crash_while_a_store_is_replaced_leaves_no_mixture(
+    directory: DataDirectory, disk: FailingDisk, tmp_path: Path
+) -> None:
+    history, leader = grown(3), grown(12)
+    history._ids.seed(99)
+    history.append("alpha", count=2)  # of these the leader knows nothing
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+    disk.fail("node.db", "REPLACE INTO cut")
+    async with working(history, directory, connect=disk.connect) as worker:
+        assert len(await fill(history, leader)) == 1
+        worker.request("alpha")
+        await until(lambda: disk.refused > 0)
+        shutil.copytree(directory.path, tmp_path / "c")
+        disk.repair()
+        await flush(worker, history)
+    with DataDirectory(tmp_path / "c") as found:
+        loaded = load_state(found)
+        assert loaded.lost, "the file that the cut speaks of was set aside"
+        assert loaded.state.stores == {}
+    assert reloaded(directory) == contents(leader.state)
+    assert len(list(directory.stores_path.glob("alpha.*.replaced-*Z"))) == 1

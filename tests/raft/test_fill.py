@@ -11,7 +11,7 @@ import cbor2
 import pytest
 
 from node.core import commands
-from node.raft import fill_receiver, fill_source
+from node.raft import fill_receiver, fill_source, journal
 from node.raft.fill_receiver import FillRefused
 from node.raft.fill_source import FillSource
 from node.raft.messages import Answer, Ask
@@ -56,6 +56,15 @@ async def left_behind(cluster: Cluster, events: int = 30) -> tuple[str, str]:
     await cluster.start(*others)
     await cluster.settled()
     return await cluster.led(), behind
+
+
+async def appended_without_end(cluster: Cluster, leader: str) -> None:
+    """An append a moment; disks follow at once, so that nothing but fills keeps the log."""
+    while True:
+        await cluster.append(leader)
+        cluster.persist()
+        cluster[leader]._cut_log()
+        await asyncio.sleep(0.005)
 
 
 def small_chunks(monkeypatch: pytest.MonkeyPatch, events: int = 3, window: int = 1) -> None:
@@ -206,6 +215,36 @@ class TestFilling:
             await cluster.append(other)
             await cluster.settled()
             assert cluster.contents(behind) == cluster.contents(other)
+            cluster.check()
+
+        simulate(scenario)
+
+    @pytest.mark.parametrize(
+        ("log_bytes_max", "rounds"),
+        [(1_000_000, range(1, 2)), (400, range(2, 30))],
+        ids=["the log is kept meanwhile", "the log is cut meanwhile"],
+    )
+    def test_a_fill_ends_in_the_log_while_appends_never_stop(
+        self, monkeypatch: pytest.MonkeyPatch, log_bytes_max: int, rounds: range
+    ) -> None:
+        small_chunks(monkeypatch, events=2)
+        monkeypatch.setattr(journal, "_CUT_ITEMS_MIN", 1)
+
+        async def scenario() -> None:
+            cluster = Cluster(3, log_tail_entries_max=3, log_tail_bytes_max=log_bytes_max)
+            cluster.links.delay_s = lambda _: 0.002
+            leader, behind = await left_behind(cluster, events=80)
+            load = asyncio.create_task(appended_without_end(cluster, leader))
+            await cluster.start(behind)
+            source, receiver = cluster[leader]._filling.source, cluster[behind]._filling.receiver
+            # It catches up, and stays with the others.
+            target = cluster[leader].applied_index + 100
+            await cluster.until(lambda: cluster[behind].applied_index >= target)
+            assert source.counters["fills_begun"] in rounds
+            assert receiver.counters["fill_events_received"] <= cluster._events
+            load.cancel()
+            await cluster.settled()
+            assert cluster.contents(behind) == cluster.contents(leader)
             cluster.check()
 
         simulate(scenario)
