@@ -1,0 +1,115 @@
+"""The client without `await`, for scripts and for services that have no event loop.
+
+    with SyncClient("127.0.0.1:8101", "127.0.0.1:8102") as client:
+        client.append("order-7", [Event("OrderPlaced", {"total": 12})])
+        for event in client.read_stream("order-7"):
+            print(event.number, event.type)
+
+It is the same client (see `client`), on an event loop in a thread of its own. Calls from several
+threads are served side by side. An iterator asks for the next event when it is wanted, so nothing
+is read ahead of a slow reader but a page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from cluster.client import ANY, Appended, Client, Event, Filter, Recorded
+
+T = TypeVar("T")
+
+
+class SyncClient:
+    """See `Client`, whose arguments and methods these are."""
+
+    def __init__(self, *nodes: str, store: str = "my_store", timeout_s: float = 15.0) -> None:
+        self._client = Client(*nodes, store=store, timeout_s=timeout_s)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="exesdb client", daemon=True
+        )
+
+    def __enter__(self) -> SyncClient:
+        self._thread.start()
+        self._wait(self._client.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._wait(self._client.__aexit__(kind, error, trace))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def append(
+        self,
+        stream: str,
+        events: Sequence[Event],
+        expected_version: int | str = ANY,
+        durability: str = "replicated",
+    ) -> Appended:
+        """Append events to a stream."""
+        return self._wait(self._client.append(stream, events, expected_version, durability))
+
+    def append_many(
+        self,
+        events: Sequence[tuple[str, Event]],
+        checks: Mapping[str, int | str] | None = None,
+        checkpoint: tuple[str, int] | None = None,
+        durability: str = "replicated",
+    ) -> Appended:
+        """Append to several streams and move a checkpoint, in one step."""
+        return self._wait(self._client.append_many(events, checks, checkpoint, durability))
+
+    def read_stream(
+        self, stream: str, start: int = 0, backward: bool = False
+    ) -> Iterator[Recorded]:
+        """The events of a stream."""
+        return self._iterate(self._client.read_stream(stream, start, backward))
+
+    def read(self, after: int = 0, wanted: Filter | None = None) -> Iterator[Recorded]:
+        """The events of the store behind a position, in order."""
+        return self._iterate(self._client.read(after, wanted))
+
+    def version(self, stream: str) -> int:
+        """The number of the stream's last event; -1 if it has none."""
+        return self._wait(self._client.version(stream))
+
+    def checkpoint(self, name: str) -> int | None:
+        """Where a checkpoint stands; None if there is none of this name."""
+        return self._wait(self._client.checkpoint(name))
+
+    def subscribe(
+        self, after: int = 0, wanted: Filter | None = None, stream: str | None = None
+    ) -> Iterator[Recorded]:
+        """Every event behind `after`, and then every one that comes, for ever."""
+        return self._iterate(aiter(self._client.subscribe(after, wanted, stream)))
+
+    def _iterate(self, events: AsyncIterator[Recorded]) -> Iterator[Recorded]:
+        try:
+            while True:
+                try:
+                    yield self._wait(_next(events))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._wait(_close(events))
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+async def _next(events: AsyncIterator[Recorded]) -> Recorded:
+    return await anext(events)
+
+
+async def _close(events: Any) -> None:
+    await events.aclose()

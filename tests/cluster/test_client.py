@@ -1,0 +1,313 @@
+"""The client against servers that answer as told: retries, errors, what is certain."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from cluster.client import Appended, Attempts, Client, Event, Filter
+from cluster.client_errors import (
+    NotFound,
+    OutcomeUnknown,
+    Unavailable,
+    WrongExpectedVersion,
+    of_problem,
+)
+from cluster.client_routing import Routing
+
+STORED = {"positions": [1], "streams": {"s": 0}, "raft_index": 7, "idempotent": False}
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Node:
+    """A fake node: `answers` are given one after the other, the last one again and again."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[str, dict[str, str], Any]] = []
+        self.url = ""
+        self.cluster: dict[str, Any] | None = None
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/v1/cluster":
+            known = self.cluster or {"leader": None, "members": []}
+            return web.json_response(known)
+        body = await request.json() if request.can_read_body else None
+        self.asked.append((request.path, dict(request.query), body))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer == "break":
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        if callable(answer):
+            return await answer(request)
+        status, content = answer
+        return web.json_response(content, status=status)
+
+
+@asynccontextmanager
+async def nodes(*fakes: Node) -> AsyncIterator[list[str]]:
+    runners = []
+    try:
+        for fake in fakes:
+            app = web.Application()
+            app.router.add_route("*", "/{path:.*}", fake.answer)
+            runner = web.AppRunner(app, shutdown_timeout=0.1)
+            runners.append(runner)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield [fake.url for fake in fakes]
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+
+
+def problem(status: int, code: str, **fields: Any) -> tuple[int, dict[str, Any]]:
+    return status, {"status": status, "code": code, "detail": "so it is", **fields}
+
+
+async def test_an_append_says_where_the_events_stand():
+    node = Node((201, STORED))
+    async with nodes(node) as urls, Client(*urls) as client:
+        event = Event("A", {"x": 1}, b"\x00\xff")
+        assert await client.append("a b/c", [event], 3) == Appended([1], {"s": 0}, 7, False)
+        assert client.seen_index == 7
+        ((path, query, body),) = node.asked
+        assert path == "/v1/stores/my_store/streams/a b/c/events"
+        assert 0 < int(query["timeout_ms"]) <= 15_000
+        assert body["expected_version"] == 3
+        (sent,) = body["events"]
+        assert sent == {
+            "event_id": event.id,
+            "event_type": "A",
+            "data": {"x": 1},
+            "metadata_base64": "AP8=",
+        }
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "break",
+        problem(503, "no_leader"),
+        problem(504, "outcome_unknown"),
+        (500, {"code": "internal_error", "detail": "?"}),
+    ],
+)
+async def test_what_may_succeed_later_is_tried_again_with_the_same_ids(first):
+    node = Node(first, (201, STORED))
+    async with nodes(node) as urls, Client(*urls) as client:
+        await client.append("s", [Event("A")])
+        (_, _, one), (_, _, two) = node.asked
+        assert one == two
+
+
+async def test_another_node_is_asked_where_one_is_down():
+    up = Node((201, STORED))
+    async with nodes(up) as urls, Client("127.0.0.1:9", *urls) as client:
+        for _ in range(4):
+            await client.append("s", [Event("A")])
+        assert len(up.asked) == 4
+
+
+async def test_appends_go_to_the_leader_that_a_node_names():
+    follower, leader = Node((201, STORED)), Node((201, STORED))
+    async with nodes(follower, leader):
+        members = [
+            {"id": "n1", "http_address": follower.url},
+            {"id": "n2", "http_address": leader.url},
+        ]
+        follower.cluster = leader.cluster = {"leader": "n2", "members": members}
+        async with Client(follower.url) as client:
+            for _ in range(3):
+                await client.append("s", [Event("A")])
+        assert (len(follower.asked), len(leader.asked)) == (0, 3)
+
+
+async def test_a_conflict_is_told_at_once_and_with_its_numbers():
+    node = Node(problem(409, "wrong_expected_version", stream="s", expected=1, current=4))
+    async with nodes(node) as urls, Client(*urls) as client:
+        with pytest.raises(WrongExpectedVersion) as caught:
+            await client.append("s", [Event("A")], 1)
+        assert (caught.value.stream, caught.value.current) == ("s", 4)
+        assert not caught.value.stored and not caught.value.retry
+        assert len(node.asked) == 1
+
+
+async def test_a_conflict_after_an_open_try_does_not_claim_that_nothing_was_stored():
+    node = Node("break", problem(409, "wrong_expected_version", stream="s", expected=1, current=4))
+    async with nodes(node) as urls, Client(*urls) as client:
+        with pytest.raises(WrongExpectedVersion) as caught:
+            await client.append("s", [Event("A")], 1)
+        assert caught.value.stored
+
+
+async def test_time_that_runs_out_tells_what_is_certain():
+    for answer, kind, stored in [
+        (problem(503, "no_leader"), Unavailable, False),
+        (problem(504, "outcome_unknown"), OutcomeUnknown, True),
+    ]:
+        async with nodes(Node(answer)) as urls, Client(*urls, timeout_s=0.3) as client:
+            with pytest.raises(kind) as caught:
+                await client.append("s", [Event("A")])
+            assert caught.value.stored is stored and caught.value.retry
+
+
+async def test_one_open_try_makes_the_whole_call_open():
+    node = Node("break", problem(503, "no_leader"))
+    async with nodes(node) as urls, Client(*urls, timeout_s=0.4) as client:
+        with pytest.raises(OutcomeUnknown):
+            await client.append("s", [Event("A")])
+        assert len(node.asked) > 1
+
+
+async def test_a_node_that_never_answers_is_given_up():
+    async def silent(_: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    async with nodes(Node(silent)) as urls, Client(*urls, timeout_s=0.2) as client:
+        async with asyncio.timeout(5):
+            with pytest.raises(OutcomeUnknown):
+                await client.append("s", [Event("A")])
+
+
+async def test_reads_go_through_all_pages_and_ask_for_what_was_written():
+    def page(first: int, last: bool) -> tuple[int, dict[str, Any]]:
+        events = [recorded(position) for position in (first, first + 1)]
+        return 200, {"events": events, "next": first + 1, "is_end": last}
+
+    node = Node((201, STORED), page(1, False), page(3, True))
+    async with nodes(node) as urls, Client(*urls) as client:
+        await client.append("s", [Event("A")])
+        read = client.read(0, Filter(("A", "B"), "s"))
+        assert [event.position async for event in read] == [1, 2, 3, 4]
+        queries = [query for _, query, _ in node.asked[1:]]
+        assert [query["after"] for query in queries] == ["0", "2"]
+        assert all(query["min_index"] == "7" for query in queries)
+
+
+async def test_a_missing_checkpoint_is_none_and_a_missing_store_is_an_error():
+    node = Node(problem(404, "checkpoint_not_found"), problem(404, "store_not_found"))
+    async with nodes(node) as urls, Client(*urls) as client:
+        assert await client.checkpoint("c") is None
+        with pytest.raises(NotFound):
+            await client.checkpoint("c")
+
+
+def recorded(position: int) -> dict[str, Any]:
+    return {
+        "event_stream_id": "s",
+        "event_number": position - 1,
+        "position": position,
+        "event_id": "i",
+        "event_type": "A",
+        "data_base64": "AAE=",
+        "metadata": None,
+        "created_epoch": 1,
+    }
+
+
+def streaming(*lines: str) -> Answer:
+    """A node that says these lines and then breaks off."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        await response.write("".join(line + "\n" for line in lines).encode())
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    return answer
+
+
+def line(kind: str, position: int, data: Any) -> str:
+    return web.json_response({"id": position, "event": kind, "data": data}).text or ""
+
+
+async def test_a_subscription_goes_on_where_it_was_when_a_node_leaves():
+    one = Node(
+        streaming(line("event", 1, recorded(1)), "", line("event", 2, recorded(2))),
+        streaming(line("checkpoint", 9, {"position": 9})),
+        streaming(line("event", 12, recorded(12)), line("caught_up", 12, {"position": 12})),
+        streaming(line("error", 12, problem(404, "store_not_found")[1])),
+    )
+    async with nodes(one) as urls, Client(*urls) as client:
+        subscription = client.subscribe(0)
+        seen = []
+        with pytest.raises(NotFound):
+            async for event in subscription:
+                assert subscription.position == event.position
+                seen.append((event.position, event.data))
+        assert seen == [(1, b"\x00\x01"), (2, b"\x00\x01"), (12, b"\x00\x01")]
+        assert [query["after"] for _, query, _ in one.asked] == ["0", "2", "9", "12"]
+
+
+async def test_a_subscription_outlives_refusals():
+    node = Node(
+        problem(503, "not_ready"),
+        streaming(line("error", 0, problem(503, "slow_consumer")[1])),
+        "break",
+        streaming(line("event", 1, recorded(1))),
+    )
+    async with nodes(node) as urls, Client(*urls) as client:
+        async for event in client.subscribe():
+            assert event.position == 1
+            break
+        assert len(node.asked) == 4
+
+
+def test_a_node_that_failed_is_passed_over_for_a_while():
+    moment = [0.0]
+    routing = Routing(["a:1", "b:2", "c:3"], lambda: moment[0])
+    routing.failed("http://b:2")
+    assert {routing.pick(False) for _ in range(9)} == {"http://a:1", "http://c:3"}
+    moment[0] += 3
+    assert {routing.pick(False) for _ in range(9)} == set(routing.urls)
+    for url in routing.urls:
+        routing.failed(url)
+    assert routing.pick(True) in routing.urls
+
+
+def test_a_leader_that_failed_is_no_leader_any_more():
+    routing = Routing(["a:1"], lambda: 0.0)
+    members = [{"id": "n1", "http_address": "a:1"}, {"id": "n2", "http_address": "b:2"}]
+    routing.learned({"leader": "n2", "members": members})
+    assert routing.pick(True) == "http://b:2"
+    routing.failed("http://b:2")
+    assert routing.stale and routing.pick(True) == "http://a:1"
+
+
+def test_every_status_becomes_an_error_of_the_tree():
+    for status in range(400, 600):
+        error = of_problem(status, {"code": "x"})
+        assert error.code == "x" and not error.stored
+
+
+async def test_pauses_grow_and_differ():
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    attempts = Attempts(100, random.Random(seed))
+    slept: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await real(0)
+
+    asyncio.sleep = sleep  # type: ignore[assignment]
+    try:
+        for _ in range(10):
+            await attempts.failed(Unavailable("?"))
+    finally:
+        asyncio.sleep = real
+    assert len(set(slept)) == 10
+    assert all(pause <= 1.5 for pause in slept) and slept[-1] > slept[0]
