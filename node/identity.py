@@ -2,8 +2,17 @@
 
 The state file keeps what a node must not forget (see `persistence/state_file.py`). This module says
 what follows from it: whether the node may have forgotten something it acknowledged, and so starts
-recovering. That is so unless the last stop was clean: the clean mark is written last, after the cut
-and the whole log behind it are on disk, and it is taken back, durably, before the node says a word.
+recovering. It has forgotten nothing if the tail of its last life (`persistence/tail_files.py`)
+holds the whole log behind the cut, and can be believed:
+
+* after a clean stop: the mark is written last, after the cut and the log behind it are on disk, and
+  it is taken back, durably, before the node says a word;
+* or while the kernel is the same that ran in the last life: what a process had written when it was
+  killed is still there, whether or not it had reached the disk.
+
+A tail that cannot be believed is loaded as far as it is whole. The node starts recovering, and what
+it holds counts where all members have forgotten. That it is forgetful is on disk, too, until a
+leader has shown it what it missed: neither a stop nor another kill makes it forget that.
 
 A promise (term and vote) that cannot be written ends the process: a node that goes on with one
 that it might forget can help to elect two leaders in one term.
@@ -16,15 +25,17 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from node.persistence.directory import DataDirectory
 from node.persistence.state_file import NodeIdentity, StateFile, kernel_boot_id
-from node.persistence.tail_file import TailEntry, TailFile
+from node.persistence.tail import Tail
+from node.persistence.tail_files import TailFiles
 from node.raft.lineage import Standing
 from node.raft.membership import NOBODY, Membership
-from node.raft.ports import StartingPoint
+from node.raft.ports import LogEntry, StartingPoint
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +52,11 @@ class Identity:
     def __init__(self, directory: DataDirectory, node_id: str, members: Iterable[str]) -> None:
         self.cluster = cluster_id(members)
         self._file = StateFile(directory)
-        self._tail = TailFile(directory)
+        self._damaged: Path | None = None
         self._now = self._begin(node_id)
         if self._now.given_up is not None and not self._now.aside:
             self._set_aside(directory)
+        self._tails = TailFiles(directory)
 
     @property
     def standing(self) -> Standing:
@@ -64,12 +76,15 @@ class Identity:
 
     def starting_point(self, index: int, term: int, damaged: bool) -> StartingPoint:
         """From where the replica goes on, given the cut to which the state was loaded."""
-        loaded = self._tail.load()
-        tail = loaded.entries if loaded else []
-        # A clean stop always leaves a tail, if only an empty one; without it something is missing.
-        incomplete = loaded is None or loaded.torn
-        if (damaged or incomplete) and not self._now.forgetful:
+        # A log begins with the library's own entry at 1, which is never persisted or sent.
+        loaded = self._tails.load(self._now.tail, max(index, 1))
+        self._damaged = loaded.damaged
+        flaw = "a database was damaged" if damaged else loaded.flaw
+        if flaw is not None and not self._now.forgetful:
             self._keep(dataclasses.replace(self._now, forgetful=True))
+        if self._now.forgetful:
+            why = flaw or self._doubt
+            log.warning("this node may have forgotten something and starts recovering: %s", why)
         return StartingPoint(
             incarnation=self._now.incarnation,
             term=self._now.term,
@@ -77,10 +92,22 @@ class Identity:
             index=index,
             index_term=term,
             forgetful=self._now.forgetful,
-            tail=tuple((entry.index, entry.term, entry.entry) for entry in tail),
+            tail=tuple(loaded.entries),
             membership=_membership(self._now.membership),
             heard=_membership(self._now.heard),
         )
+
+    def new_tail(self, bytes_max: int, pressed: Callable[[], None]) -> Tail:
+        """The tail of this life, for the log that goes on from the starting point."""
+        return Tail(self._tails, self._now.incarnation, bytes_max, pressed)
+
+    def begun(self, with_tail: bool) -> None:
+        """The log has begun, and its tail, if it has one: the last life's no longer counts.
+
+        To be called before the node says a word. Raises `OSError`.
+        """
+        self._keep(dataclasses.replace(self._now, tail=self._now.incarnation if with_tail else 0))
+        self._tails.keep_only(self._now.tail, self._damaged)
 
     def save(self, term: int, vote: str | None) -> None:
         """Promise; on disk when this returns."""
@@ -127,13 +154,15 @@ class Identity:
         """Keep who belongs to the cluster; on disk when this returns."""
         self._promise(membership=committed.plain(), heard=heard.plain())
 
-    def leave(self, log_tail: Sequence[tuple[int, int, bytes]]) -> None:
+    def leave(self, cut: int, behind: Iterable[LogEntry]) -> None:
         """A clean stop: keep the log behind the cut, then the mark. Raises `OSError`.
 
         A node that is still recovering stays forgetful, however cleanly it stops.
         """
-        self._tail.save(TailEntry(*entry) for entry in log_tail)
-        self._keep(dataclasses.replace(self._now, clean=True))
+        life = self._now.incarnation
+        written = self._tails.write(life, max(cut, 1), behind, last=True)
+        self._tails.keep_only_file(written)
+        self._keep(dataclasses.replace(self._now, clean=True, tail=life))
 
     def _begin(self, node_id: str) -> NodeIdentity:
         known = self._file.load()
@@ -147,12 +176,13 @@ class Identity:
                 f"the data directory is that of node {known.node_id} in a cluster with other "
                 "members; give this node a directory of its own"
             )
+        self._doubt = _doubt_of(known)
         # Durable, because a stop or another crash before this node has recovered changes nothing.
         begun = dataclasses.replace(
             known,
             incarnation=self._next_incarnation(known),
             boot_id=kernel_boot_id(),
-            forgetful=known.forgetful or not known.clean,
+            forgetful=self._doubt is not None,
             clean=False,
         )
         self._file.save(begun)
@@ -166,7 +196,9 @@ class Identity:
                 "lineage %s was given up for %s: all data of this node were moved to %s",
                 *(self._now.given_up, self._now.lineage, directory.path / aside),
             )
-        self._keep(dataclasses.replace(self._now, aside=aside or "no place, there were none"))
+        self._keep(
+            dataclasses.replace(self._now, aside=aside or "no place, there were none", tail=0)
+        )
 
     @staticmethod
     def _next_incarnation(known: NodeIdentity) -> int:
@@ -188,6 +220,15 @@ class Identity:
     def _keep(self, identity: NodeIdentity) -> None:
         self._file.save(identity)
         self._now = identity
+
+
+def _doubt_of(known: NodeIdentity) -> str | None:
+    """Why this node may have forgotten something, whatever its tail says; None if it has not."""
+    if known.forgetful:
+        return "it has not recovered since it last had to, or never ran"
+    if not known.clean and not known.boot_id == kernel_boot_id() != "":
+        return "it was not stopped, and the machine has been down since"
+    return None
 
 
 def _membership(plain: list[Any] | None) -> Membership | None:

@@ -32,6 +32,7 @@ from node.identity import Identity
 from node.override import Override
 from node.persistence.directory import DataDirectory
 from node.persistence.loader import LoadedState, load_state
+from node.persistence.tail import Tail
 from node.persistence.worker import Worker, WorkerSettings
 from node.raft.durability import Durability, FlushUpTo
 from node.raft.flush import Flushes
@@ -92,6 +93,7 @@ class Service:
         self._config = config
         self._world = world or World()
         self._overloaded = False
+        self._tail: Tail | None = None
         self._frozen_streams = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -108,6 +110,8 @@ class Service:
                 await self._worker.start()
             await self._api.start(config.http_address.host, config.http_address.port)
         except BaseException:
+            if self._tail is not None:
+                self._tail.close()
             self._directory.close()
             raise
         self._keep(self._housekeeping())
@@ -156,6 +160,7 @@ class Service:
             self._world.clock,
             self._wait_applied,
         )
+        self._tail = self._new_tail()
         self._replica = Replica(
             settings,
             self._world.network(settings, me),
@@ -165,7 +170,9 @@ class Service:
             lambda: self._overloaded,
             lambda: self._worker.persisted_index,
             self._world.chance(),
+            tail=self._tail,
         )
+        self._identity.begun(with_tail=self._tail is not None)
         self._replica.open_reigns_with(self._opening)
         flushes = Flushes(self._replica.requests, self._flush_here)
         self._durability = Durability(
@@ -184,6 +191,11 @@ class Service:
             config.default_durability,
         )
         self._state.on_change = self._changed
+
+    def _new_tail(self) -> Tail | None:
+        if not (self._config.persistence_enabled and self._config.tail_enabled):
+            return None
+        return self._identity.new_tail(self._config.tail_bytes_max, self._worker.hurry)
 
     def _changed(self, store: str) -> None:
         self._worker.changed(store)
@@ -273,11 +285,14 @@ class Service:
         """The last cycle, the log behind it, and then the mark; True if nothing is missing."""
         if not self._config.persistence_enabled:
             return True
-        if not await self._worker.stop():
+        written = await self._worker.stop()
+        closed = self._tail is None or self._tail.close()
+        if not (written and closed):
             log.error("not everything could be written: the next start will not trust this stop")
             return False
         try:
-            self._identity.leave(self._replica.log_tail(self._worker.persisted_index))
+            cut = self._worker.persisted_index
+            self._identity.leave(cut, self._replica.log_tail(cut))
         except OSError as error:
             log.error("the clean mark could not be written: %s", error)
             return False

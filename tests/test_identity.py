@@ -34,9 +34,10 @@ def test_only_a_clean_stop_of_a_node_that_had_recovered_is_trusted(tmp_path: Pat
     with life(tmp_path) as first:
         assert forgetful(first), "a node without a state file is new, or has lost everything"
         first.recovered()
-        first.leave([])
+        first.leave(0, [])
     with life(tmp_path) as second:
         assert not forgetful(second)
+        second.begun(with_tail=False)
     with life(tmp_path) as third:
         assert forgetful(third), "the second life ended as in a crash"
 
@@ -47,11 +48,11 @@ def test_a_clean_stop_before_it_has_recovered_makes_no_voter_of_a_node(tmp_path:
         first.recovered()
     with life(tmp_path) as crashed:
         assert forgetful(crashed)
-        crashed.leave([])
+        crashed.leave(0, [])
     with life(tmp_path) as stopped:
         assert forgetful(stopped)
         stopped.recovered()
-        stopped.leave([])
+        stopped.leave(0, [])
     with life(tmp_path) as recovered:
         assert not forgetful(recovered)
 
@@ -59,10 +60,10 @@ def test_a_clean_stop_before_it_has_recovered_makes_no_voter_of_a_node(tmp_path:
 def test_damage_found_once_is_not_forgotten_by_a_clean_stop(tmp_path: Path) -> None:
     with life(tmp_path) as first:
         first.recovered()
-        first.leave([])
+        first.leave(0, [])
     with life(tmp_path) as damaged:
         assert damaged.starting_point(0, 0, damaged=True).forgetful
-        damaged.leave([])
+        damaged.leave(0, [])
     with life(tmp_path) as after:
         assert forgetful(after)
 
@@ -75,7 +76,7 @@ def left(path: Path) -> None:
     with life(path) as identity:
         identity.recovered()
         identity.save(3, "n2")
-        identity.leave(TAIL)
+        identity.leave(10, TAIL)
 
 
 def test_a_clean_stop_finds_its_promise_and_its_log_again(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_a_wiped_node_is_not_trusted_whatever_else_is_left(tmp_path: Path) -> No
 @pytest.mark.parametrize("harm", ["gone", "cut short"])
 def test_without_its_whole_log_a_clean_stop_is_not_trusted(tmp_path: Path, harm: str) -> None:
     left(tmp_path)
-    tail = tmp_path / "tail"
+    (tail,) = (tmp_path / "tail").iterdir()
     if harm == "gone":
         tail.unlink()
     else:
@@ -108,9 +109,13 @@ def test_without_its_whole_log_a_clean_stop_is_not_trusted(tmp_path: Path, harm:
 
 def test_a_log_that_cannot_be_written_leaves_no_clean_mark(tmp_path: Path) -> None:
     left(tmp_path)
-    (tmp_path / "tail.new").mkdir()  # where the new log would be written
-    with life(tmp_path) as identity, pytest.raises(OSError, match="directory"):
-        identity.leave([*TAIL, (13, 3, b"c")])
+    with life(tmp_path) as identity:
+        incarnation = identity.starting_point(10, 2, damaged=False).incarnation
+        identity.begun(with_tail=False)
+        # Where the new log would be written.
+        (tmp_path / "tail" / f"{incarnation}-000001.tail.new").mkdir()
+        with pytest.raises(OSError, match="directory"):
+            identity.leave(10, [*TAIL, (13, 3, b"c")])
     with life(tmp_path) as identity:
         assert forgetful(identity), "the log that it finds is one of an earlier stop"
 
@@ -199,7 +204,7 @@ class TestQuarantine:
             (tmp_path / "node.db").write_text("the cut")
             (tmp_path / "stores" / "main.1.db").write_text("events")
             given_up.quarantine(self.NEWER)
-            given_up.leave([(9, 7, b"an entry")])
+            given_up.leave(8, [(9, 7, b"an entry")])
         with life(tmp_path) as stranger:
             assert forgetful(stranger)
             start = stranger.starting_point(0, 0, damaged=False)
@@ -209,7 +214,8 @@ class TestQuarantine:
             assert f"its lineage {lineage} was given up for newer" in stranger.quarantined
         [aside] = tmp_path.glob("quarantined-*")
         moved = {str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()}
-        assert moved == {"node.db", "stores/main.1.db", "tail"}
+        [tail] = (name for name in moved if name.startswith("tail/"))
+        assert moved == {"node.db", "stores/main.1.db", tail}
         assert aside.name in stranger.quarantined
         assert list((tmp_path / "stores").iterdir()) == []
 
@@ -218,7 +224,7 @@ class TestQuarantine:
     ) -> None:
         with life(tmp_path) as given_up:
             given_up.quarantine(self.NEWER)
-        (tmp_path / "tail").write_bytes(b"")
+        (tmp_path / "node.db").write_bytes(b"")
         for _ in range(2):
             with life(tmp_path) as stranger:
                 assert stranger.quarantined is not None
@@ -232,7 +238,7 @@ class TestQuarantine:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with life(tmp_path) as given_up:
-            for name in ("node.db", "tail", "stores/main.1.db"):
+            for name in ("node.db", "tail/1-000001.tail", "stores/main.1.db"):
                 (tmp_path / name).write_text(name)
             given_up.quarantine(self.NEWER)
         rename, renamed = Path.rename, []
@@ -250,7 +256,7 @@ class TestQuarantine:
         with life(tmp_path):
             pass
         moved = [path.read_text() for path in tmp_path.glob("quarantined-*/**/*") if path.is_file()]
-        assert sorted(moved) == ["node.db", "stores/main.1.db", "tail"]
+        assert sorted(moved) == ["node.db", "stores/main.1.db", "tail/1-000001.tail"]
 
 
 def test_an_operator_s_order_makes_a_new_lineage_in_which_nothing_is_proven_yet(
@@ -262,10 +268,10 @@ def test_an_operator_s_order_makes_a_new_lineage_in_which_nothing_is_proven_yet(
         survivor.recovered()
         survivor.save(7, "n1")
         survivor.rebuild("one", alone)
-        survivor.leave([(9, 7, b"an entry")])
+        survivor.leave(8, [(9, 7, b"an entry")])
     with life(tmp_path) as rebuilt:
         assert rebuilt.standing == Standing("one", (parent,), founded=False)
-        start = rebuilt.starting_point(0, 0, damaged=False)
+        start = rebuilt.starting_point(8, 7, damaged=False)
         assert start.forgetful, "a cold start, though the stop was clean"
         assert (start.term, start.vote) == (7, "n1"), "promises outlive a lineage"
         assert start.tail == ((9, 7, b"an entry"),)

@@ -383,7 +383,7 @@ def damage(directory: Path, chance: random.Random) -> Path | None:
     files = [
         *directory.glob("stores/*.db*"),
         *directory.glob("node.db*"),
-        *directory.glob("tail*"),
+        *directory.glob("tail/*.tail"),
         directory / "state.1",
     ]
     files = [file for file in files if file.is_file() and file.stat().st_size]

@@ -130,6 +130,13 @@ class Config:
         "a majority's memory, or (persisted) its disks",
         choices=("replicated", "persisted")
     )  # fmt: skip
+    tail_enabled: bool = option(
+        True, PERSISTENCE, "whether the log behind the last cycle survives a killed process"
+    )
+    tail_bytes_max: int = option(
+        256 * MIB, PERSISTENCE, "what that may take; past it a killed process has forgotten",
+        unit="bytes", low=16 * MIB, high=1 << 40
+    )  # fmt: skip
 
     body_bytes_max: int = option(
         16 * MIB, REQUESTS, "the body of a request", unit="bytes", low=KIB, high=256 * MIB

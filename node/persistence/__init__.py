@@ -9,7 +9,8 @@ Read in this order:
 * `faults`      what can be wrong with the files, as exceptions that say what to do
 * `directory`   the layout under the data directory, its lock, and how files are set aside
 * `state_file`  who the node is and what it promised: term and vote, fsynced before a word leaves
-* `tail_file`   raft log entries that are not in the database yet
+* `tail_format`, `tail_files`, `tail`   raft log entries that are not in the database yet, kept
+                for a process that is killed
 * `checksums`   rolling checksums, so that a flipped bit is found at load
 * `schema`      the tables, and how a connection is opened
 * `store_file`  one store's database: roll back to a mark, append what is new, read it all

@@ -2,7 +2,7 @@
 
     DIR/lock                     held with flock by the process that runs on DIR
     DIR/state.1, DIR/state.2     the state file, in two copies (`state_file`)
-    DIR/tail                     raft log entries past the cut (`tail_file`)
+    DIR/tail/LIFE-NUMBER.tail    raft log entries behind the cut (`tail_files`)
     DIR/node.db                  the cut, and the list of stores at the cut (`node_file`)
     DIR/stores/NAME.UID.db       one store (`store_file`)
     …damaged-TIME, …unused-TIME, …replaced-TIME
@@ -78,7 +78,7 @@ class DataDirectory:
 
     @property
     def tail_path(self) -> Path:
-        """The raft log's tail."""
+        """Where the raft log's tail stands."""
         return self.path / "tail"
 
     @property

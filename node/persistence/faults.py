@@ -5,7 +5,6 @@
     ├── FormatTooNew          written by a newer version of this program; start that one
     ├── FilesUnreadable       the system refuses (permissions, a full disk); nothing was moved
     ├── StateFileDamaged      both copies of the state file; a person has to decide
-    ├── TailFileDamaged       a bad checksum in the middle of the raft log's tail
     └── StoreDamaged          one database; the loader sets it aside and the leader refills the node
 
 All but the last stop the start, with a sentence that names the file. They are not answers to a
@@ -40,10 +39,6 @@ class FilesUnreadable(FileFault):
 
 class StateFileDamaged(FileFault):
     """Neither copy of the state file can be trusted, so neither can a vote of this node."""
-
-
-class TailFileDamaged(FileFault):
-    """A record inside the tail file is wrong while others follow: not an end, but a corruption."""
 
 
 class StoreDamaged(FileFault):

@@ -53,6 +53,8 @@ class NodeIdentity:
 
     `membership` is the newest that is known to be committed, `heard` the newest that ever stood in
     the log (see `raft/membership_log.py`); None where the members have never changed.
+
+    `tail` is the incarnation whose tail counts (see `tail_files`); 0 if none does.
     """
 
     cluster_id: str
@@ -70,6 +72,7 @@ class NodeIdentity:
     aside: str = ""
     membership: Plain | None = None
     heard: Plain | None = None
+    tail: int = 0
 
 
 class StateFile:

@@ -116,6 +116,7 @@ class Worker:
         self._state = state
         self._directory = directory
         self._settings = settings
+        self._name = settings.name
         self._clock = clock
         self._wait_applied = wait_applied
         self._interval_ms = settings.interval_ms
@@ -191,7 +192,12 @@ class Worker:
         """Queue a store for a cycle and start one soon. Raises PersistenceDisabled."""
         self._require_enabled()
         self._ledger.requested(store)
-        self._ask()
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Start a cycle soon, with whatever is pending."""
+        self._asked = True
+        self._wake.set()
 
     async def force(
         self, stores: Collection[str] | None, index: int, timeout_ms: int
@@ -371,17 +377,13 @@ class Worker:
 
     # --- waiting -----------------------------------------------------------------------------
 
-    def _ask(self) -> None:
-        self._asked = True
-        self._wake.set()
-
     def _cycle_covering(self, index: int) -> asyncio.Future[None]:
         """What ends with a cycle whose cut is at or past `index`, which the state has applied."""
         if self._running is not None and self._running[0] >= index:
             return self._running[1]
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
-        self._ask()
+        self.hurry()
         return self._next
 
     def _take_next(self) -> asyncio.Future[None] | None:
@@ -425,10 +427,6 @@ class Worker:
             raise PersistenceFailed(f"not everything is on disk: {reason}", stores=behind)
 
     # --- small things ------------------------------------------------------------------------
-
-    @property
-    def _name(self) -> str:
-        return self._settings.name
 
     def _new_breaker(self) -> Breaker:
         return Breaker(self._settings.breaker_failures, self._settings.breaker_pause_ms / 1000)

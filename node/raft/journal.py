@@ -9,7 +9,9 @@ and is more careful:
 * the commit index that the library reads at its start is the one whose state was loaded;
 * an open-ended slice gives at most two items, because the only place that takes one asks whether
   anything follows, and the stock answer copied the whole log for every message;
-* its size in bytes is known, and so is the membership that stands in it (see `membership_log`).
+* its size in bytes is known, and so is the membership that stands in it (see `membership_log`);
+* each change goes to the tail (`ports.Tail`) within the call that makes it, so it is kept before
+  anybody hears of it: nothing is sent, acknowledged or counted from inside a change.
 
 The log is cut from the front as what it holds gets onto this node's disk (`cut`), keeping a tail so
 that a peer that was away for a moment is served from the log. Who lacks more is filled.
@@ -17,11 +19,12 @@ that a peer that was away for a moment is served from the log. Who lacks more is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from node.raft.membership import NOBODY, Membership
 from node.raft.membership_log import MembershipLog
-from node.raft.ports import Promises, StartingPoint
+from node.raft.ports import LogEntry, Promises, StartingPoint, Tail
 
 NO_OP = b"\x01"
 
@@ -30,11 +33,36 @@ _CUT_ITEMS_MIN = 100  # fewer are not worth moving the rest
 Item = tuple[bytes, int, int]
 
 
+class NoTail:
+    """The tail of a node that keeps none: it has forgotten whenever it was killed."""
+
+    counters: Mapping[str, int] = MappingProxyType({})
+
+    def begin(self, index: int, entries: Sequence[LogEntry]) -> None:
+        """Nothing is kept."""
+
+    def append(self, index: int, term: int, entry: bytes) -> None:
+        """Nothing is kept."""
+
+    def truncated(self, index: int) -> None:
+        """Nothing is kept."""
+
+    def restarted(self, index: int) -> None:
+        """Nothing is kept."""
+
+    def persisted(self, index: int) -> None:
+        """Nothing is kept."""
+
+
 class Journal:
     """The log from its base to its last entry; indexes are contiguous."""
 
     def __init__(
-        self, start: StartingPoint, promises: Promises, founding: Membership = NOBODY
+        self,
+        start: StartingPoint,
+        promises: Promises,
+        founding: Membership = NOBODY,
+        tail: Tail | None = None,
     ) -> None:
         self.memberships = MembershipLog(start, promises, founding)
         # The library's first entry has index 1; a log that begins with nothing begins there, too.
@@ -42,7 +70,10 @@ class Journal:
         self._promises = promises
         self._term, self._vote = start.term, start.vote
         self.bytes = 0
+        self._tail: Tail = NoTail()
         self._add_tail(start)
+        self._tail = tail or self._tail
+        self._tail.begin(self.base_index, self.tail_after(self.base_index))
         if self._term < self.last_term:
             self._term, self._vote = self.last_term, None
 
@@ -83,7 +114,7 @@ class Journal:
                 return items[: at + 1]
         return items
 
-    def tail_after(self, index: int) -> list[tuple[int, int, bytes]]:
+    def tail_after(self, index: int) -> list[LogEntry]:
         """All entries behind `index` as (index, term, entry), for the tail file."""
         return [(at, term, entry) for entry, at, term in self._items if at > index]
 
@@ -97,6 +128,8 @@ class Journal:
         behind: list[Item] = []
         if self.term_at(index) == term:
             behind = self._items[index - self.base_index + 1 :]
+        else:
+            self._tail.restarted(index)
         self._items = [(NO_OP, index, term), *behind]
         self.memberships.restarted(index, ends=not behind)
         self.bytes = sum(len(entry) for entry, _, _ in behind)
@@ -135,6 +168,7 @@ class Journal:
         self._items.append((entry, index, term))
         self.bytes += len(entry)
         self.memberships.appended(index, entry)
+        self._tail.append(index, term, entry)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -146,6 +180,8 @@ class Journal:
 
     def deleteEntriesFrom(self, at: int) -> None:
         """Drop everything from item `at` on: a leader has other entries there."""
+        if at < len(self._items):
+            self._tail.truncated(self._items[at][1])
         self._forget(self._items[at:])
         del self._items[at:]
         self.memberships.cut_from(self.last_index + 1)
@@ -189,8 +225,8 @@ class Journal:
     def _add_tail(self, start: StartingPoint) -> None:
         """Take the tail as far as it follows the base.
 
-        It was written by the last clean stop, and the base may have moved since. If it holds
-        another entry at the base, what follows there belongs to a history that was given up.
+        It may begin before the base. If it holds another entry there, what follows belongs to a
+        history that was given up.
         """
         terms = {index: term for index, term, _ in start.tail}
         if terms.get(start.index, start.index_term) != start.index_term:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Protocol
 
 from node.raft.membership import Membership, founding
 from node.raft.messages import Message
+
+LogEntry = tuple[int, int, bytes]
+"""Index, term, and the entry itself."""
 
 
 class Promises(Protocol):
@@ -22,6 +25,33 @@ class Promises(Protocol):
 
     def save_membership(self, committed: Membership, heard: Membership) -> None:
         """Keep the newest membership known to be committed, and the newest ever in the log."""
+
+
+class Tail(Protocol):
+    """Where the log behind the cut survives the process.
+
+    Each call tells of a change that the log has just made. When it returns the change is kept, or
+    the tail knows that it is not: the log sends, acknowledges and counts nothing before.
+    """
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Numbers for the metrics."""
+
+    def begin(self, index: int, entries: Sequence[LogEntry]) -> None:
+        """The log behind `index` is `entries`, whatever was here before."""
+
+    def append(self, index: int, term: int, entry: bytes) -> None:
+        """An entry was added at the end."""
+
+    def truncated(self, index: int) -> None:
+        """What stood at `index` and behind it was dropped."""
+
+    def restarted(self, index: int) -> None:
+        """The log is empty and begins behind `index`: the state came another way."""
+
+    def persisted(self, index: int) -> None:
+        """This node's disk reaches up to `index`."""
 
 
 class Listener(Protocol):
@@ -79,7 +109,7 @@ class StartingPoint:
     index: int
     index_term: int
     forgetful: bool
-    tail: tuple[tuple[int, int, bytes], ...] = ()
+    tail: tuple[LogEntry, ...] = ()
     membership: Membership | None = None
     heard: Membership | None = None
 

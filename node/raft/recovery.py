@@ -43,7 +43,7 @@ _COLD_AGAIN_S = 0.6  # long enough for an election under the floor of the last r
 
 
 class Recovery:
-    """The recovering state of one node. `active` is True while it lasts."""
+    """The recovering state of one node. `active` is True while it lasts; `was_needed` for ever."""
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Recovery:
         self._target: tuple[int, str, int] | None = None
         self._next_round = 0.0
         self._asked_under: str | None = None
+        self.was_needed = start.forgetful
         self.active = start.forgetful
 
     def waits_for(self) -> str:

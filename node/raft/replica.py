@@ -27,7 +27,7 @@ from node.raft.election import Election
 from node.raft.filling import Filling
 from node.raft.guard import Guard
 from node.raft.handover import HandOver
-from node.raft.journal import NO_OP, Journal
+from node.raft.journal import NO_OP, Journal, NoTail
 from node.raft.library import Engine
 from node.raft.members import ClusterStatus, Members, Outlook
 from node.raft.messages import (
@@ -43,7 +43,7 @@ from node.raft.messages import (
     RecoveryRequest,
     Refused,
 )
-from node.raft.ports import Network, Promises, RaftSettings, StartingPoint
+from node.raft.ports import LogEntry, Network, Promises, RaftSettings, StartingPoint, Tail
 from node.raft.proposals import Proposals
 from node.raft.reads import Reads
 from node.raft.recovery import Recovery
@@ -65,7 +65,8 @@ class Replica:
     """The replicated state on this node, and the door to change it.
 
     `overloaded` tells whether the disk is too far behind; `persisted_index` how far it is; `chance`
-    spreads the elections (a simulation gives its own, so that a seed gives one run).
+    spreads the elections (a simulation gives its own, so that a seed gives one run). `tail` keeps
+    the log where a killed process finds it again; without one such a node comes back recovering.
     """
 
     def __init__(
@@ -78,13 +79,15 @@ class Replica:
         overloaded: Callable[[], bool],
         persisted_index: Callable[[], int],
         chance: random.Random | None = None,
+        tail: Tail | None = None,
     ) -> None:
         self.settings = settings
         self.state = state
         self.requests = Requests(self._send, start.incarnation)
         self._network = network
         self._persisted_index = persisted_index
-        self._journal = Journal(start, promises, settings.founding)
+        self._tail: Tail = tail or NoTail()
+        self._journal = Journal(start, promises, settings.founding, self._tail)
         state.applied_index = self._journal.base_index
         state.applied_term = self._journal.term_at(self._journal.base_index) or 0
         self._engine = Engine(settings, self._journal, self, self._apply)
@@ -157,7 +160,7 @@ class Replica:
         """The node is stopping: whoever still waits for an outcome learns that it is unknown."""
         self._proposals.stop()
 
-    def log_tail(self, after: int) -> list[tuple[int, int, bytes]]:
+    def log_tail(self, after: int) -> list[LogEntry]:
         """The log behind `after` as (index, term, entry): what a clean stop must keep."""
         return self._journal.tail_after(after)
 
@@ -253,6 +256,8 @@ class Replica:
             **self._network.counters,
             **self._proposals.counters,
             **self._filling.counters,
+            **self._tail.counters,
+            "started_recovering": int(self._recovery.was_needed),
             "proposals_waiting": self._proposals.waiting,
             "prevote_rounds": self._election.rounds,
             "elections_won": self._elections_won,
@@ -385,6 +390,7 @@ class Replica:
         kept = self._filling.cut_at_most(kept, self._journal.bytes)
         self._journal.cut(kept, settings.log_tail_entries_max, settings.log_tail_bytes_max)
         self._filling.expire()
+        self._tail.persisted(self._persisted_index())
 
     def _notice_view(self) -> None:
         view = self._engine.leader, self._engine.term

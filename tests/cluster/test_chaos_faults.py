@@ -157,8 +157,10 @@ def test_a_node_that_loses_its_memory_again_is_not_whole_with_what_it_did_before
 def test_damage_changes_one_file_and_never_both_copies_of_the_state(
     seed: int, tmp_path: Path
 ) -> None:
-    (tmp_path / "stores").mkdir()
-    names = ("stores/a.1.db", "stores/a.1.db-wal", "node.db", "tail", "state.1", "state.2", "lock")
+    for name in ("stores", "tail"):
+        (tmp_path / name).mkdir()
+    stores = ("stores/a.1.db", "stores/a.1.db-wal")
+    names = (*stores, "node.db", "tail/1-000001.tail", "state.1", "state.2", "lock")
     for name in names:
         (tmp_path / name).write_bytes(bytes(1_000))
     touched = damage(tmp_path, random.Random(seed))

@@ -7,6 +7,8 @@ from tests.mutants.defect import Defect
 _RULES = "raft/test_recovery.py::TestRules"
 _COLD = "raft/test_recovery.py::TestColdStart"
 _IDENTITY = "test_identity.py"
+_FORGETTING = "test_forgetting.py"
+_TAIL, _TAIL_FILES = "persistence/test_tail.py", "persistence/test_tail_files.py"
 
 DEFECTS = (
     Defect(
@@ -241,18 +243,18 @@ DEFECTS = (
     ),
     Defect(
         "killed-node-trusts-itself",
-        "who has forgotten nothing: a clean stop, nobody else",
+        "who has forgotten nothing: a clean stop, or the same boot, nobody else",
         "identity.py",
-        "forgetful=known.forgetful or not known.clean,",
-        "forgetful=known.forgetful,",
-        (_IDENTITY,),
+        '    if not known.clean and not known.boot_id == kernel_boot_id() != "":\n',
+        "    if known.clean is None:\n",
+        (_FORGETTING,),
     ),
     Defect(
         "stop-makes-a-recovering-node-trusted",
         "who has forgotten nothing: no clean stop of a node that is still recovering",
         "identity.py",
-        "forgetful=known.forgetful or not known.clean,",
-        "forgetful=not known.clean,",
+        "    if known.forgetful:\n",
+        "    if known.forgetful and not known.clean:\n",
         (_IDENTITY,),
     ),
     Defect(
@@ -267,16 +269,16 @@ DEFECTS = (
         "torn-tail-is-whole",
         "who has forgotten nothing: a tail that ends early is no whole one",
         "identity.py",
-        "        if (damaged or incomplete) and",
-        "        if damaged and",
+        'damaged" if damaged else loaded.flaw\n',
+        'damaged" if damaged else None\n',
         (_IDENTITY,),
     ),
     Defect(
         "damaged-files-are-nothing-lost",
         "A10: who could not load what it had has forgotten it",
         "identity.py",
-        "        if (damaged or incomplete) and",
-        "        if incomplete and",
+        '        flaw = "a database was damaged" if damaged else loaded.flaw\n',
+        "        flaw = loaded.flaw\n",
         (_IDENTITY,),
     ),
     Defect(
@@ -285,23 +287,9 @@ DEFECTS = (
         "identity.py",
         """\
             self._keep(dataclasses.replace(self._now, forgetful=True))
-        return StartingPoint(
-            incarnation=self._now.incarnation,
-            term=self._now.term,
-            vote=self._now.vote,
-            index=index,
-            index_term=term,
-            forgetful=self._now.forgetful,
 """,
         """\
-            pass
-        return StartingPoint(
-            incarnation=self._now.incarnation,
-            term=self._now.term,
-            vote=self._now.vote,
-            index=index,
-            index_term=term,
-            forgetful=self._now.forgetful or damaged or incomplete,
+            self._now = dataclasses.replace(self._now, forgetful=True)
 """,
         (_IDENTITY,),
     ),
@@ -317,26 +305,106 @@ DEFECTS = (
         "clean-mark-before-the-tail",
         "clean mark: set only after the tail is written",
         "identity.py",
-        "        self._tail.save(TailEntry(*entry) for entry in log_tail)\n"
-        "        self._keep(dataclasses.replace(self._now, clean=True))\n",
-        "        self._keep(dataclasses.replace(self._now, clean=True))\n"
-        "        self._tail.save(TailEntry(*entry) for entry in log_tail)\n",
+        "        written = self._tails.write(life, max(cut, 1), behind, last=True)\n",
+        "        self._keep(dataclasses.replace(self._now, clean=True, tail=life))\n"
+        "        written = self._tails.write(life, max(cut, 1), behind, last=True)\n",
         (_IDENTITY,),
     ),
     Defect(
         "corrupt-tail-read-as-a-shorter-one",
         "corruption in the middle is an error, not an end",
-        "persistence/tail_file.py",
-        '            raise TailFileDamaged(self._path, f"has a damaged record at byte {start}")\n',
-        "            return None\n",
-        ("persistence/test_tail_file.py",),
+        "persistence/tail_format.py",
+        '            segment.damage = f"has a damaged record at byte {at}"\n',
+        "",
+        (_TAIL_FILES,),
     ),
     Defect(
         "entry-of-the-tail-not-verified",
         "corruption in the middle is an error, not an end",
-        "persistence/tail_file.py",
-        "        if crc32(entry) != entry_checksum:\n",
-        "        if entry_checksum < 0:\n",
-        ("persistence/test_tail_file.py",),
+        "persistence/tail_format.py",
+        "crc32(entry, crc32(sealed, start)) != checksum:\n",
+        "checksum < 0:\n",
+        (_TAIL_FILES,),
+    ),
+    Defect(
+        "tail-without-its-end-mark",
+        "corruption: an end mark that went back is no shorter history",
+        "persistence/tail_format.py",
+        '            segment.damage = "holds records behind its end"\n',
+        "            pass\n",
+        (_TAIL_FILES,),
+    ),
+    Defect(
+        "tail-behind-the-cut-is-whole",
+        "who has forgotten nothing: the tail goes on where the disk ends",
+        "persistence/tail_format.py",
+        "base == self.runs[-1][0]\n",
+        "True\n",
+        (_TAIL_FILES,),
+    ),
+    Defect(
+        "tail-of-an-older-life",
+        "who has forgotten nothing: the tail is that of the last life",
+        "identity.py",
+        "tail=self._now.incarnation if with_tail else 0",
+        "tail=self._now.incarnation if with_tail else self._now.tail",
+        (_FORGETTING,),
+    ),
+    Defect(
+        "old-tail-removed-too-early",
+        "boot: a process killed at any moment of its start finds a whole tail",
+        "identity.py",
+        "        return Tail(self._tails, self._now.incarnation, bytes_max, pressed)\n",
+        "        self._tails.keep_only(0)\n"
+        "        return Tail(self._tails, self._now.incarnation, bytes_max, pressed)\n",
+        (_FORGETTING,),
+    ),
+    Defect(
+        "entry-not-in-the-tail",
+        "an entry is in the tail before it is acknowledged or counted",
+        "raft/journal.py",
+        "        self._tail.append(index, term, entry)\n",
+        "",
+        ("raft/test_journal.py",),
+    ),
+    Defect(
+        "truncation-not-in-the-tail",
+        "the tail follows the log where a leader has other entries",
+        "raft/journal.py",
+        "            self._tail.truncated(self._items[at][1])\n",
+        "            pass\n",
+        ("raft/test_journal.py",),
+    ),
+    Defect(
+        "fill-not-in-the-tail",
+        "a log that was restarted by a fill is not whole before the disk reaches it",
+        "raft/journal.py",
+        "            self._tail.restarted(index)\n",
+        "            pass\n",
+        ("raft/test_journal.py",),
+    ),
+    Defect(
+        "gap-not-marked",
+        "a tail that lacks an entry says so before the entry is acknowledged",
+        "persistence/tail.py",
+        "        self._map[_STATE] = WORD.pack(GAP)\n",
+        "",
+        (_TAIL,),
+    ),
+    Defect(
+        "gap-closed-too-early",
+        "a gap lasts until the disk has passed it",
+        "persistence/tail.py",
+        "        self._record(Kind.START, self._last, 0)\n",
+        "        self._record(Kind.START, self._persisted, 0)\n",
+        (_TAIL,),
+    ),
+    Defect(
+        "segments-dropped-too-early",
+        "what the disk has not reached stays in the tail",
+        "persistence/tail.py",
+        "self._full[0].top <= index:\n",
+        "self._full[0].top <= index + 100:\n",
+        (_TAIL,),
     ),
 )

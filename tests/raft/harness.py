@@ -33,6 +33,7 @@ from node.raft.ports import StartingPoint
 from node.raft.replica import Replica
 from tests.raft.links import Links, Port
 from tests.raft.solo import FOUNDERS, Disk, settings_of
+from tests.raft.tails import FakeTail
 
 STORE = "main"
 
@@ -86,9 +87,9 @@ def event(number: int, event_type: str = "happened") -> bytes:
 
 
 class Cluster:
-    """Nodes n1, n2, … and the world around them."""
+    """Nodes n1, n2, … and the world around them. With `tails` a killed node forgets nothing."""
 
-    def __init__(self, size: int, seed: int = 1, **changes: Any) -> None:
+    def __init__(self, size: int, seed: int = 1, tails: bool = False, **changes: Any) -> None:
         self.ids = [f"n{number}" for number in range(1, size + 1)]
         self.links = Links(self.ids, seed)
         self.chance = random.Random(seed + 1)
@@ -100,6 +101,7 @@ class Cluster:
         self.alarms: list[str] = []
         self.links.watchers.append(self._watch_leaders)
         self._changes = changes
+        self._tails = tails
         self._events = 0
         self._restarts: list[asyncio.Task[None]] = []
 
@@ -122,7 +124,11 @@ class Cluster:
     async def _start(self, node_id: str) -> None:
         disk = self.disks[node_id]
         disk.incarnation += 1
-        disk.forgetful, disk.clean = disk.forgetful or not disk.clean, False
+        remembers = disk.clean
+        if not disk.clean and disk.kept is not None:
+            disk.tail, remembers = disk.kept.behind(disk.cut)
+        disk.kept = FakeTail() if self._tails else None
+        disk.forgetful, disk.clean = disk.forgetful or not remembers, False
         state = self._load(node_id, disk)
         lineage = Lineage(
             lambda: self.disks[node_id].standing, lambda newer: self._quarantine(node_id, newer)
@@ -147,6 +153,7 @@ class Cluster:
             lambda: False,
             lambda: disk.cut,
             random.Random(self.chance.random()),
+            disk.kept,
         )
         chronicle = self.chronicle_of(node_id)
         replica.open_reigns_with(lambda: chronicle.leads(node_id, replica._engine.term) or ())

@@ -21,13 +21,17 @@ from node.raft.membership import NOBODY, Membership
 from node.raft.messages import Message
 from node.raft.ports import RaftSettings, StartingPoint
 from node.raft.recovery import Recovery
+from tests.raft.tails import FakeTail
 
 FOUNDERS = Standing("founders", (), founded=False)
 
 
 @dataclass
 class Disk:
-    """What a node finds again when it starts: promises, the cut of its state, a tail of the log."""
+    """What a node finds again when it starts: promises, the cut of its state, a tail of the log.
+
+    `tail` was written by a clean stop, `kept` while the node ran, if it keeps one.
+    """
 
     term: int = 0
     vote: str | None = None
@@ -40,6 +44,7 @@ class Disk:
     heard: Membership | None = None
     standing: Standing = FOUNDERS
     aside: list[Disk] = field(default_factory=list)
+    kept: FakeTail | None = None
     saves: list[tuple[int, str | None]] = field(default_factory=list)
 
     def save(self, term: int, vote: str | None) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from node.raft.journal import Journal
 from node.raft.ports import StartingPoint
+from tests.raft.tails import FakeTail
 
 
 class Kept:
@@ -47,6 +48,43 @@ def test_a_moved_base_drops_what_differs_or_ends_before_it(index: int, term: int
     journal = journal_of(2, 3, 3, 3)
     journal.restart_at(index, term)
     assert (journal.base_index, journal.last_index, journal.bytes) == (index, index, 0)
+
+
+class TestTheTailIsToldOfEachChange:
+    """What a killed node would find again is what its log holds, after each single change."""
+
+    def kept(self, journal: Journal, tail: FakeTail, cut: int = 10) -> None:
+        found, whole = tail.behind(cut)
+        assert whole
+        assert [entry for entry in found if entry[0] > cut] == journal.tail_after(cut)
+
+    def test_entries_and_truncations(self):
+        tail = FakeTail()
+        journal = Journal(start(tail=((11, 3, b"old"),)), Kept(), tail=tail)
+        self.kept(journal, tail)
+        for index in range(12, 20):
+            journal.add(b"entry", index, 3)
+            self.kept(journal, tail)
+        journal.deleteEntriesFrom(5)
+        self.kept(journal, tail)
+        journal.add(b"other", 15, 4)
+        self.kept(journal, tail)
+        journal.deleteEntriesFrom(6)
+        self.kept(journal, tail)
+        assert journal.last_index == 15
+
+    def test_a_moved_base(self):
+        tail = FakeTail()
+        journal = Journal(start(), Kept(), tail=tail)
+        for index in range(11, 15):
+            journal.add(b"entry", index, 3)
+        journal.restart_at(12, 3)
+        self.kept(journal, tail, cut=12)
+        assert tail.behind(10)[1], "what stands before the base is still there"
+        journal.restart_at(30, 4)
+        assert not tail.behind(29)[1]
+        journal.add(b"entry", 31, 4)
+        self.kept(journal, tail, cut=30)
 
 
 def test_a_tail_is_taken_up_behind_the_cut_only_where_it_follows():

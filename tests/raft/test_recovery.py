@@ -356,6 +356,69 @@ class TestClusters:
 
         simulate(scenario)
 
+    def test_killed_nodes_that_kept_a_tail_need_no_recovery_and_lose_nothing(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, tails=True)
+            leader = await cluster.ready()
+            for number in range(5):
+                await cluster.fill_log(leader, 10)
+                if number % 2:
+                    cluster.persist("n1", "n2")
+                cluster.crash()
+                await cluster.start("n1", "n3")
+                assert not cluster["n1"].recovering and not cluster["n3"].recovering
+                leader = await cluster.led()
+                await cluster.start("n2")
+                await cluster.settled()
+                assert len(cluster.contents(leader)) == 10 * (number + 1)
+                leader = await cluster.led()
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_who_is_killed_or_stopped_while_it_recovers_goes_on_with_that(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, tails=True)
+            await cluster.start("n1")
+            cluster.crash("n1")
+            await cluster.start("n1")
+            assert cluster["n1"].recovering
+            await cluster.stop("n1")
+            await cluster.start("n1")
+            assert cluster["n1"].recovering
+            await cluster.start()
+            await cluster.settled()
+            cluster.crash("n1")
+            await cluster.start("n1")
+            assert not cluster["n1"].recovering
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_who_was_filled_has_forgotten_until_its_disk_has_that(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, tails=True, log_tail_entries_max=10)
+            leader = await cluster.ready()
+            victim = cluster.followers()[0]
+            cluster.crash(victim)
+            await cluster.fill_log(leader, 500)
+            cluster.persist()
+            await asyncio.sleep(1)
+            await cluster.start(victim)
+            await cluster.settled()
+            assert cluster[victim]._journal.base_index > 100, "it was filled"
+            cluster.crash(victim)
+            await cluster.start(victim)
+            assert cluster[victim].recovering
+            await cluster.settled()
+            cluster.persist(victim)
+            cluster.crash(victim)
+            await cluster.start(victim)
+            assert not cluster[victim].recovering
+            cluster.check()
+
+        simulate(scenario)
+
     def test_nodes_stopped_in_order_need_no_recovery(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(3)
