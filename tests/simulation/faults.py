@@ -326,7 +326,7 @@ class Director:
         entry = simulation.chronicle.entries.get(certain)
         simulation.chronicle.nothing_is_certain_after(certain)
         for operation in simulation.history.operations:
-            if operation.acked_at is None or operation.index <= certain:
+            if operation.acked_at is None or operation.index <= certain or operation.may_be_lost:
                 continue
             operation.may_be_lost = True
             if operation.persisted:
