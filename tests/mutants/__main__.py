@@ -29,6 +29,7 @@ examples:
   scripts/mutate
   scripts/mutate --list
   scripts/mutate --only ack-of-another-term --only vote-counted-twice
+  scripts/mutate --only vote-counted-twice --seeds 100
 
 exit codes: 0 all are found, 1 one survived, 2 wrong options, or the tests fail without any defect
 """
@@ -56,9 +57,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default=TIMEOUT_S,
         help=f"seconds for the tests of one defect (default {TIMEOUT_S:g})",
     )
+    parser.add_argument(
+        "--seeds",
+        metavar="M",
+        type=int,
+        default=0,
+        help="instead of its tests, give each defect M seeds of the simulation, within --timeout",
+    )
     options = parser.parse_args(argv)
-    if not 1 <= options.jobs <= 64 or options.timeout <= 0:
-        parser.error("--jobs is 1 to 64, --timeout more than 0")
+    if not 1 <= options.jobs <= 64 or options.timeout <= 0 or options.seeds < 0:
+        parser.error("--jobs is 1 to 64, --timeout more than 0, --seeds not less")
     unknown = sorted(set(options.only) - {defect.name for defect in DEFECTS})
     if unknown:
         parser.error(f"no defect is called {', '.join(unknown)}; see --list")
@@ -102,7 +110,9 @@ def main(argv: list[str]) -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as below:
         try:
-            verdicts = asyncio.run(hunt(chosen, Path(below), options.jobs, options.timeout, told))
+            verdicts = asyncio.run(
+                hunt(chosen, Path(below), options.jobs, options.timeout, told, options.seeds)
+            )
         except Broken as broken:
             print(f"{broken}\nThe tests fail without any defect.", file=sys.stderr)
             return 2

@@ -117,8 +117,8 @@ DEFECTS = (
         "store-entry-not-verified",
         "checksums: a flipped bit in the list of stores is damage",
         "persistence/node_file.py",
-        "            if row_checksum(*row[:6]) != row[6]:\n",
-        "            if row is None:\n",
+        "            if _checksum(entry) != row[6]:\n",
+        "            if row[6] is None:\n",
         (_LOADER,),
     ),
     Defect(

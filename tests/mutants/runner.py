@@ -5,6 +5,9 @@ never touched. First the tests of all chosen defects have to pass as the source 
 failing would prove nothing. Then a worker plants a defect, runs its tests until the first fails,
 and puts the source back. Only a test that *failed* counts as found. Tests that could not be
 collected or did not end in time do not: such a defect is too crude, or its tests are.
+
+Instead of its tests each defect can be given to the simulation, some seeds of it. That shows what
+the simulation is worth; it need not find all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from tests.mutants.defect import Defect
 PROJECT = Path(__file__).resolve().parents[2]
 
 _COPIED = ("node", "tests")  # Python writes its compiled files beside them
-_FAILED = re.compile(r"^FAILED tests/([^\s\[]+)", re.MULTILINE)
+_FAILED = re.compile(r"^FAILED tests/([^\s\[]+)|^(seed \d+, \d+ nodes)", re.MULTILINE)
 _OUTPUT_CHARACTERS_MAX = 4000
 
 
@@ -42,8 +45,9 @@ class Verdict(NamedTuple):
 class Tree:
     """A copy of the project in which one defect at a time may stand."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seeds: int) -> None:
         self.path = path
+        self._seeds = seeds
         self._changes = 0
         path.mkdir(parents=True)
         for entry in PROJECT.iterdir():
@@ -64,15 +68,14 @@ class Tree:
         finally:
             self._write(file, sound)
         failed = _FAILED.search(output)
-        found_by = failed[1] if failed and code == 1 else None
+        found_by = failed[1] or failed[2] if failed and code == 1 else None
         return Verdict(defect, found_by, _why(code), time.monotonic() - began)
 
     async def run(self, tests: Sequence[str], timeout_s: float) -> tuple[int | None, str]:
-        """Run tests until the first fails: pytest's exit code (None: out of time) and its output"""
-        chosen = [f"tests/{test}" for test in tests]
+        """Run tests until the first fails: the exit code (None: out of time) and the output."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "pytest", "-x", "-q", "--tb=short", "-p", "no:cacheprovider"),
-            *chosen,
+            sys.executable,
+            *(self._simulation(timeout_s) if self._seeds else _pytest(tests)),
             cwd=self.path,
             env={**os.environ, "PYTHONPATH": str(self.path), "PYTHONHASHSEED": "0"},
             stdout=asyncio.subprocess.PIPE,
@@ -89,6 +92,18 @@ class Tree:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+
+    def _simulation(self, timeout_s: float) -> list[str]:
+        minutes = str(timeout_s * 0.8 / 60)
+        return [
+            "-m",
+            "tests.simulation",
+            "--seeds",
+            str(self._seeds),
+            "--minutes",
+            minutes,
+            "--jobs=1",
+        ]
 
     def _write(self, file: Path, source: str) -> None:
         """Write a source, and give it a time of its own: compiled files are told apart by that."""
@@ -108,17 +123,19 @@ async def hunt(
     jobs: int,
     timeout_s: float,
     told: Callable[[Verdict], None],
+    seeds: int = 0,
 ) -> list[Verdict]:
     """Judge all defects with `jobs` workers; `told` hears each verdict. Raises `Broken`, `Stale`.
 
-    A defect whose tests are not over within `timeout_s` has survived.
+    A defect whose tests are not over within `timeout_s` has survived. With `seeds` each gets so
+    many seeds of the simulation, or as many as there is time for, instead of its tests.
     """
     for defect in defects:
         defect.planted(PROJECT / "node")
         defect.check_tests(PROJECT / "tests")
-    trees = [Tree(below / str(number)) for number in range(max(1, min(jobs, len(defects))))]
+    trees = [Tree(below / str(number), seeds) for number in range(min(jobs, len(defects)))]
     tests = sorted({test for defect in defects for test in defect.tests})
-    code, output = await trees[0].run(tests, timeout_s * len(defects))
+    code, output = await trees[0].run(tests, timeout_s * (1 if seeds else len(defects)))
     if code != 0:
         raise Broken(output[-_OUTPUT_CHARACTERS_MAX:])
     waiting = list(reversed(defects))
@@ -135,6 +152,11 @@ async def hunt(
             group.create_task(work(tree))
     order = {defect.name: place for place, defect in enumerate(defects)}
     return sorted(verdicts, key=lambda verdict: order[verdict.defect.name])
+
+
+def _pytest(tests: Sequence[str]) -> list[str]:
+    options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    return ["-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
 
 
 def _why(code: int | None) -> str:
