@@ -52,6 +52,11 @@ class Plan(NamedTuple):
     options: tuple[str, ...] = ()
     disks: bool = True
 
+    @property
+    def node_options(self) -> tuple[str, ...]:
+        """The options of every node."""
+        return (*(["--tail-enabled=false"] if self.kills_forget else []), *self.options)
+
 
 @dataclass
 class Result:
@@ -84,7 +89,7 @@ async def run(plan: Plan, directory: Path, say: Callable[[str], None]) -> Result
     """Carry out a plan in an empty directory."""
     result = Result(plan)
     began = time.monotonic()
-    async with open_ground(plan.nodes, directory, plan.options, plan.disks) as ground:
+    async with open_ground(plan.nodes, directory, plan.node_options, plan.disks) as ground:
         result.disks = ground.disks
         try:
             await _carry_out(plan, ground, directory, result, say)
