@@ -28,7 +28,7 @@ from prometheus_client.registry import Collector
 from node.api.arrivals import Arrivals
 from node.api.bodies import BodyReader
 from node.api.following import Following
-from node.api.ports import Replica, Worker
+from node.api.ports import NodeInfo, Replica, Worker
 from node.api.routes import Reply, Route
 from node.api.wire import Answer, Request
 from node.core.state import State
@@ -76,7 +76,9 @@ class Metrics(Collector):
         arrivals: Arrivals,
         bodies: BodyReader,
         following: Following,
+        info: NodeInfo,
     ) -> None:
+        self._info = info
         self._replica = replica
         self._worker = worker
         self._state = state
@@ -158,9 +160,23 @@ class Metrics(Collector):
         yield GaugeMetricFamily("exesdb_raft_term", "Current term.", value=status.term)
         leads = float(status.leader == status.node_id)
         yield GaugeMetricFamily("exesdb_raft_is_leader", "1 on the leader.", value=leads)
+        yield from self._condition()
         for name, value in self._replica.counters().items():
             yield UntypedMetricFamily(
                 "exesdb_raft_" + _NOT_A_NAME.sub("_", name).removeprefix("raft_"),
                 "Told by the replica.",
                 value=value,
             )
+
+    def _condition(self) -> Iterator[Metric]:
+        """Whether clients are served here, and the two conditions that an operator must know of."""
+        replica, lineage = self._replica, self._info.lineage()
+        for name, words, holds in (
+            ("exesdb_ready", "1 if clients are served here.", not replica.not_ready_reasons()),
+            ("exesdb_recovering", "1 while it may lack what it promised.", replica.recovering),
+            ("exesdb_quarantined", "1 if its lineage was given up.", lineage["quarantined"]),
+        ):
+            yield GaugeMetricFamily(name, words, value=float(bool(holds)))
+        followed = GaugeMetricFamily("exesdb_lineage", "Always 1.", labels=["lineage"])
+        followed.add_metric([lineage["lineage"]], 1.0)
+        yield followed

@@ -82,7 +82,9 @@ class ApiServer:
         self._cluster = Cluster(replica, info, self._bodies, self.limits)
         levels = Levels(replica, state, self.limits)
         following = Following(levels, state, self.arrivals, self.limits)
-        self._metrics = Metrics(replica, worker, state, self.arrivals, self._bodies, following)
+        self._metrics = Metrics(
+            replica, worker, state, self.arrivals, self._bodies, following, info
+        )
         families = (
             Appends(
                 *(replica, worker, on_disk, clock, self._bodies, self.limits),

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _NONCE_BITS = 20  # incarnations have 42, and a message's numbers 62
 _ASK_AGAIN_S = 0.25  # where somebody leads, one exchange is enough
+_TELL_AGAIN_S = 5.0
 _COLD_AGAIN_S = 0.6  # long enough for an election under the floor of the last round
 
 
@@ -59,24 +60,32 @@ class Recovery:
         self._promises = promises
         self._nonce = start.incarnation << _NONCE_BITS
         self._reports: dict[str, RecoveryReport] = {}
+        self._previous: dict[str, RecoveryReport] = {}  # of the round before, for `waits_for` only
         self._heard: dict[str, Membership] = {}
         self._floor: tuple[int, int] | None = None
         self._target: tuple[int, str, int] | None = None
         self._next_round = 0.0
         self._asked_under: str | None = None
         self.was_needed = start.forgetful
+        self._told = ""
+        self._tell_at = 0.0
         self.active = start.forgetful
 
     def waits_for(self) -> str:
         """What a recovering node is waiting for, in words for an operator."""
-        if self._target is not None:
-            return f"entries up to {self._target[2]} from leader {self._target[1]}"
-        silent = sorted(self._needed() - self._reports.keys())
-        if not self._engine.membership.voters:
+        engine, said = self._engine, self._previous | self._reports
+        leads = [peer for peer, report in said.items() if report.leads]
+        if self._target is not None and engine.leader == self._target[1]:
+            _, leader, index = self._target
+            return f"entries of leader {leader}: {engine.verified_index:,} of {index:,} are here"
+        if not engine.membership.voters:
             return "the members to take it in"
+        if leads:
+            return f"entries of {leads[0]}, which leads"
+        silent = sorted(self._needed() - said.keys())
         if silent:
-            return f"a leader, or an answer from every member (silent: {', '.join(silent)})"
-        return "an election among all members"
+            return f"an answer of {', '.join(silent)} (a cold start needs all members), or a leader"
+        return "an election: all members have answered, and nobody leads"
 
     def may_vote_for(self, last_term: int, last_index: int) -> bool:
         """Whether a candidate with such a log may have this node's vote."""
@@ -99,6 +108,7 @@ class Recovery:
         elif now() >= self._next_round or (leader is not None and leader != self._asked_under):
             self._asked_under = leader
             self._set_floor()
+            self._tell()
             self._ask()
 
     def request(self, peer: str, message: RecoveryRequest) -> None:
@@ -154,6 +164,13 @@ class Recovery:
         logs = [(report.last_term, report.last_index) for report in reports.values()]
         self._floor = max([*logs, (journal.last_term, journal.last_index)])
 
+    def _tell(self) -> None:
+        """Log what it waits for when that changes, but not at every step of a long way."""
+        words = self.waits_for()
+        if words != self._told and now() >= self._tell_at:
+            self._told, self._tell_at = words, now() + _TELL_AGAIN_S
+            log.info("recovering: waits for %s", words)
+
     def _complete(self) -> bool:
         known = bool(self._engine.membership.voters)
         return known and self._needed() <= self._reports.keys()
@@ -172,6 +189,7 @@ class Recovery:
         self._next_round = now() + (_COLD_AGAIN_S if cold else _ASK_AGAIN_S)
         self._nonce += 1
         asked = self._needed() | set(self._settings.peers)
+        self._previous = self._reports
         self._reports = {}
         for peer in sorted(asked):
             self._send(peer, RecoveryRequest(self._nonce, self._engine.term))

@@ -101,3 +101,18 @@ async def test_a_quarantined_node_is_not_ready_and_says_so_first(node: Node):
     node.info.quarantined = "quarantined: its lineage was given up"
     answer = await node.ask("GET", "/health/ready")
     assert (answer.status, answer.body["reasons"][0]) == (503, node.info.quarantined)
+
+
+async def test_metrics_say_in_which_condition_a_node_is(node: Node):
+    async def found() -> set[str]:
+        scraped = (await node.ask("GET", "/metrics")).raw.decode()
+        names = ("exesdb_ready", "exesdb_recovering", "exesdb_quarantined", "exesdb_lineage")
+        return {line for line in scraped.splitlines() if line.startswith(names)}
+
+    assert await found() == {
+        *("exesdb_ready 1.0", "exesdb_recovering 0.0", "exesdb_quarantined 0.0"),
+        'exesdb_lineage{lineage="zero"} 1.0',
+    }
+    node.replica.reasons, node.replica.recovering = ["recovering: waits for a leader"], True
+    node.info.quarantined = "quarantined: its lineage was given up"
+    assert {"exesdb_ready 0.0", "exesdb_recovering 1.0", "exesdb_quarantined 1.0"} < await found()

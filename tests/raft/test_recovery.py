@@ -25,6 +25,7 @@ from tests.raft.stock import StockCluster
 from tests.raft.virtual_time import Clock, clock, simulate
 
 NOBODY = [0, [], None]  # says nothing of a membership
+JOINING = Membership.from_plain(NOBODY)
 
 
 @pytest.fixture(autouse=True)
@@ -262,6 +263,63 @@ class TestColdStart:
         assert solo.hear("n2", RequestVote(6, 10, 3)) == []
 
 
+class TestWords:
+    """What an operator reads in status, health and log: what this node waits for."""
+
+    def test_at_first_it_waits_for_everybody(self) -> None:
+        words = recovering().recovery.waits_for()
+        assert words == "an answer of n2, n3 (a cold start needs all members), or a leader"
+
+    def test_who_answered_the_last_round_is_not_called_silent_in_the_next(
+        self, hands: Clock
+    ) -> None:
+        solo = recovering()
+        solo.recovery.report("n2", report(solo, leads=False))
+        for _ in range(2):
+            assert "an answer of n3 (" in solo.recovery.waits_for()
+            hands.advance(0.3)
+            solo.tick()
+        assert "an answer of n2, n3 (" in solo.recovery.waits_for(), "two rounds later it is"
+
+    def test_a_leader_that_is_only_known_by_an_answer(self) -> None:
+        solo = recovering()
+        solo.recovery.report("n2", report(solo))
+        assert solo.recovery.waits_for() == "entries of n2, which leads"
+
+    def test_a_leader_that_sends_entries_and_how_far_they_are(self) -> None:
+        solo = recovering()
+        solo.hear("n2", AppendEntries(5, 10, 3, 10, [[5, b"x"]]))
+        solo.recovery.report("n2", report(solo, last_index=5_000))
+        assert solo.recovery.waits_for() == "entries of leader n2: 11 of 5,000 are here"
+
+    def test_all_answered_and_nobody_leads(self) -> None:
+        solo = recovering()
+        for peer in ("n2", "n3"):
+            solo.recovery.report(peer, report(solo, leads=False))
+        words = solo.recovery.waits_for()
+        assert words == "an election: all members have answered, and nobody leads"
+
+    def test_the_log_tells_it_when_it_changes_and_at_most_every_few_seconds(
+        self, hands: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "node.raft.recovery")
+        solo = recovering()
+        for _ in range(30):
+            hands.advance(0.3)
+            solo.tick()
+            for peer in ("n2", "n3"):
+                solo.recovery.report(peer, report(solo, leads=False))
+        assert [record.getMessage() for record in caplog.records] == [
+            "recovering: waits for an answer of n2, n3 (a cold start needs all members), "
+            "or a leader",
+            "recovering: waits for an election: all members have answered, and nobody leads",
+        ]
+
+    def test_a_node_that_nobody_has_taken_in(self) -> None:
+        start = starting_at(0, 0, forgetful=True, membership=JOINING, heard=JOINING)
+        assert Solo(start=start).recovery.waits_for() == "the members to take it in"
+
+
 class TestClusters:
     def test_a_killed_node_comes_back_and_nothing_is_lost(self) -> None:
         async def scenario() -> None:
@@ -297,7 +355,10 @@ class TestClusters:
             await cluster.start("n1", "n2")
             await asyncio.sleep(20)
             assert cluster.leader() is None
-            assert "silent: n3" in cluster["n1"].not_ready_reasons()[0]
+            assert cluster["n1"].not_ready_reasons()[0] == (
+                "recovering: waits for an answer of n3 (a cold start needs all members), "
+                "or a leader"
+            )
             await cluster.start("n3")
             await cluster.settled()
             assert len(cluster.contents("n1")) == 10
