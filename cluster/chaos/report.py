@@ -36,6 +36,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "logs": dict(result.told),
         "longest_pause_s": round(result.longest_pause_s, 2),
         "longest_pause_at_s": round(result.longest_pause_at_s, 1),
+        "longest_silence_s": round(result.longest_silence_s, 1),
         "memory": {node_id: _memory(samples) for node_id, samples in _samples(result).items()},
         "full_disks_possible": result.disks,
     }
@@ -65,6 +66,8 @@ def show(result: Result, console: Console) -> None:
         ("longest pause", f"{report['longest_pause_s']:.1f} s without an acknowledgement while a"
                           f" majority was connected, at {report['longest_pause_at_s']:.0f} s"
                           f" (asked for: {PAUSE_TARGET_S:g})"),
+        ("longest silence", f"{report['longest_silence_s']:.1f} s without an acknowledgement,"
+                            " whoever was up"),
         *((f"memory of {node_id}", _memory_words(each))
           for node_id, each in report["memory"].items()),
     ]  # fmt: skip
@@ -111,7 +114,7 @@ def _memory_words(memory: dict[str, Any]) -> str:
         for name in ("start_bytes", "middle_bytes", "end_bytes", "greatest_bytes")
     )
     return (
-        f"{start} MiB at the start, {middle} in the middle, {end} at the end, {greatest} at most;"
+        ("" if memory["flat"] else "[bold red]not flat:[/] ")
+        + f"{start} MiB at the start, {middle} in the middle, {end} at the end, {greatest} at most;"
         f" {memory['bytes_an_event']:,} bytes an event"
-        + ("" if memory["flat"] else " [bold red](not flat)[/]")
     )

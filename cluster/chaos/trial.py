@@ -71,6 +71,7 @@ class Result:
     told: Counter[str] = field(default_factory=Counter)
     longest_pause_s: float = 0.0
     longest_pause_at_s: float = 0.0
+    longest_silence_s: float = 0.0
     memory: Memory = field(default_factory=Memory)
     disks: bool = True
 
@@ -147,6 +148,7 @@ async def _torment(
     result.faults = faults.counts
     result.longest_pause_s = pulse.longest_s
     result.longest_pause_at_s = pulse.longest_at_s
+    result.longest_silence_s = pulse.silence_s
 
 
 def _clients(

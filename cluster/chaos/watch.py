@@ -34,13 +34,16 @@ _MUST_NOT_RAISE = ("node.raft.replica", "node.api.server", "asyncio", "node.api.
 
 
 class Pulse:
-    """How long the cluster could have acknowledged and did not."""
+    """How long the cluster could have acknowledged and did not; and, as `silence_s`, how long it
+    did not at all, be it that nobody could have.
+    """
 
     def __init__(self) -> None:
         self.longest_s = 0.0
         self.longest_at_s = 0.0
+        self.silence_s = 0.0
         self._began = time.monotonic()
-        self._acknowledged_at = 0.0
+        self._acknowledged_at = self._began
         self._able_since: float | None = None
 
     def acknowledged(self) -> None:
@@ -50,6 +53,7 @@ class Pulse:
     def look(self, able: bool) -> None:
         """Whether a majority is connected now. To be called often."""
         now = time.monotonic()
+        self.silence_s = max(self.silence_s, now - self._acknowledged_at)
         if not able:
             self._able_since = None
             return
