@@ -1,0 +1,151 @@
+"""A node whose files can no longer be written: what it still does, and what it must not do.
+
+Its disk is a small file system of its own, which is told to have found an error: ext4 then lets
+nobody write any more, as it does when a real disk fails. Made with `mount -o remount,ro` it would
+not be true to life: that is refused as long as files are open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.supervisor import NodeFailed
+from cluster.topology import Topology
+from node.identity import EXIT_PROMISE_LOST
+from tests.e2e.client import STORE
+from tests.e2e.conftest import Cluster
+from tests.e2e.test_durability import persistence_of
+
+pytestmark = pytest.mark.e2e
+
+EXIT_NOT_WRITTEN = 3
+
+
+class Disk:
+    """An ext4 file system in a file, mounted at `path`."""
+
+    def __init__(self, image: Path, path: Path) -> None:
+        self.path = path
+        self._image = image
+        with image.open("wb") as file:
+            file.truncate(64 << 20)
+        _run("mkfs.ext4", "-q", image)
+
+    def mount(self, *options: str) -> None:
+        _run(
+            "mount", "-o", ",".join(("loop", "errors=remount-ro", *options)), self._image, self.path
+        )
+
+    def fail(self) -> None:
+        """An error was found: from now on it is read-only."""
+        source = _run("findmnt", "-no", "SOURCE", self.path).strip()
+        Path(f"/sys/fs/ext4/{Path(source).name}/trigger_fs_error").write_text("x")
+
+    def repair(self) -> None:
+        """What an operator does while the node is down."""
+        self.unmount()
+        subprocess.run(["e2fsck", "-fy", self._image], check=False, capture_output=True, timeout=20)
+        self.mount()
+
+    def unmount(self, *options: str) -> None:
+        _run("umount", *options, self.path)
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, timeout=20, text=True)
+    return done.stdout
+
+
+@pytest.fixture
+def disk(layout: Topology, tmp_path: Path) -> Iterator[Disk]:
+    """The data directory of n3 on a disk of its own. Starts before the cluster does."""
+    directory = layout.node("n3").data_dir
+    directory.mkdir(parents=True)
+    try:
+        disk = Disk(tmp_path / "image", directory)
+        disk.mount()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    try:
+        yield disk
+    finally:
+        disk.unmount("--lazy")
+
+
+async def led_by_another(cluster: Cluster) -> str:
+    """n3 must follow, because who becomes a leader needs its disk; the leader's id."""
+    if await cluster.leader() == "n3":
+        answer = await cluster.any.request("POST", "/v1/cluster/leader", {"to": "n1"})
+        assert answer.status == 200, answer
+    return await cluster.leader()
+
+
+async def test_a_node_whose_disk_became_read_only_serves_on_and_says_so(
+    disk: Disk, cluster: Cluster
+) -> None:
+    await led_by_another(cluster)
+    troubled = cluster.clients["n3"]
+    assert (await troubled.append("s", "before")).status == 201
+    await cluster.any.flush()
+
+    disk.fail()
+    for number in range(20):
+        assert (await troubled.append("s", f"{number}")).status == 201
+    failing = await persistence_of(troubled, lambda store: store["last_error"] is not None)
+    assert failing["pending_events"] == 20
+    assert failing["oldest_unpersisted_ms"] > 0
+    assert str(disk.path) in failing["last_error"]
+    durable = f"/v1/stores/{STORE}/streams/s/events?durability=persisted"
+    event = {"events": [{"event_type": "Labelled", "data": "durable"}]}
+    answer = await cluster.any.request("POST", durable, event)
+    assert answer.status == 201, "two disks of three are a majority"
+
+    assert await cluster.supervisor["n3"].stop() == EXIT_NOT_WRITTEN
+    disk.repair()
+    await cluster.supervisor["n3"].start()
+    await cluster.supervisor["n3"].wait_ready(20)
+    healed = await persistence_of(troubled, lambda store: store["persisted_position"] == 22)
+    assert healed["last_error"] is None
+
+
+async def test_a_node_that_cannot_write_a_promise_ends_and_the_others_go_on(
+    disk: Disk, cluster: Cluster
+) -> None:
+    old = await led_by_another(cluster)
+    disk.fail()
+    new = next(one for one in ("n1", "n2") if one != old)
+    await cluster.clients[old].request("POST", "/v1/cluster/leader", {"to": new})
+
+    async with asyncio.timeout(10):
+        assert await cluster.supervisor["n3"].wait_exit() == EXIT_PROMISE_LOST
+    await cluster.clients[old].append_until_taken("s", "without n3")
+
+    disk.repair()
+    await cluster.supervisor["n3"].start()
+    await cluster.supervisor["n3"].wait_ready(20)
+    assert len(await cluster.clients["n3"].events(min_position=1)) == 1
+
+
+async def test_a_node_does_not_start_on_files_that_it_cannot_write_and_says_which(
+    disk: Disk, cluster: Cluster
+) -> None:
+    node = cluster.supervisor["n3"]
+    assert await node.stop() == 0
+    before = sorted(disk.path.rglob("*"))
+    disk.unmount()
+    disk.mount("ro")
+    await node.start()
+    with pytest.raises(NodeFailed, match="cannot start") as failed:
+        await node.wait_ready(20)
+    assert str(disk.path) in str(failed.value)
+    assert node.exit_code == 1
+
+    disk.repair()
+    assert sorted(disk.path.rglob("*")) == before, "nothing was moved or made"
+    await node.start()
+    await node.wait_ready(20)
