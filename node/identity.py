@@ -32,7 +32,7 @@ from typing import Any
 from node.persistence.directory import DataDirectory
 from node.persistence.state_file import NodeIdentity, StateFile, kernel_boot_id
 from node.persistence.tail import Tail
-from node.persistence.tail_files import TailFiles
+from node.persistence.tail_files import LoadedTail, TailFiles
 from node.raft.lineage import Standing
 from node.raft.membership import NOBODY, Membership
 from node.raft.ports import LogEntry, StartingPoint
@@ -79,7 +79,7 @@ class Identity:
         # A log begins with the library's own entry at 1, which is never persisted or sent.
         loaded = self._tails.load(self._now.tail, max(index, 1))
         self._damaged = loaded.damaged
-        flaw = "a database was damaged" if damaged else loaded.flaw
+        flaw = "a database was damaged" if damaged else loaded.flaw or _misfit(loaded, index, term)
         if flaw is not None and not self._now.forgetful:
             self._keep(dataclasses.replace(self._now, forgetful=True))
         if self._now.forgetful:
@@ -228,6 +228,14 @@ def _doubt_of(known: NodeIdentity) -> str | None:
         return "it has not recovered since it last had to, or never ran"
     if not known.clean and not known.boot_id == kernel_boot_id() != "":
         return "it was not stopped, and the machine has been down since"
+    return None
+
+
+def _misfit(tail: LoadedTail, index: int, term: int) -> str | None:
+    """Why a tail is not the one of the log that the cut belongs to; None if it may be."""
+    for at, other, _ in tail.entries[:1]:
+        if at == index and other != term:
+            return f"the tail holds entry {index} of term {other}, the disk of term {term}"
     return None
 
 

@@ -74,6 +74,13 @@ def test_a_killed_node_forgets_nothing_on_the_same_boot(path: Path) -> None:
         assert found.held == ENTRIES[2:]
 
 
+def test_a_tail_of_another_history_than_the_disk_is_not_believed(path: Path) -> None:
+    """The log would drop it; the node must not pass for one that has it."""
+    with DataDirectory(path) as directory:
+        found = Identity(directory, "n1", MEMBERS).starting_point(3, 2, damaged=False)
+    assert found.forgetful
+
+
 def test_after_a_reboot_the_tail_is_read_and_not_believed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
