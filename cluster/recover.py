@@ -117,25 +117,27 @@ def table(reports: list[Report], plan: Plan) -> Table:
     """The survivors and their logs, for a person."""
     made = Table(title=f"plan {plan.lineage}: go on without {', '.join(plan.missing)}",
                  title_justify="left")  # fmt: skip
-    for heading in ("survivor", "http", "state"):
+    for heading in ("survivor", "state"):
         made.add_column(heading, no_wrap=True)
     for heading in ("last term", "last index", "events"):
-        made.add_column(heading, justify="right")
-    made.add_column("")
+        made.add_column(heading, justify="right", no_wrap=True)
+    made.add_column("", no_wrap=True)
     for report in sorted(reports, key=lambda one: one.node_id):
-        notes = ["furthest log"] if report.node_id == plan.furthest else []
-        if report.node_id not in plan.todo:
-            notes.append("has the plan already")
         made.add_row(
             report.node_id,
-            report.url,
-            "recovering" if report.recovering else "forgot nothing",
+            _state(report, plan),
             f"{report.last_term:,}",
             f"{report.last_index:,}",
             f"{sum(report.positions.values()):,}",
-            ", ".join(notes),
+            "furthest log" if report.node_id == plan.furthest else "",
         )
     return made
+
+
+def _state(report: Report, plan: Plan) -> str:
+    if report.node_id not in plan.todo:
+        return "has the plan"
+    return "recovering" if report.recovering else "forgot nothing"
 
 
 def consequences(reports: list[Report], plan: Plan) -> str:

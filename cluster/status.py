@@ -133,6 +133,16 @@ def table(reply: Reply) -> Table:
     return made
 
 
+def notes(body: dict[str, Any]) -> list[str]:
+    """What the node that was asked waits for, and which peers it refuses, in its own words."""
+    node, waits_for = body.get("node_id", "?"), body.get("waits_for") or []
+    refused = () if waits_for else (body.get("refused") or {}).items()
+    return [
+        *(f"{node} is not ready: {words}" for words in waits_for),
+        *(f"{node} refuses {peer}: {words}" for peer, words in refused),
+    ]
+
+
 def _shown(number: int | None) -> str:
     return "-" if number is None else f"{number:,}"
 
@@ -151,6 +161,8 @@ async def run(options: argparse.Namespace, console: Console) -> int:
         console.print_json(json.dumps(reply.body))
     elif reply.status == 200:
         console.print(table(reply))
+        for note in notes(reply.body):
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
     else:
         detail = reply.body.get("detail") or reply.body.get("code") or f"status {reply.status}"
         print(f"scripts/status: {reply.url} says: {detail}", file=sys.stderr)

@@ -113,7 +113,10 @@ class Lineage:
             return None
         words = _words(verdict, own.lineage, other)
         if self._refused.get(peer) != words:  # it will try again every second
-            log.warning("refusing %s: %s", peer, words)
+            hopeless = verdict is Verdict.STRANGE and own.founded and other.founded
+            log.log(
+                logging.CRITICAL if hopeless else logging.WARNING, "refusing %s: %s", peer, words
+            )
         self._refused[peer] = words
         if verdict is Verdict.OLD:
             self._given_up(other)

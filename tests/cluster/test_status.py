@@ -100,6 +100,20 @@ async def test_no_node_at_all_is_exit_2(capsys: pytest.CaptureFixture[str]) -> N
     assert "no node could be reached" in capsys.readouterr().err
 
 
+async def test_a_node_that_is_not_ready_says_what_it_waits_for() -> None:
+    body = cluster("n1", None, member("n1", "recovering")) | {"waits_for": ["recovering: waits"]}
+    async with serving({PATH: (200, body)}) as server:
+        _, screen = await looked("--url", server.url)
+    assert "n1 is not ready: recovering: waits" in screen
+
+
+async def test_a_peer_that_is_refused_for_its_lineage_is_named() -> None:
+    body = cluster("n1", "n1", *THREE) | {"waits_for": [], "refused": {"n9": "[it] is old"}}
+    async with serving({PATH: (200, body)}) as server:
+        _, screen = await looked("--url", server.url)
+    assert "n1 refuses n9: [it] is old" in screen
+
+
 async def test_json_is_the_nodes_own_answer() -> None:
     body = cluster("n1", "n1", *THREE[1:])
     async with serving({PATH: (200, body)}) as server:

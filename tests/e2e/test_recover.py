@@ -10,7 +10,11 @@ from typing import Any
 
 import aiohttp
 
-from cluster.supervisor import PROJECT
+from cluster import recover as tool
+from cluster import topology
+from cluster.bench.ports import free_ports
+from cluster.recover_plan import make
+from cluster.supervisor import PROJECT, Supervisor
 from cluster.topology import Topology
 from tests.e2e.client import Client
 from tests.e2e.conftest import Cluster
@@ -102,3 +106,45 @@ async def test_the_last_of_three_goes_on_alone_and_an_old_copy_is_quarantined(
     await cluster.supervisor["n1"].wait_ready()
     assert (await told(n1))["lineage"] == now["lineage"]
     assert len(await n1.events()) == 21
+
+
+async def test_killed_in_the_middle_of_it_the_rest_is_done_by_another_run(tmp_path: Path) -> None:
+    ports = free_ports(10)
+    layout = topology.local(5, tmp_path / "nodes", http_port=ports[0], raft_port=ports[5])
+    timeout = aiohttp.ClientTimeout(total=20)
+    supervisor = Supervisor(layout, log_dir=tmp_path / "logs")
+    async with supervisor, aiohttp.ClientSession(timeout=timeout) as session:
+        try:
+            await _half_a_recovery(Cluster(supervisor, session))
+        finally:
+            await supervisor.kill()
+
+
+async def _half_a_recovery(cluster: Cluster) -> None:
+    n1, n2 = cluster.clients["n1"], cluster.clients["n2"]
+    missing, urls = ["n3", "n4", "n5"], [n1.address, n2.address]
+    for number in range(10):
+        await n1.append_until_taken("stream", f"{number}")
+    await n2.events(min_position=10)
+    for node_id in missing:
+        await cluster.supervisor[node_id].kill()
+        shutil.rmtree(cluster.supervisor[node_id].node.data_dir)
+    for client in (n1, n2):
+        await until(client, lambda body: body["leader"] is None)
+
+    reports, silent = await tool.look(urls)
+    plan = make(reports, silent, missing)
+    assert await tool.order(plan, next(one for one in reports if one.node_id == "n1")) is None
+    await cluster.supervisor["n1"].kill()
+    await cluster.supervisor["n1"].start()
+    alone = await until(n1, lambda body: body["lineage"] == plan.lineage)
+    assert "waits for an answer of n2" in alone["waits_for"][0]
+    assert (await told(n2))["lineage"] == plan.parent
+
+    code, said = await recover("--nodes", ",".join(urls), "--missing", ",".join(missing), "--yes")
+    assert code == 0 and "has the plan " in said
+    for client in (n1, n2):
+        await until(client, lambda body: not body["waits_for"])
+        assert [event["data"] for event in await client.events()] == [f"{n}" for n in range(10)]
+        assert (await told(client))["lineage"] == plan.lineage
+    assert (await n2.append_until_taken("stream", "after")).body["first_version"] == 10

@@ -60,3 +60,14 @@ def test_who_is_met_again_in_one_lineage_is_refused_no_more() -> None:
     assert lineage.refused.keys() == {"n2"}
     assert lineage.met("n2", ONE) is None
     assert lineage.refused == {}
+
+
+def test_two_histories_that_an_operator_must_choose_between_are_an_alarm_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lineage = Lineage(lambda: ONE, lambda _: None)
+    for _ in range(3):
+        lineage.met("n2", BESIDE)
+        lineage.met("n3", ZERO)
+    told = [(record.levelname, record.getMessage()[:12]) for record in caplog.records]
+    assert told == [("CRITICAL", "refusing n2:"), ("WARNING", "refusing n3:")], "once each"
