@@ -17,9 +17,10 @@ are kept, for `_STAGED_S`. They hold committed events only, so whoever leads nex
 these positions, and the next fill goes on behind them once their digest has been compared.
 
 **Flow.** At most `_WINDOW` questions are under way, each answered by one chunk at most, so no more
-than 4 MiB (or as many large events) are on their way or wait to be loaded. Entries that were
-committed meanwhile follow from the log, or, where it was cut, in another fill of what is missing
-then.
+than 4 MiB (or as many large events) are on their way or wait to be loaded; fewer where answers come
+late, because then they queue before the heartbeats and entries of the same connection, or the
+source has other things to do. Entries that were committed meanwhile follow from the log, or, where
+it was cut, in another fill of what is missing then.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ from node.raft.requests import Requests
 log = logging.getLogger(__name__)
 
 _WINDOW = 16
+_QUEUED_S = 0.1  # an answer that takes so much longer than the fastest one waits behind others
 _FIRST_EVENTS = 8
 _ANSWER_S = 15.0
 _COMPARED_EVENTS = 500_000  # a digest of so many more is made well within `_ANSWER_S`
@@ -230,6 +232,9 @@ class FillReceiver:
         return await self._requests.ask(source, topic, body, _ANSWER_S)
 
 
+_Chunk = tuple[Portion, bytes]  # and the digest behind it
+
+
 class _Link(NamedTuple):
     """Questions about one store of one offer."""
 
@@ -246,7 +251,7 @@ class _Link(NamedTuple):
             raise FillRefused("a digest that is none")
         return value
 
-    async def rows(self, after: int, until: int) -> tuple[Portion, bytes]:
+    async def rows(self, after: int, until: int) -> _Chunk:
         """A chunk of the events in this range, from its beginning."""
         body = [self.number, self.at, after, until]
         taken, value = _portion(await self.requests.ask(self.source, "fill_rows", body, _ANSWER_S))
@@ -255,37 +260,56 @@ class _Link(NamedTuple):
         return taken, value
 
 
-async def _chunks(link: _Link, after: int, until: int) -> AsyncGenerator[tuple[Portion, bytes]]:
-    """All events of the range, in order, with up to `_WINDOW` questions under way.
+class _Window:
+    """How many questions may be under way: one more after each answer that came in time, half as
+    many after one that did not.
+    """
+
+    def __init__(self) -> None:
+        self.size = 1
+        self._fastest_s = float("inf")
+
+    async def rows(self, link: _Link, after: int, until: int) -> _Chunk:
+        """Ask for a range, and learn from how long the answer takes."""
+        asked_at = now()
+        answer = await link.rows(after, until)
+        took_s = now() - asked_at
+        self._fastest_s = min(self._fastest_s, took_s)
+        late = took_s > self._fastest_s + _QUEUED_S
+        self.size = max(1, self.size // 2) if late else min(_WINDOW, self.size + 1)
+        return answer
+
+
+async def _chunks(link: _Link, after: int, until: int) -> AsyncGenerator[_Chunk, None]:
+    """All events of the range, in order, with several questions under way.
 
     A few events tell how large they are, and so how many to ask for. Where they grow, the source
     cuts an answer short: then the rest of its range is asked for before anything else is taken.
     """
-    asked: deque[tuple[int, asyncio.Task[tuple[Portion, bytes]]]] = deque()
-    following, events, window = after, _FIRST_EVENTS, 1
+    window = _Window()
+
+    def ask(after: int, end: int) -> asyncio.Task[_Chunk]:
+        return asyncio.ensure_future(window.rows(link, after, end))
+
+    asked: deque[tuple[int, asyncio.Task[_Chunk]]] = deque()
+    following, events = after, _FIRST_EVENTS
     try:
         while asked or following < until:
-            while following < until and len(asked) < window:
+            while following < until and len(asked) < window.size:
                 end = min(until, following + events)
-                asked.append((end, _begun(link.rows(following, end))))
+                asked.append((end, ask(following, end)))
                 following = end
             end, answer = asked.popleft()
             taken, value = await answer
-            events, window = _events_a_chunk(taken), _WINDOW
+            events = _events_a_chunk(taken)
             if taken.until < end:
-                asked.appendleft((end, _begun(link.rows(taken.until, end))))
+                asked.appendleft((end, ask(taken.until, end)))
                 events = taken.until - taken.after
             yield taken, value
     finally:
         for _, answer in asked:
             answer.cancel()
         await asyncio.gather(*(answer for _, answer in asked), return_exceptions=True)
-
-
-def _begun(
-    question: Coroutine[Any, Any, tuple[Portion, bytes]],
-) -> asyncio.Task[tuple[Portion, bytes]]:
-    return asyncio.ensure_future(question)
 
 
 def _events_a_chunk(taken: Portion) -> int:
@@ -327,7 +351,7 @@ def _offered(at: int, described: Any) -> _Offered:
     return _Offered(at, name, uid, created_us, durability, position, moved)
 
 
-def _portion(answer: Any) -> tuple[Portion, bytes]:
+def _portion(answer: Any) -> _Chunk:
     try:
         *fields, value = answer
         taken = Portion(*fields)

@@ -70,6 +70,7 @@ async def appended_without_end(cluster: Cluster, leader: str) -> None:
 def small_chunks(monkeypatch: pytest.MonkeyPatch, events: int = 3, window: int = 1) -> None:
     """So few events an answer, and answers under way, that a small store needs many."""
     monkeypatch.setattr(fill_source, "SLICE_EVENTS", events)
+    monkeypatch.setattr(fill_receiver, "SLICE_EVENTS", events)
     monkeypatch.setattr(fill_receiver, "_WINDOW", window)
 
 
