@@ -156,14 +156,17 @@ async def _frame_bytes(cluster: nodes.Cluster, node: NodeProcess) -> float:
 async def _sent(
     cluster: nodes.Cluster, leader: NodeProcess, follower: NodeProcess, other: NodeProcess
 ) -> tuple[float, float]:
-    """Bytes that the leader sent to the follower beyond what everybody gets, and of fills."""
+    """Bytes that the leader sent to the follower beyond what everybody gets, and what of all that
+    it sent was fills. The other follower may be filled, too, where the log is as short as here.
+    """
     metrics = await cluster.metrics(leader)
+    others_fills = (await cluster.metrics(other))["exesdb_raft_fill_bytes_received"]
 
     def to(node: NodeProcess) -> float:
-        name = f"exesdb_raft_bytes_sent_to_{node.node.node_id}"
-        return metrics.get(name, 0.0)
+        return metrics.get(f"exesdb_raft_bytes_sent_to_{node.node.node_id}", 0.0)
 
-    return to(follower) - to(other), metrics["exesdb_raft_fill_bytes_sent"]
+    filled = metrics["exesdb_raft_fill_bytes_sent"] - others_fills
+    return to(follower) - (to(other) - others_fills), filled
 
 
 @asynccontextmanager
