@@ -107,6 +107,7 @@ class Metrics(Collector):
         yield from self._requests()
         yield from self._stores()
         yield from self._node()
+        yield from self._persistence()
         yield from self._raft()
 
     def _requests(self) -> Iterator[Metric]:
@@ -154,6 +155,27 @@ class Metrics(Collector):
         yield CounterMetricFamily(
             "exesdb_slow_consumers", "Followers cut off.", following.slow_consumers
         )
+
+    def _persistence(self) -> Iterator[Metric]:
+        """What tells a disk that stalls or fails from one that is only busy."""
+        status = self._worker.status()
+        breaker = GaugeMetricFamily(
+            "exesdb_persistence_breaker", "1 for the state it is in.", labels=("state",)
+        )
+        for state in ("closed", "half_open", "open"):
+            breaker.add_metric((state,), float(status["breaker"] == state))
+        oldest = GaugeMetricFamily(
+            "exesdb_store_oldest_unpersisted_seconds",
+            "Age of the oldest change that is in memory only.",
+            labels=("store",),
+        )
+        failures = CounterMetricFamily(
+            "exesdb_store_persistence_failures", "Cycles that failed.", labels=("store",)
+        )
+        for name, store in status["stores"].items():
+            oldest.add_metric((name,), store["oldest_unpersisted_ms"] / 1000)
+            failures.add_metric((name,), store["totals"]["failures"])
+        yield from (breaker, oldest, failures)
 
     def _raft(self) -> Iterator[Metric]:
         status = self._replica.status()

@@ -172,7 +172,11 @@ class FakeWorker:
         return Report(index, 1, 100, 1.5)
 
     def store_status(self, name: str) -> Mapping[str, Any]:
-        return {"persisted_index": self.persisted_index}
+        return {
+            "persisted_index": self.persisted_index,
+            "oldest_unpersisted_ms": 1_500,
+            "totals": {"failures": 3},
+        }
 
     def status(self) -> Mapping[str, Any]:
         stores = {name: self.store_status(name) for name in self._state.stores}
