@@ -22,7 +22,7 @@ import random
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,19 @@ class Disk:
 
     def fsync(self, descriptor: int, path: Path) -> None:
         """Before the system's own fsync. Raises OSError where the disk fails."""
-        if self._fails():
-            raise OSError(errno.ENOSPC if self.faults.full else errno.EIO, "simulated", str(path))
+        self.writes()
         self._sync_point()
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            if path in (self.path, self.path / "stores"):
+            if path.is_relative_to(self.path):
                 self._sync_names(path)
         else:
             self._synced[status.st_ino] = path.read_bytes() if path.exists() else b""
+
+    def writes(self) -> None:
+        """Before something is written. Raises OSError where the disk fails."""
+        if self._fails():
+            raise OSError(errno.ENOSPC if self.faults.full else errno.EIO, "simulated")
 
     def execute(self, connection: WatchedConnection, sql: str, run: Callable[[], Any]) -> Any:
         """Carry out a statement, or fail, or die before, in or after it."""
@@ -196,7 +200,7 @@ class Disk:
     def _leave(self) -> Path:
         before = self.path
         self._number += 1
-        (self.path / "stores").mkdir(parents=True)
+        self.path.mkdir(parents=True)
         self._left += self._connections
         self._connections = []
         return before
@@ -209,7 +213,7 @@ class Disk:
 
     def _keep_names(self) -> None:
         self._names, self._kept = {}, {}
-        for directory in (self.path, self.path / "stores"):
+        for directory in _directories(self.path):
             self._sync_names(directory)
 
     def _one_of(self, now: int | None, on_disk: int | None) -> int | None:
@@ -281,9 +285,19 @@ class WatchedConnection(sqlite3.Connection):
         self.disk.closed(self)
 
 
-def _pairs(before: Path, after: Path) -> list[tuple[Path, Path]]:
-    both = [(before, after), (before / "stores", after / "stores")]
-    return [(source, target) for source, target in both if source.exists()]
+def _directories(root: Path) -> list[Path]:
+    return [root, *(path for path in sorted(root.rglob("*")) if path.is_dir())]
+
+
+def _pairs(before: Path, after: Path) -> Iterator[tuple[Path, Path]]:
+    """Each directory of a life, and the same of the next, which is made. (Names of directories
+    are taken to be on disk at once.)
+    """
+    if before.exists():
+        for directory in _directories(before):
+            target = after / directory.relative_to(before)
+            target.mkdir(exist_ok=True)
+            yield directory, target
 
 
 def _sqlite_error(full: bool) -> sqlite3.OperationalError:

@@ -22,8 +22,10 @@ from typing import Any
 from unittest import mock
 
 from node import service
+from node.persistence import tail
 from node.persistence.directory import DataDirectory
 from tests.raft import virtual_time
+from tests.simulation import threads
 from tests.simulation.disk import WatchedConnection
 from tests.simulation.loop import CURRENT, SimulatedLoop
 
@@ -32,6 +34,7 @@ SMALL_BOUNDS: Mapping[str, Any] = {
     "node.raft.journal._CUT_ITEMS_MIN": 5,
     "node.persistence.database.WAL_BYTES_MAX": 256 * 1024,
     "node.raft.fill_receiver._CHUNK_BYTES": 2000,
+    "node.persistence.tail.SEGMENT_BYTES": 16 * 1024,
 }
 
 WALL_S = 1_700_000_000  # the wall clocks' time when virtual time is 0
@@ -50,7 +53,9 @@ def opened(loop: SimulatedLoop) -> Iterator[None]:
         (time, "monotonic", loop.time),
         (os, "fsync", _fsync(os.fsync)),
         (os, "fdatasync", _fsync(os.fdatasync)),
+        (os, "pwrite", _pwrite(os.pwrite)),
         (os, "_exit", _exit),
+        (tail, "threading", threads),
         (sqlite3, "connect", _connect(sqlite3.connect)),
         (uuid, "uuid4", lambda: uuid.UUID(int=int(wall_s() * 1000))),
         (DataDirectory.__init__, "__defaults__", (wall_s,)),
@@ -108,6 +113,16 @@ def _fsync(system: Callable[[int], None]) -> Callable[[int], None]:
             life.disk.fsync(descriptor, path)
 
     return fsync
+
+
+def _pwrite(system: Callable[..., int]) -> Callable[..., int]:
+    def pwrite(descriptor: int, content: Any, offset: int) -> int:
+        life: Any = CURRENT.get()
+        if life is not None:
+            life.disk.writes()
+        return system(descriptor, content, offset)
+
+    return pwrite
 
 
 def _exit(code: int) -> None:

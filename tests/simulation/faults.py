@@ -1,9 +1,9 @@
 """Who lets things go wrong, and how much may go wrong at once.
 
 A `Director` draws some of the kinds of faults for its seed and then, for some seconds, does one
-after the other at random. The kinds that take a node's memory go through `_may_forget`, which keeps
-the profile's promise: at most a minority lacks its memory at any time. Only `_all_end` breaks it,
-in the lossy profile, and tells the chronicle and the clients what may be lost by it.
+after the other at random. The kinds that may take a node's memory go through `_may_end`, which
+keeps the profile's promise: at most a minority lacks its memory at any time. Only `_all_end` breaks
+it, in the lossy profile, and tells the chronicle and the clients what may be lost by it.
 
 Most chance is given to short scenarios that are dangerous by design (`_squeeze` and those below
 it), because faults that merely rain on a cluster seldom meet at the moment that matters.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
@@ -86,17 +86,26 @@ class Director:
             self._end_voters,
             self._rot,
         ]
+        profile = self._simulation.profile
+        if profile == "kills":
+            kinds.remove(self._rot)
         drawn = self._chance.sample(kinds, self._chance.randint(*KINDS_DRAWN))
-        if self._simulation.profile == "lossy":
-            drawn += [self._all_end] * max(1, len(drawn) // 3)
-        return drawn
+        extra = {"lossy": self._all_end, "kills": self._many_killed}.get(profile)
+        return drawn + ([extra] * max(1, len(drawn) // 3) if extra else [])
 
     # --- what may be lost --------------------------------------------------------------------
 
-    def _may_forget(self, *victims: Node) -> bool:
-        """Whether these may lose their memory now, and still only a minority lacks it."""
+    def _may_end(self, victims: Iterable[Node], how: str) -> bool:
+        """Whether these may end so now, and still only a minority lacks its memory."""
         lacking = {node.node_id for node in self._nodes.values() if node.lacks_memory}
-        return len(lacking | {node.node_id for node in victims}) <= self._minority
+        lacking |= {node.node_id for node in victims if node.forgets(how)}
+        return len(lacking) <= self._minority
+
+    def _way_to_end(self) -> str:
+        """One of the ways in which a process may end without warning."""
+        if self._simulation.profile == "kills":
+            return "kill"
+        return self._chance.choice(["kill", "kill", "power", "power", "wipe"])
 
     async def _come_back(self) -> None:
         """Start somebody who is down, and mend some of what is broken."""
@@ -115,10 +124,10 @@ class Director:
 
     async def _take_memory(self, node: Node) -> None:
         """End a node without warning, in one of the ways there are."""
-        if not self._may_forget(node):
+        how = self._way_to_end()
+        if not self._may_end([node], how):
             return
-        self._note("memories")
-        how = self._chance.choice(["kill", "kill", "power", "power", "wipe"])
+        self._note(f"ends by {how}")
         node.end("kill" if how == "wipe" else how)
         if how == "wipe":
             node.wipe()
@@ -148,7 +157,7 @@ class Director:
 
     async def _stop_cleanly(self) -> None:
         node = self._victim()
-        if node.up and not node.lacks_memory and self._may_forget(node):
+        if node.up and not node.lacks_memory and self._may_end([node], "power"):
             await node.stop()
             if self._chance.random() < 0.5:
                 node.end("power")  # a clean stop holds even then
@@ -178,10 +187,10 @@ class Director:
     async def _die_at_a_sync(self) -> None:
         """In the midst of a cycle, an election, a start: wherever the disk is used."""
         node = self._victim()
-        if not self._may_forget(node):
+        if not self._may_end([node], "power"):
             return
         node.disk.faults.dies_at = self._chance.randint(1, 6)
-        node.disk.faults.dies_by = self._chance.choice(["kill", "power"])
+        node.disk.faults.dies_by = "power" if self._way_to_end() == "power" else "kill"
         await asyncio.sleep(self._chance.uniform(0.0, 1.0))
         node.disk.faults.dies_at = None
 
@@ -222,9 +231,10 @@ class Director:
     async def _rot(self) -> None:
         """A bit of a file of a node that is down flips."""
         node = self._victim()
-        if node.life is None or not self._may_forget(node):
+        if node.life is None or not self._may_end([node], "wipe"):
             return
         node.end("kill")
+        node.forgetful = True
         if node.disk.rot(lambda name: not name.endswith(".new")) is not None:
             self._note("rotten")
             node.damage_expected = True
@@ -272,7 +282,7 @@ class Director:
 
     async def _end_voters(self) -> None:
         """From now on some who vote end just then, and come back at once; and an election."""
-        self._voters_end = self._chance.choice(["kill", "power", "stop"])
+        self._voters_end = self._chance.choice([self._way_to_end(), "stop"])
         leader = self._simulation.leader()
         if leader is not None:
             life = self._nodes[leader].life
@@ -290,33 +300,50 @@ class Director:
 
     def _voter_ends(self, voter: str) -> None:
         node = self._nodes[voter]
-        if node.up and self._may_forget(node):
+        how = self._voters_end or "kill"
+        if node.up and self._may_end([node], "power" if how == "stop" else how):
             self._note("voters")
-            self._loop.create_task(self._end_and_start(node, self._voters_end or "kill"))
+            self._loop.create_task(self._end_and_start(node, how))
 
     async def _end_and_start(self, node: Node, how: str) -> None:
         if how == "stop":
             await node.stop()
         else:
-            node.end(how)
+            node.end("kill" if how == "wipe" else how)
+        if how == "wipe":
+            node.wipe()
         await self._start(node)
+
+    async def _many_killed(self) -> None:
+        """As many processes as there are, as long as hardly any of them forgets by it."""
+        chance, nodes = self._chance, list(self._nodes.values())
+        victims = chance.choice([nodes, chance.sample(nodes, chance.randint(1, len(nodes)))])
+        if self._may_end(victims, "kill"):
+            self._note("killed together")
+            for node in victims:
+                node.end("kill")
+            await self._come_back_in_turn()
 
     async def _all_end(self) -> None:
         """All processes end at once, or all machines."""
-        chance, simulation = self._chance, self._simulation
-        how = chance.choice(["kill", "power"])
-        for node in self._nodes.values():
+        how = self._chance.choice(["kill", "power", "power"])
+        nodes = list(self._nodes.values())
+        lossy = not self._may_end(nodes, how)
+        for node in nodes:
             node.end(how)
-        self._note("losses")
-        certain = max(node.reported_cut for node in self._nodes.values())
-        self._lost_after(certain)
-        # Some come back much sooner than the last.
-        for node in chance.sample(list(self._nodes.values()), len(self._nodes)):
-            await self._start(node)
-            await asyncio.sleep(chance.choice([0.0, 0.0, 0.02, 1.5]))
+        if lossy:
+            self._note("losses")
+            self._lost_after(max(node.reported_cut for node in nodes))
+        await self._come_back_in_turn()
         self._links.heal()
-        await simulation.all_up()
-        await asyncio.sleep(chance.uniform(0.5, 3.0))
+        await self._simulation.all_up()
+        await asyncio.sleep(self._chance.uniform(0.5, 3.0))
+
+    async def _come_back_in_turn(self) -> None:
+        """Some come back much sooner than the last."""
+        for node in self._chance.sample(list(self._nodes.values()), len(self._nodes)):
+            await self._start(node)
+            await asyncio.sleep(self._chance.choice([0.0, 0.0, 0.02, 1.5]))
 
     def _lost_after(self, certain: int) -> None:
         """I15: what is behind what was known to be on some disk may be lost, and that is little."""

@@ -24,6 +24,7 @@ from node.raft.replica import Replica
 from node.raft.session import Identity as SessionIdentity
 from node.service import Service, World
 from tests.raft.links import Links, Port
+from tests.simulation import threads
 from tests.simulation.disk import Disk
 from tests.simulation.loop import CURRENT, Died, SimulatedLoop
 
@@ -97,6 +98,7 @@ class Life:
         self.context = copy_context()
         self.context.run(CURRENT.set, self)
         self.port: SimulatedPort | None = None
+        self.tail_thread: threads.Thread | None = None
         self._threads: dict[int, float] = {}
         self.service = Service(
             node.config(),
@@ -135,6 +137,16 @@ class Life:
         self._threads[id(thread)] = free_at + takes_s
         return free_at + before_s - now, takes_s - before_s
 
+    def tail_pass_s(self) -> float:
+        """In how long the tail's thread has done what it was woken for."""
+        return self.chance.choice([0.0005, 0.002]) * self.disk.faults.slowness
+
+    @property
+    def tail_whole(self) -> bool:
+        """Whether a kill would make the node forget nothing, by its own word."""
+        tail = getattr(self.service, "_tail", None)
+        return tail is not None and tail.whole and not self.replica.recovering
+
     def exited(self, code: int) -> None:
         """The node ended its process itself."""
         if self.alive:
@@ -151,6 +163,7 @@ class Life:
         chronicle, replica, state = self.node.chronicle, self.replica, self.replica.state
         self.commit_index = replica._engine.commit_index
         chronicle.check_state(self, state)
+        self.node.found_again(self)
         apply, seen = state.apply, state.applied_index
 
         def watched(index: int, term: int, encoded: Sequence[bytes]) -> Any:
@@ -207,9 +220,11 @@ class Node:
         self.boots = 1
         self.exits: list[int] = []
         self.forgetful = True
+        self.log_end: tuple[int, int] | None = None  # of a life whose log must be found again
         self.reported_cut = 0
         self.alarms: list[str] = []
         self.starts = 0
+        self.stopped_cleanly = False
         self.damage_expected = False
         self.refusal: BaseException | None = None
         self._options = options
@@ -240,6 +255,12 @@ class Node:
             return self.forgetful
         return self.life.replica.recovering
 
+    def forgets(self, how: str) -> bool:
+        """Whether the node would lack memory if it ended so now."""
+        if self.life is None or not self.life.serving:
+            return self.forgetful or how != "kill"
+        return how != "kill" or not self.life.tail_whole
+
     async def start(self) -> bool:
         """Begin a life; False if it did not come up."""
         if self.life is not None:
@@ -266,8 +287,19 @@ class Node:
         if cut < self.reported_cut and not self.damage_expected:
             self.fail(f"I13: {self} restarts at {cut}, and had reported {self.reported_cut}")
         self.damage_expected = False
-        self.forgetful = True  # unless it is stopped cleanly
         self.reported_cut = cut
+        self.forgetful, self.log_end = True, None
+
+    def found_again(self, life: Life) -> None:
+        """What was killed with a whole tail, or stopped, comes back as if nothing had been."""
+        journal = life.replica._journal
+        if self.log_end is None or self.damage_expected:
+            return
+        index, term = self.log_end
+        if life.replica.recovering:
+            self.fail(f"{self} has forgotten nothing, and starts recovering")
+        elif journal.last_index < index or journal.term_at(index) not in (term, None):
+            self.fail(f"{self} starts at {journal.last_index}, its log reached {index} ({term})")
 
     async def stop(self) -> None:
         """Stop in order; the next start begins from the same files."""
@@ -281,19 +313,28 @@ class Node:
         if not life.alive:
             return
         clean = not stopping.cancelled() and stopping.exception() is None and stopping.result()
+        clean = clean and not life.replica.recovering
         self._note_cut()
+        journal = life.replica._journal
+        self.log_end = (journal.last_index, journal.last_term) if clean else None
         self._over(life)
         self.disk.kill()
-        self.forgetful = not clean
+        self.forgetful, self.stopped_cleanly = not clean, clean
 
     def end(self, how: str) -> None:
         """Kill the process, or take the power (`how` is "power"), at this moment."""
         life = self.life
         if life is not None:
+            remembers = life.serving and how == "kill" and life.tail_whole
             if life.serving:
                 self._note_cut()
+            journal = life.replica._journal if remembers else None
+            self.log_end = (journal.last_index, journal.last_term) if journal else None
             self._over(life)
+            self.forgetful, self.stopped_cleanly = not remembers, False
         if how == "power":
+            if not self.stopped_cleanly:
+                self.forgetful, self.log_end = True, None
             self.boots += 1
             self.disk.lose_power()
         elif life is not None:
@@ -303,7 +344,7 @@ class Node:
     def wipe(self) -> None:
         """Give the node, which is down, an empty disk; setting it up takes an operator a while."""
         self.disk.wipe()
-        self.forgetful = True
+        self.forgetful, self.log_end, self.stopped_cleanly = True, None, False
         self.reported_cut = 0
         self.skew_s += 100.0
         self.chronicle.forgets_votes(self.node_id)
@@ -326,7 +367,6 @@ class Node:
             task.cancel()
         if hasattr(life.service, "_directory"):
             life.service._directory.close()
-        self.forgetful = True
 
     def _died(self, how: str) -> None:
         """The disk has come to the point at which the process was to end."""

@@ -5,6 +5,8 @@ kinds of faults (each seed draws a few, so that their mixtures differ), and ever
 The same seed gives the same run, message by message: `Report.trace` is a digest of all of it.
 
     minority   at most a minority lacks its memory at any time: nothing acknowledged is lost, ever
+    kills      kill -9 of any number of processes, as long as most have a whole tail: nothing
+               acknowledged is lost, and who has such a tail comes back as if nothing had been
     lossy      now and then all processes or all machines end at once: what comes back is a prefix,
                with everything that was acknowledged as persisted, and the rest up to one interval
                and flush before the end
@@ -36,7 +38,7 @@ from tests.simulation.nodes import STORE, Life, Node, SimulatedPort
 from tests.simulation.watch import Chronicle
 
 CALM_S = 40.0
-PROFILES = ("minority", "minority", "lossy")
+PROFILES = ("minority", "minority", "kills", "lossy")
 
 
 @dataclass
