@@ -11,6 +11,7 @@ import pytest
 from node.identity import Identity
 from node.persistence.directory import DataDirectory
 from node.persistence.tail import Tail
+from node.persistence.tail_files import TailFiles
 from node.raft.ports import LogEntry, StartingPoint
 
 MEMBERS = ("n1", "n2", "n3")
@@ -117,6 +118,27 @@ def test_a_clean_stop_is_believed_after_a_reboot_too(
     with life(path, cut=3) as found:
         assert not found.start.forgetful
         assert found.held == ENTRIES[2:]
+
+
+def test_a_stop_that_could_not_keep_its_log_is_no_clean_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space")
+
+    with life(path) as stopped, monkeypatch.context() as failing:
+        failing.setattr(TailFiles, "write", fail)
+        with pytest.raises(OSError, match="no space"):
+            stopped.identity.leave(1, ENTRIES)
+    monkeypatch.setattr("node.identity.kernel_boot_id", lambda: "another boot")
+    with life(path) as found:
+        assert found.start.forgetful
+
+
+def test_damage_is_remembered_by_a_node_that_is_killed_before_it_says_a_word(path: Path) -> None:
+    Life(path, damaged=True).killed()
+    with life(path) as found:
+        assert found.start.forgetful
 
 
 def test_a_tail_from_before_a_life_without_one_does_not_count(path: Path) -> None:

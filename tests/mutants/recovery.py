@@ -299,7 +299,7 @@ DEFECTS = (
         """\
             self._now = dataclasses.replace(self._now, forgetful=True)
 """,
-        (_IDENTITY,),
+        (_FORGETTING,),
     ),
     Defect(
         "recovered-only-in-memory",
@@ -316,7 +316,7 @@ DEFECTS = (
         "        written = self._tails.write(life, max(cut, 1), behind, last=True)\n",
         "        self._keep(dataclasses.replace(self._now, clean=True, tail=life))\n"
         "        written = self._tails.write(life, max(cut, 1), behind, last=True)\n",
-        (_IDENTITY,),
+        (_FORGETTING,),
     ),
     Defect(
         "corrupt-tail-read-as-a-shorter-one",
