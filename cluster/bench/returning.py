@@ -27,7 +27,8 @@ from cluster.bench.report import Report, Series
 from cluster.bench.wrk import DATA_BYTES
 from cluster.supervisor import NodeProcess
 
-SHORT_LOG_ENTRIES = 500
+SHORT_LOG_ENTRIES = 100
+_CUT_S = 0.5  # a node cuts its log every quarter of a second
 BYTES_TARGET = 1.5
 P99_TARGET = 2.0
 _CONNECTIONS = 8
@@ -122,10 +123,12 @@ async def _one(cluster: nodes.Cluster, count: int, figures: Return, seconds: int
         await asyncio.sleep(_SETTLE_S)
         began = len(latencies)
         await asyncio.sleep(seconds)
-        before, began = latencies[began:], len(latencies)
+        before = latencies[began:]
+        await _persist(cluster, leader)
+        await asyncio.sleep(_CUT_S)
         sent = await _sent(cluster, leader, follower, other)
         lacked = await _frame_bytes(cluster, leader) - had
-        start = time.monotonic()
+        start, began = time.monotonic(), len(latencies)
         await follower.start()
         await follower.wait_ready()
         ready_s = time.monotonic() - start
