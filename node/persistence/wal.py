@@ -58,7 +58,7 @@ def kept_if_damaged(path: Path, keep: Callable[[Path], Path]) -> Path | None:
     try:
         with open(wal_path(path), "rb") as file, closing(sqlite3.connect(path)) as connection:
             return keep(wal_path(path)) if _is_damaged(file, connection) else None
-    except (OSError, sqlite3.Error):
+    except (OSError, sqlite3.Error, ValueError):  # the last where SQLite's words are no UTF-8
         return None
 
 

@@ -158,6 +158,15 @@ def test_a_flipped_bit_is_harmless_or_found(judge: Judge, kind: str, flips: int)
     assert judge.verdicts.keys() <= {"whole", "refused", "set aside", "older, and doubted"}
 
 
+@pytest.mark.parametrize("kind", ["node.db", "store"])
+def test_a_schema_that_is_no_text_any_more_is_found(judge: Judge, kind: str) -> None:
+    """What SQLite says of it quotes it, and cannot be decoded either."""
+    content = judge._image.file(kind).read_bytes()
+    at = content.rindex(b"CREATE TABLE")
+    for place in (at, at + 7, at + 14):
+        assert judge.judge(kind, flipped(place, 7)) == "set aside"
+
+
 @pytest.mark.parametrize(("flips", "bits"), [(5, 1), pytest.param(24, 8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["node.db-wal", "store-wal"])
 def test_a_flipped_bit_in_the_last_commit_of_a_wal_is_never_taken_for_its_end(
