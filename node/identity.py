@@ -52,6 +52,7 @@ class Identity:
     def __init__(self, directory: DataDirectory, node_id: str, members: Iterable[str]) -> None:
         self.cluster = cluster_id(members)
         self._file = StateFile(directory)
+        self._over = False
         self._damaged: Path | None = None
         self._now = self._begin(node_id)
         if self._now.given_up is not None and not self._now.aside:
@@ -135,6 +136,7 @@ class Identity:
             membership=NOBODY.plain(),
             heard=NOBODY.plain(),
         )
+        self._over = True
 
     def rebuild(self, lineage: str, membership: Membership) -> None:
         """By an operator's order: go on in a new lineage, with these members only.
@@ -149,6 +151,7 @@ class Identity:
             membership=membership.plain(),
             heard=membership.plain(),
         )
+        self._over = True
 
     def save_membership(self, committed: Membership, heard: Membership) -> None:
         """Keep who belongs to the cluster; on disk when this returns."""
@@ -210,6 +213,8 @@ class Identity:
         return max(known.incarnation + 1, time.time_ns() // 1_000_000)
 
     def _promise(self, **changes: Any) -> None:
+        if self._over:
+            return  # what this life still does, it does in a lineage that is given up
         try:
             self._keep(dataclasses.replace(self._now, **changes))
         except OSError as error:

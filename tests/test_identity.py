@@ -234,6 +234,25 @@ class TestQuarantine:
             assert added.quarantined is None
             assert added.standing == self.NEWER
 
+    def test_until_the_restart_nothing_that_the_old_life_does_takes_it_back(
+        self, tmp_path: Path
+    ) -> None:
+        """Its memory is still of the old lineage, in which it may just now recover or vote."""
+        old = Membership(7, (Member("n1", "a:1"), Member("n2", "b:1")))
+        with life(tmp_path) as given_up:
+            (tmp_path / "node.db").write_text("the cut")
+            given_up.quarantine(self.NEWER)
+            given_up.recovered()
+            given_up.save(9, "n2")
+            given_up.save_membership(old, old)
+            given_up.quarantine(Standing("newest", (), founded=True))
+        with life(tmp_path) as stranger:
+            assert stranger.standing == self.NEWER._replace(founded=False)
+            start = stranger.starting_point(0, 0, damaged=False)
+            assert (start.term, start.forgetful) == (0, True)
+            assert start.membership is not None and start.membership.voters == ()
+        assert not (tmp_path / "node.db").exists()
+
     def test_a_move_that_a_crash_cut_short_is_finished_at_the_next_start(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -84,7 +84,8 @@ class Lineage:
 
     `standing` gives the durable standing of this node. `given_up(standing)` is called when a peer
     has proven that this node's lineage was given up for the peer's: it must make that durable and
-    end this life of the node. Both are called on the event loop.
+    end this life of the node. It is called once, and until that end the node goes on to stand where
+    it stood: what it has in memory is of the old lineage. Both are called on the event loop.
     """
 
     def __init__(
@@ -93,11 +94,12 @@ class Lineage:
         self._standing = standing
         self._given_up = given_up
         self._refused: dict[str, str] = {}
+        self._last: Standing | None = None
 
     @property
     def standing(self) -> Standing:
-        """This node's lineage and ancestry as they are on its disk."""
-        return self._standing()
+        """Where this life of the node stands."""
+        return self._last or self._standing()
 
     @property
     def refused(self) -> dict[str, str]:
@@ -118,7 +120,8 @@ class Lineage:
                 logging.CRITICAL if hopeless else logging.WARNING, "refusing %s: %s", peer, words
             )
         self._refused[peer] = words
-        if verdict is Verdict.OLD:
+        if verdict is Verdict.OLD and self._last is None:
+            self._last = own
             self._given_up(other)
         return words
 

@@ -33,6 +33,22 @@ DEFECTS = (
         (f"{_CLUSTERS}::TestRebuilt", _PAIRS),
     ),
     Defect(
+        "given-up-node-speaks-before-it-restarts",
+        "a life that was given up never speaks with the newer lineage",
+        "raft/lineage.py",
+        "            self._last = own\n",
+        "            self._last = None\n",
+        ("raft/test_lineage.py",),
+    ),
+    Defect(
+        "old-life-takes-its-quarantine-back",
+        "after a quarantine nothing that this life still does is kept",
+        "identity.py",
+        "        if self._over:\n",
+        "        if self._over and not changes:\n",
+        ("test_identity.py::TestQuarantine",),
+    ),
+    Defect(
         "quarantined-node-keeps-its-data",
         "a quarantined node's data are moved aside, never merged",
         "identity.py",

@@ -71,3 +71,19 @@ def test_two_histories_that_an_operator_must_choose_between_are_an_alarm_in_the_
         lineage.met("n3", ZERO)
     told = [(record.levelname, record.getMessage()[:12]) for record in caplog.records]
     assert told == [("CRITICAL", "refusing n2:"), ("WARNING", "refusing n3:")], "once each"
+
+
+def test_who_was_given_up_never_speaks_with_the_newer_lineage_in_this_life() -> None:
+    """Its disk says the newer one at once; its memory is still of the older, until it restarts."""
+    disk = [ZERO]
+    told: list[Standing] = []
+
+    def quarantine(newer: Standing) -> None:
+        told.append(newer)
+        disk[0] = newer._replace(founded=False)
+
+    lineage = Lineage(lambda: disk[0], quarantine)
+    for _ in range(3):
+        assert lineage.met("n1", ONE) is not None
+        assert lineage.standing == ZERO
+    assert told == [ONE]

@@ -175,7 +175,7 @@ class TestLineages:
         pair = (SECOND_FOUNDED, FIRST) if old == "dials" else (FIRST, SECOND_FOUNDED)
         async with self.strangers(*pair) as (one, other):
             newer, older = (one, other) if old == "dials" else (other, one)
-            assert set(older.given_up) == {SECOND_FOUNDED} and newer.given_up == []
+            assert older.given_up == [SECOND_FOUNDED] and newer.given_up == []
             [words] = newer.lineage.refused.values()
             assert "lineage first was given up: it must be added anew" in words
             [words] = older.lineage.refused.values()
