@@ -94,7 +94,7 @@ class Tree:
             await process.wait()
 
     def _simulation(self, timeout_s: float) -> list[str]:
-        minutes = str(timeout_s * 0.8 / 60)
+        minutes = str(timeout_s * 0.5 / 60)
         return [
             "-m",
             "tests.simulation",
