@@ -7,6 +7,7 @@ from tests.mutants.defect import Defect
 _CRASH = "persistence/test_crash.py"
 _LOADER = "persistence/test_loader.py"
 _WORKER = "persistence/test_worker.py"
+_SERVICE = "test_service.py"
 
 DEFECTS = (
     Defect(
@@ -225,5 +226,37 @@ DEFECTS = (
         "        if copies and not whole:\n",
         "        if not copies and whole:\n",
         ("persistence/test_state_file.py",),
+    ),
+    Defect(
+        "unreadable-file-is-damage",
+        "A10: a start that cannot load what the node has does not start",
+        "persistence/schema.py",
+        "    if system:\n",
+        "    if error is None:\n",
+        (_LOADER, _SERVICE),
+    ),
+    Defect(
+        "failed-last-cycle-is-clean",
+        "clean mark: only where everything is on disk",
+        "service.py",
+        "        if not (written and closed):\n",
+        "        if not closed:\n",
+        (_SERVICE,),
+    ),
+    Defect(
+        "tail-still-being-written-is-clean",
+        "clean mark: only where everything is on disk",
+        "service.py",
+        "        if not (written and closed):\n",
+        "        if not written:\n",
+        (_SERVICE,),
+    ),
+    Defect(
+        "clean-before-the-node-is-silent",
+        "clean mark: set when the node says nothing more",
+        "service.py",
+        "        await self._replica.stop()\n        written = await self._write_everything()\n",
+        "        written = await self._write_everything()\n        await self._replica.stop()\n",
+        (_SERVICE,),
     ),
 )

@@ -1,0 +1,205 @@
+"""The order in which a node comes up and goes down: what is done before it says a word, and after.
+
+The node is a whole one, alone in its cluster; only its network and its HTTP port are watched ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.config.options import Config
+from node.config.values import Address
+from node.core import commands
+from node.core.outcomes import Appended
+from node.persistence.directory import DataDirectory
+from node.persistence.faults import FileFault
+from node.persistence.state_file import NodeIdentity, StateFile
+from node.raft.messages import Message
+from node.raft.ports import Listener
+from node.service import Service, World
+from tests.raft.harness import event
+
+STORE = "main"
+
+
+class Doors:
+    """A node's network and HTTP port: `noted` has what was true when each opened and closed."""
+
+    def __init__(self, look: Callable[[], Any]) -> None:
+        self.counters: Counter[str] = Counter()
+        self.noted: list[tuple[str, Any]] = []
+        self.arrivals = self
+        self._look = look
+
+    def network(self, *_: Any) -> Any:
+        return Network(self)
+
+    def api(self, *_: Any) -> Any:
+        return Api(self)
+
+    def note(self, what: str) -> None:
+        self.noted.append((what, self._look()))
+
+
+class Network:
+    """Sessions with nobody."""
+
+    def __init__(self, doors: Doors) -> None:
+        self.counters: Counter[str] = Counter()
+        self._doors = doors
+
+    async def start(self, _: Listener) -> None:
+        self._doors.note("raft port opens")
+
+    async def stop(self) -> None:
+        self._doors.note("raft port closes")
+
+    def reach(self, _: Any) -> None:
+        """There is nobody to be reached."""
+
+    def send(self, _: str, __: Message) -> bool:
+        return False
+
+    def is_connected(self, _: str) -> bool:
+        return False
+
+    def incarnation(self, _: str) -> int:
+        return 0
+
+
+class Api:
+    """An HTTP port that nobody calls."""
+
+    def __init__(self, doors: Doors) -> None:
+        self.arrivals = self
+        self._doors = doors
+
+    def arrived(self, _: str) -> None:
+        """Somebody would have been told."""
+
+    async def start(self, _: str, __: int) -> None:
+        self._doors.note("http port opens")
+
+    async def stop(self) -> None:
+        self._doors.note("http port closes")
+
+
+class Node:
+    """One start of the node on a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.doors = Doors(self._look)
+        world = World(network=self.doors.network, api=self.doors.api)
+        self.service = Service(
+            Config(
+                node_id="n1",
+                store_id=STORE,
+                raft_address=Address("n1", 1),
+                http_address=Address("n1", 2),
+                peers=(),
+                cluster_secret="a secret for tests",
+                data_dir=path,
+                persistence_interval=3_600_000,
+            ),
+            world,
+        )
+
+    def _look(self) -> tuple[int, bool]:
+        """How many events are in memory, and whether the stop counts as clean on the disk."""
+        store = self.service._state.stores.get(STORE)
+        kept = kept_of(self.service._directory)
+        return store.position if store else 0, kept.clean
+
+    async def append(self, *numbers: int) -> None:
+        for number in numbers:
+            command = commands.append(STORE, 1, "s", commands.ANY, [event(number)])
+            outcome, _ = await self.service._replica.propose(command, 5000)
+            assert isinstance(outcome, Appended)
+
+    async def led(self) -> None:
+        async with asyncio.timeout(10):
+            while STORE not in self.service._state.stores:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+
+
+def kept_of(directory: DataDirectory) -> NodeIdentity:
+    kept = StateFile(directory).load()
+    assert kept is not None
+    return kept
+
+
+async def lived(path: Path, *numbers: int) -> Node:
+    """A node that started, took these events, and was stopped."""
+    node = Node(path)
+    await node.service.start()
+    await node.led()
+    await node.append(*numbers)
+    assert await node.service.stop()
+    return node
+
+
+async def test_a_node_says_nothing_before_all_that_it_has_is_loaded(tmp_path: Path) -> None:
+    """A10."""
+    await lived(tmp_path, 1, 2, 3)
+    again = await lived(tmp_path)
+    assert again.doors.noted[:2] == [
+        ("raft port opens", (3, False)),
+        ("http port opens", (3, False)),
+    ]
+
+
+async def test_a_node_that_cannot_load_what_it_has_opens_no_port(tmp_path: Path) -> None:
+    """A10."""
+    await lived(tmp_path, 1, 2, 3)
+    database = tmp_path / "node.db"
+    database.rename(tmp_path / "elsewhere")
+    database.mkdir()  # it can be seen, but not opened: no damage, and no reason to begin anew
+    node = Node(tmp_path)
+    with pytest.raises(FileFault, match=r"node\.db"):
+        await node.service.start()
+    assert node.doors.noted == []
+    database.rmdir()
+    (tmp_path / "elsewhere").rename(database)
+    assert (await lived(tmp_path)).doors.noted[0] == ("raft port opens", (3, False))
+
+
+async def test_a_stop_is_clean_only_when_the_node_has_fallen_silent(tmp_path: Path) -> None:
+    node = await lived(tmp_path, 1, 2)
+    assert node.doors.noted[2:] == [
+        ("http port closes", (2, False)),
+        ("raft port closes", (2, False)),
+    ]
+    with DataDirectory(tmp_path) as directory:
+        assert kept_of(directory).clean
+
+
+@pytest.mark.parametrize("failing", ["the last cycle", "the tail"])
+async def test_a_stop_that_cannot_write_everything_is_not_clean(
+    tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path)
+    await node.service.start()
+    await node.led()
+    await node.append(1)
+    if failing == "the tail":
+        close = node.service._tail.close
+        monkeypatch.setattr(node.service._tail, "close", lambda: close() and False)
+    else:
+        stop = node.service._worker.stop
+
+        async def fail() -> bool:
+            await stop(final_cycle=False)
+            return False
+
+        monkeypatch.setattr(node.service._worker, "stop", fail)
+    assert not await node.service.stop()
+    with DataDirectory(tmp_path) as directory:
+        assert not kept_of(directory).clean
+    again = await lived(tmp_path)
+    assert again.service._state.stores[STORE].position == 1, "it was in the log's tail"
