@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 ANCESTRY_MAX = 16
 LINEAGE_CHARACTERS_MAX = 32
+_REFUSED_MAX = 64
 
 
 class Standing(NamedTuple):
@@ -107,7 +108,10 @@ class Lineage:
         return dict(self._refused)
 
     def met(self, peer: str, other: Standing) -> str | None:
-        """Why a proven peer must not have a session; None if it may. At most one word a peer."""
+        """Why a proven peer must not have a session; None if it may.
+
+        Remembered for the last `_REFUSED_MAX` peers that were refused.
+        """
         own = self.standing
         verdict = judge(own, other)
         if verdict is Verdict.SAME:

@@ -148,3 +148,11 @@ async def _half_a_recovery(cluster: Cluster) -> None:
         assert [event["data"] for event in await client.events()] == [f"{n}" for n in range(10)]
         assert (await told(client))["lineage"] == plan.lineage
     assert (await n2.append_until_taken("stream", "after")).body["first_version"] == 10
+
+    # A member of the new lineage that loses its disk knows only the founders' one, and comes back.
+    await cluster.supervisor["n2"].kill()
+    shutil.rmtree(cluster.supervisor["n2"].node.data_dir)
+    await cluster.supervisor["n2"].start()
+    back = await until(n2, lambda body: body["leader"] and not body["waits_for"])
+    assert (back["lineage"], back["quarantined"]) == (plan.lineage, None)
+    assert len(await n2.events(min_position=11)) == 11

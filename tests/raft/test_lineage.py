@@ -87,3 +87,10 @@ def test_who_was_given_up_never_speaks_with_the_newer_lineage_in_this_life() -> 
         assert lineage.met("n1", ONE) is not None
         assert lineage.standing == ZERO
     assert told == [ONE]
+
+
+def test_only_so_many_refused_peers_are_remembered() -> None:
+    lineage = Lineage(lambda: ONE, lambda _: None)
+    for number in range(100):
+        lineage.met(f"n{number}", ZERO)
+    assert list(lineage.refused) == [f"n{number}" for number in range(36, 100)]
