@@ -124,6 +124,8 @@ class Lineage:
                 logging.CRITICAL if hopeless else logging.WARNING, "refusing %s: %s", peer, words
             )
         self._refused[peer] = words
+        if len(self._refused) > _REFUSED_MAX:
+            del self._refused[next(iter(self._refused))]
         if verdict is Verdict.OLD and self._last is None:
             self._last = own
             self._given_up(other)
