@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants import (
+    contract,
     core,
     elections,
     filling,
@@ -27,4 +28,5 @@ DEFECTS: tuple[Defect, ...] = (
     *proposals.DEFECTS,
     *persistence.DEFECTS,
     *core.DEFECTS,
+    *contract.DEFECTS,
 )

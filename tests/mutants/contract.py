@@ -1,0 +1,67 @@
+"""Defects in what a client is told, and how fresh (I2, I8, durability on request)."""
+
+from __future__ import annotations
+
+from tests.mutants.defect import Defect
+
+_READING = "api/test_reading.py"
+_APPENDING = "api/test_appending.py"
+
+DEFECTS = (
+    Defect(
+        "recovering-node-serves-reads",
+        "recovering: no reads of clients",
+        "api/levels.py",
+        "        if self._replica.recovering:\n",
+        "        if self._replica is None:\n",
+        (f"{_READING}::test_a_recovering_node_serves_no_reads",),
+    ),
+    Defect(
+        "read-level-is-ignored",
+        "h, I8: a read is as fresh as it asks to be",
+        "api/levels.py",
+        '        if level != "local":\n',
+        '        if level == "none":\n',
+        (f"{_READING}::test_a_read_level_is_a_barrier_before_the_read",),
+    ),
+    Defect(
+        "read-bound-is-ignored",
+        "I8: a session with a token never goes back",
+        "api/levels.py",
+        "        if index is not None and self._state.applied_index < index:\n",
+        "        if index == -1:\n",
+        (f"{_READING}::test_a_bound_waits_until_this_node_has_come_so_far",),
+    ),
+    Defect(
+        "durable-append-answers-from-memory",
+        "durability=persisted: answered when a majority has it on disk",
+        "api/appends.py",
+        "        durable: bool = wanted == commands.PERSISTED\n",
+        "        durable = False\n",
+        (_APPENDING,),
+    ),
+    Defect(
+        "durable-append-to-several-answers-from-memory",
+        "durability=persisted: answered when a majority has it on disk",
+        "api/appends.py",
+        """\
+                await self._on_disk(index, request.parameters["timeout_ms"])
+            return _appended(request, outcome, index)
+        raise _refused(outcome, checks)
+""",
+        """\
+                pass
+            return _appended(request, outcome, index)
+        raise _refused(outcome, checks)
+""",
+        (_APPENDING,),
+    ),
+    Defect(
+        "unknown-outcome-told-as-not-stored",
+        "A14, I2: what may be stored is never called definite",
+        "errors.py",
+        '    stored: ClassVar[str] = "perhaps"\n',
+        '    stored: ClassVar[str] = "no"\n',
+        (_APPENDING,),
+    ),
+)
