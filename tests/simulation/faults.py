@@ -177,7 +177,7 @@ class Director:
         faults = self._victim().disk.faults
         kind = self._chance.randrange(3)
         if kind == 0:
-            faults.slowness = self._chance.choice([10.0, 100.0, 1000.0])
+            faults.slowness = self._chance.choice([10.0, 100.0, 500.0])
         elif kind == 1:
             faults.failing = self._chance.choice([0.01, 0.1])
         else:

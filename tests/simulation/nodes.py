@@ -95,6 +95,7 @@ class Life:
         self.damaged = False
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self.commit_index = 0
+        self.acknowledged = 0, 0  # the term and index of its last acknowledgement
         self.context = copy_context()
         self.context.run(CURRENT.set, self)
         self.port: SimulatedPort | None = None

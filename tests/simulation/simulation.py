@@ -38,6 +38,7 @@ from tests.simulation.nodes import STORE, Life, Node, SimulatedPort
 from tests.simulation.watch import Chronicle
 
 CALM_S = 40.0
+STOP_S = 90.0  # a stop that is under way on a slow disk ends within it
 PROFILES = ("minority", "minority", "kills", "lossy")
 
 
@@ -199,15 +200,16 @@ class Simulation:
 
     async def all_up(self) -> None:
         """Start whoever is down, by all that an operator may do."""
-        for _ in range(20):
+        end = self.loop.time() + STOP_S
+        while self.loop.time() < end:
             down = [node for node in self.nodes.values() if not node.up]
             for node in down:
                 if not await node.start():
                     await self.operator_looks_after(node)
             if not down:
                 return
-            await asyncio.sleep(0.05)
-        self.fail("I14: a node does not start")
+            await asyncio.sleep(0.1)
+        self.fail(f"I14: {[node for node in self.nodes.values() if not node.up]} do not start")
 
     async def operator_looks_after(self, node: Node) -> None:
         """Room is made on a full disk; who refuses damaged files gets an empty one, as told."""

@@ -131,7 +131,7 @@ class Chronicle:
             self._fail(f"I10: the commit index of {sender} went back to {engine.commit_index}")
         sender.commit_index = engine.commit_index
         if isinstance(message, AppendEntries):
-            self._entries_sent(sender, message)
+            self._entries_sent(sender, receiver, receiver_id, message)
         elif isinstance(message, Ack):
             self._acknowledged(sender, receiver, message)
         elif isinstance(message, Vote):
@@ -139,8 +139,15 @@ class Chronicle:
         elif isinstance(message, RequestVote):
             self._voted(sender.node_id, sender.node_id, message.term)
 
-    def _entries_sent(self, sender: Life, message: AppendEntries) -> None:
+    def _entries_sent(
+        self, sender: Life, receiver: Life | None, receiver_id: str, message: AppendEntries
+    ) -> None:
         self.leads(sender.node_id, message.term)
+        if receiver is not None and not receiver.replica.recovering:
+            counted = sender.replica._engine.match_index(receiver_id)
+            end = receiver.replica._journal.last_index
+            if counted > end and receiver.replica._engine.term == message.term:
+                self._fail(f"I11: {sender} counts {counted} at {receiver_id}, which ends at {end}")
         before = self._reigns.setdefault(message.term, message.commit_index)
         if message.commit_index > before:
             committed = sender.replica._journal.term_at(message.commit_index)
@@ -156,6 +163,7 @@ class Chronicle:
         if not message.success:
             return
         index, journal = message.next_index - 1, sender.replica._journal
+        sender.acknowledged = message.term, index
         if journal.last_index < index:
             self._fail(f"I11: {sender} acknowledges {index}, and holds {journal.last_index}")
         if receiver is None or not receiver.replica.leads:
@@ -173,6 +181,9 @@ class Chronicle:
         """A node cuts off its log from `index` on."""
         if index <= life.replica._engine.commit_index:
             self._fail(f"I12: {life} cuts off {index}, which is committed")
+        term, acknowledged = life.acknowledged
+        if term == life.replica._engine.term and index <= acknowledged:
+            self._fail(f"I11: {life} cuts off {index}, and has acknowledged {acknowledged}")
 
 
 def _comparable(outcome: Outcome) -> Any:
