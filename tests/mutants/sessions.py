@@ -160,4 +160,20 @@ DEFECTS = (
         "        if future is None or future.done():\n",
         ("raft/test_requests.py",),
     ),
+    Defect(
+        "tags-are-understood",
+        "A19, A20: what a peer sends is plain data",
+        "raft/plain.py",
+        "            semantic_decoders=_REFUSED_TAGS,\n",
+        "",
+        ("raft/test_fuzz.py::test_no_tag_is_understood",),
+    ),
+    Defect(
+        "nesting-without-bound",
+        "A20: what a peer sends costs in proportion to its bytes",
+        "raft/plain.py",
+        "            max_depth=NESTING_MAX,\n",
+        "",
+        ("raft/test_messages.py::test_what_is_nested_too_deep_is_no_message",),
+    ),
 )

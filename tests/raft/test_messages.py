@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.raft import entries, messages
+from node.raft import entries, messages, plain
 
 SAMPLES: dict[type, Any] = {int: 5, bool: True, str: "text", list: [], object: {"any": [1]}}
 WRONG: dict[type, list[Any]] = {
@@ -96,3 +96,18 @@ def test_any_value_is_an_entry_or_malformed_and_nothing_else(value: Any) -> None
 def test_an_entry_comes_back_as_it_was() -> None:
     groups = [entries.Group("n1", 3, [1, 2], [b"a", b"b"]), entries.Group("n2", 1, [], [])]
     assert entries.decode(entries.encode(groups)) == groups
+
+
+def test_what_is_nested_too_deep_is_no_message() -> None:
+    """A kilobyte can nest a thousand deep, and whoever walks through it pays for that."""
+
+    def question(depth: int) -> bytes:
+        body: list[Any] = []
+        for _ in range(depth):
+            body = [body]
+        return messages.encode(messages.Ask(1, "topic", body))
+
+    assert isinstance(messages.decode(question(plain.NESTING_MAX - 3)), messages.Ask)
+    for depth in (plain.NESTING_MAX, 100, 500):
+        with pytest.raises(messages.MalformedMessage):
+            messages.decode(question(depth))
