@@ -71,6 +71,7 @@ class Tail:
         self._pressed = pressed
         self._pool = _Pool(files, life, bytes_max)
         self._full: deque[LiveSegment | _Written] = deque()
+        self._current: LiveSegment | None = None
         self._base = 0  # the log up to here is on the disk or nowhere
         self._persisted = 0
         self._last = 0  # the log's last index
@@ -147,10 +148,12 @@ class Tail:
         }
 
     def close(self) -> bool:
-        """End the thread; False if the disk holds it up. The files stay as they are."""
+        """End the thread; False if the disk holds it up. The files stay as they are.
+
+        May also be called where `begin` has failed.
+        """
         ended = self._pool.close()
-        self._current.unmap()
-        for segment in self._full:
+        for segment in (*self._full, *filter(None, [self._current])):
             segment.unmap()
         return ended
 
@@ -210,6 +213,7 @@ class Tail:
         return True
 
     def _put_by(self) -> None:
+        assert self._current is not None
         self._current.top = self._top
         self._full.append(self._current)
 
@@ -301,6 +305,8 @@ class _Pool:
         """End the thread; False if it does not end in time."""
         self._closing = True
         self._wake.set()
+        if self._thread.ident is None:
+            return True  # it was never started
         self._thread.join(_CLOSE_WAIT_S)
         return not self._thread.is_alive()
 

@@ -176,6 +176,14 @@ def test_an_entry_larger_than_a_segment_gets_one_of_its_own(log: Log) -> None:
     log.assert_forgets_nothing()
 
 
+def test_a_tail_that_could_not_begin_can_be_closed(files: SlowFiles) -> None:
+    log = Log(files)
+    files.error = OSError("full")
+    with pytest.raises(OSError, match="full"):
+        log.begin()
+    assert log.tail.close()
+
+
 class TestWhenTheDiskDoesNotKeepUp:
     def test_no_append_waits_and_the_gap_is_told(self, log: Log) -> None:
         log.begin()

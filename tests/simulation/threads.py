@@ -45,12 +45,13 @@ class Thread:
 
     def __init__(self, target: Callable[[], None], **_: Any) -> None:
         self.running = False
+        self.ident: int | None = None
         self._target = target
         self._life: Any = CURRENT.get()
         self._due = False
 
     def start(self) -> None:
-        self._life.tail_thread = self
+        self._life.tail_thread, self.ident = self, 1
         self.soon()
 
     def join(self, timeout_s: float) -> None:
