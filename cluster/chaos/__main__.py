@@ -110,8 +110,9 @@ def _chaos(options: argparse.Namespace, stdout: Console, stderr: Console) -> int
         print(json.dumps(report.as_json(result), indent=2))
     else:
         report.show(result, stdout)
-    if result.violations or options.keep:
-        stderr.print(f"history, logs and files are in {directory}")
+    slow = result.longest_pause_s > report.PAUSE_TARGET_S
+    if result.violations or slow or options.keep:
+        stderr.print(f"what is needed to find out why is in {directory}")
     else:
         shutil.rmtree(directory, ignore_errors=True)
     return 1 if result.violations else 0
