@@ -9,6 +9,7 @@
     │       SubscriptionMissing, MemberMissing
     ├── Conflict                  the state said no; nothing was stored; read again, then decide
     │   ├── WrongExpectedVersion, CheckpointNotIncreasing, PersistenceDisabled, RecoveryRefused
+    │   ├── MemberExists, MembershipChangeOpen, MemberRecovering, LastMember
     │   └── EventIdReused, StreamDeleted
     ├── Unavailable               the cluster's fault; certainly not stored; repeat after a moment
     │   └── NoLeader, Overloaded, NotReady, SlowConsumer
@@ -232,6 +233,37 @@ class RecoveryRefused(Conflict):
 
     code = "recovery_refused"
     title = "Recovery refused"
+
+
+class MemberExists(Conflict):
+    """A member has that id or that address already; `member`."""
+
+    code = "member_exists"
+    title = "Member exists"
+
+
+class MembershipChangeOpen(Conflict):
+    """Another change of the members is under way: members change one at a time."""
+
+    code = "membership_change_open"
+    title = "Another membership change is open"
+
+
+class MemberRecovering(Conflict):
+    """A member recovers, or too few are at hand to decide after the change; `member` if it is one.
+
+    Wait until all is well again, or remove that very member first.
+    """
+
+    code = "member_recovering"
+    title = "Members are not all well"
+
+
+class LastMember(Conflict):
+    """A cluster has at least one member; `member`."""
+
+    code = "last_member"
+    title = "Last member"
 
 
 class StreamDeleted(Conflict):

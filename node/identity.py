@@ -36,10 +36,13 @@ from node.persistence.tail_files import LoadedTail, TailFiles
 from node.raft.lineage import Standing
 from node.raft.membership import NOBODY, Membership
 from node.raft.ports import LogEntry, StartingPoint
+from node.raft.session import JOINING
 
 log = logging.getLogger(__name__)
 
 EXIT_PROMISE_LOST = 70
+
+_NO_LINEAGE = "none yet"
 
 
 class WrongDirectory(Exception):
@@ -49,15 +52,22 @@ class WrongDirectory(Exception):
 class Identity:
     """The durable identity of one node; also the `Promises` of its replica."""
 
-    def __init__(self, directory: DataDirectory, node_id: str, members: Iterable[str]) -> None:
-        self.cluster = cluster_id(members)
+    def __init__(
+        self, directory: DataDirectory, node_id: str, members: Iterable[str], joins: bool = False
+    ) -> None:
+        self._founding = JOINING if joins else cluster_id(members)
         self._file = StateFile(directory)
         self._over = False
         self._damaged: Path | None = None
-        self._now = self._begin(node_id)
+        self._now = self._begin(node_id, joins)
         if self._now.given_up is not None and not self._now.aside:
             self._set_aside(directory)
         self._tails = TailFiles(directory)
+
+    @property
+    def cluster(self) -> str:
+        """What the nodes of this cluster have in common; `JOINING` while that is not known."""
+        return self._now.cluster_id
 
     @property
     def standing(self) -> Standing:
@@ -109,6 +119,10 @@ class Identity:
         """
         self._keep(dataclasses.replace(self._now, tail=self._now.incarnation if with_tail else 0))
         self._tails.keep_only(self._now.tail, self._damaged)
+
+    def join(self, cluster: str, standing: Standing) -> None:
+        """A member has proven itself: this node belongs to its cluster and follows its lineage."""
+        self._promise(cluster_id=cluster, lineage=standing.lineage, ancestry=standing.ancestry)
 
     def save(self, term: int, vote: str | None) -> None:
         """Promise; on disk when this returns."""
@@ -167,14 +181,19 @@ class Identity:
         self._tails.keep_only_file(written)
         self._keep(dataclasses.replace(self._now, clean=True, tail=life))
 
-    def _begin(self, node_id: str) -> NodeIdentity:
+    def _begin(self, node_id: str, joins: bool) -> NodeIdentity:
         known = self._file.load()
         if known is None:
             # All founders must agree on the lineage before they have ever spoken.
             known = NodeIdentity(
-                self.cluster, node_id, 0, 0, None, kernel_boot_id(), False, lineage=self.cluster
+                *(self._founding, node_id, 0, 0, None, kernel_boot_id(), False),
+                lineage=self._founding or _NO_LINEAGE,
+                membership=NOBODY.plain() if joins else None,
             )
-        if (known.node_id, known.cluster_id) != (node_id, self.cluster):
+        # What the options say counts only where it was never changed.
+        changed = known.membership is not None
+        other = known.cluster_id != self._founding and not changed
+        if known.node_id != node_id or other:
             raise WrongDirectory(
                 f"the data directory is that of node {known.node_id} in a cluster with other "
                 "members; give this node a directory of its own"

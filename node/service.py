@@ -102,7 +102,7 @@ class Service:
         config = self._config
         self._directory = DataDirectory(config.data_dir)
         try:
-            self._identity = Identity(self._directory, config.node_id, config.members)
+            self._identity = Identity(self._directory, config.node_id, config.members, config.join)
             loaded = await self._load()
             self._build(loaded)
             await self._replica.start()
@@ -152,6 +152,7 @@ class Service:
             start.incarnation,
             settings.secret,
             self._lineage,
+            self._identity.join,
         )
         self._worker = Worker(
             self._state,
@@ -309,6 +310,7 @@ def raft_settings(config: Config) -> RaftSettings:
         http_address=str(config.http_advertise_address),
         peers={peer.node_id: str(peer.address) for peer in config.peers},
         secret=config.cluster_secret.encode(),
+        joins=config.join,
         heartbeat_ms=config.heartbeat_ms,
         election_min_ms=config.election_min_ms,
         election_max_ms=config.election_max_ms,

@@ -102,6 +102,9 @@ class Config:
     peers: Peers = option(
         (), NETWORK, "another node and its Raft port; once for each", flag="--peer"
     )
+    join: bool = option(
+        False, NETWORK, "this node is new: the peers are members to ask, who must add it"
+    )
     cluster_secret: str = option(
         "", NETWORK, "what all nodes of a cluster know and nobody else; 16 bytes or more; "
         "`ps` shows a command line, so better give the file", secret=True

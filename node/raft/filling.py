@@ -19,12 +19,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from node.core.state import State
 from node.raft.fill_digests import Digests
 from node.raft.fill_receiver import FillReceiver, FillRefused
 from node.raft.fill_source import FillSource
 from node.raft.library import Engine, now
+from node.raft.membership import MalformedMembership, Membership
 from node.raft.messages import Behind
 from node.raft.ports import RaftSettings
 from node.raft.requests import NoAnswer, Requests
@@ -32,6 +34,7 @@ from node.raft.requests import NoAnswer, Requests
 log = logging.getLogger(__name__)
 
 _AGAIN_S = 0.25
+_ANSWER_S = 10.0
 _LOG_FACTOR = 2
 
 
@@ -59,6 +62,8 @@ class Filling:
         self.receiver = FillReceiver(state, requests, digests, alarm)
         self._task: asyncio.Task[None] | None = None
         self._again_at = 0.0
+        self._requests = requests
+        requests.serve("fill_members", self._tell_members)
         requests.serve("fill_begin", self.source.begin)
         requests.serve("fill_digest", self.source.digest)
         requests.serve("fill_rows", self.source.rows)
@@ -99,10 +104,25 @@ class Filling:
             return index
         return min(index, needed)
 
+    async def _ask_members(self, source: str) -> None:
+        """Entries that changed the membership may be among those that a fill goes past.
+
+        What the source knows now is as of the fill, or later.
+        """
+        plain = await self._requests.ask(source, "fill_members", None, _ANSWER_S)
+        try:
+            self._engine.journal.memberships.learned(Membership.from_plain(plain))
+        except MalformedMembership as error:
+            raise FillRefused(f"{source} names no members") from error
+
+    async def _tell_members(self, _: str, __: Any) -> Any:
+        return self._engine.journal.memberships.committed.plain()
+
     async def _fill(self, source: str) -> None:
         engine, installed = self._engine, False
         try:
             filled = await self.receiver.fetch(source)
+            await self._ask_members(source)
             if filled.raft_index <= engine.commit_index:
                 raise FillRefused("entries came through the log meanwhile")
             self.receiver.install(filled)

@@ -20,10 +20,9 @@ Python turns ``self.__name`` inside class SyncObj into ``self._SyncObj__name``. 
     __raftNextIndex, __raftMatchIndex, __raftElectionDeadline, __otherNodes, __connectedNodes,
     __lastResponseTime, __newAppendEntriesTime, __transferInProgress, __readonlyNodes, _poller
 
-The library counts in `__otherNodes`, and itself always. `_configure` keeps these the voters of the
-journal's membership, and the learner a read-only node, which is sent everything and counted for
-nothing. A node that is itself no voter stands among its own other nodes: one more that never
-answers takes back, to the vote, what the library counts for itself.
+The library counts `__otherNodes`, and itself always. `_configure` keeps these the voters of the
+journal's membership, and the learner a read-only node. A node that is no voter itself stands among
+its own other nodes: one more that never answers takes back what the library counts for it.
 
 `pinned` refuses to run with any other source than the one all this was read in. Upstream's names
 stop at this door.
@@ -115,12 +114,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         make_journal = upstream.createJournal
         upstream.createJournal = lambda _: journal
         try:
-            super().__init__(
-                Node(settings.node_id),
-                [],
-                conf=conf,
-                transport=self._bridge,
-            )
+            super().__init__(Node(settings.node_id), [], conf=conf, transport=self._bridge)
         finally:
             upstream.createJournal = make_journal
         self._poller = NoPoller()
@@ -205,6 +199,11 @@ class Engine(SyncObj):  # type: ignore[misc]
         self.transferLeadership(Node(peer), lambda _, error: accepted.append(error == 0))
         return accepted == [True]
 
+    def retire(self) -> None:
+        """Neither lead nor stand any longer."""
+        self._SyncObj__raftState: int = _ROLES.index(FOLLOWER)
+        self._SyncObj__raftLeader = None
+
     def restart_at(self, index: int, term: int) -> None:
         """The state up to `index` came another way: begin the log anew behind it."""
         self.journal.restart_at(index, term)
@@ -256,29 +255,27 @@ class Engine(SyncObj):  # type: ignore[misc]
     def _configure(self) -> None:
         """Count by the journal's membership from now on; votes for another count no more."""
         if self.role == CANDIDATE:
-            self._SyncObj__raftState: int = _ROLES.index(FOLLOWER)
-        own, membership = self._settings.node_id, self.membership
-        before, self._windows = (
-            self._windows,
-            {
-                peer: self._windows.get(peer) or Window(self._settings.peer_window_bytes)
-                for peer in membership.others(own)
-            },
-        )
-        counted = {Node(peer) for peer in membership.other_voters(own)}
-        if own not in membership.voter_ids:
+            self.retire()
+        settings, voters = self._settings, self.membership.voter_ids
+        own, bytes_max = settings.node_id, settings.peer_window_bytes
+        before, others = self._windows, self.membership.others(own)
+        self._windows = {peer: before.get(peer) or Window(bytes_max) for peer in others}
+        counted = {Node(voter) for voter in voters - {own}}
+        if own not in voters:
             counted.add(Node(own))
-        learns = {Node(peer) for peer in self._windows if peer not in membership.voter_ids}
+        learns = {Node(peer) for peer in others if peer not in voters}
         self._SyncObj__otherNodes, self._SyncObj__readonlyNodes = counted, learns
+        for known, begins in (
+            (self._SyncObj__raftNextIndex, self.journal.last_index + 1),
+            (self._SyncObj__raftMatchIndex, 0),
+            (self._SyncObj__lastResponseTime, now()),
+        ):
+            for node in known.keys() - (counted | learns):
+                del known[node]
+            for node in counted | learns:
+                known.setdefault(node, begins)
         for peer in before.keys() - self._windows.keys():
             self._bridge.disconnected(peer)
-            self._SyncObj__raftMatchIndex.pop(Node(peer), None)
-            self._SyncObj__raftNextIndex.pop(Node(peer), None)
-            self._SyncObj__lastResponseTime.pop(Node(peer), None)
-        for node in counted | learns:
-            self._SyncObj__raftNextIndex.setdefault(node, self.journal.last_index + 1)
-            self._SyncObj__raftMatchIndex.setdefault(node, 0)
-            self._SyncObj__lastResponseTime.setdefault(node, now())
         for peer in (self._windows.keys() - before.keys()) & self._sessions:
             self._bridge.connected(peer)
 

@@ -11,7 +11,10 @@ from node.raft.ports import Network, RaftSettings
 
 
 class MemberStatus(NamedTuple):
-    """One member as this node knows it; `last_contact_ms` is None for the node itself."""
+    """One member as this node knows it; `last_contact_ms` is None for the node itself.
+
+    `voter` is False for a node that is not counted: it learns, was removed, or has yet to join.
+    """
 
     id: str
     http_address: str
@@ -21,6 +24,7 @@ class MemberStatus(NamedTuple):
     applied_index: int
     persisted_index: int
     last_contact_ms: int | None
+    voter: bool
 
 
 class ClusterStatus(NamedTuple):
@@ -89,12 +93,19 @@ class Members:
             [peer for peer in voters if self._network.is_connected(peer)],
         )
 
+    def role_of(self, node_id: str) -> str:
+        """What a node is as far as this one knows; `unreachable` if it has not said so lately."""
+        own = node_id == self._settings.node_id
+        return (self._own() if own else self._peer(node_id)).role
+
     def heard(self, peer: str, gossip: Gossip) -> None:
         """A peer told how far it is."""
         self._said[peer] = now(), gossip
 
     def say(self) -> None:
-        """Tell every peer how far this node is."""
+        """Tell every peer how far this node is, if it is one of them."""
+        if self._settings.node_id not in self._engine.membership.addresses:
+            return
         own = self._own()
         gossip = Gossip(
             own.role,
@@ -119,13 +130,15 @@ class Members:
             self._engine.applied_index,
             self._persisted_index(),
             None,
+            settings.node_id in self._engine.membership.voter_ids,
         )
 
     def _peer(self, peer: str) -> MemberStatus:
         heard_at, said = self._said.get(peer, (0.0, None))
-        raft_address = self._engine.membership.addresses[peer]
+        raft_address = self._engine.membership.addresses.get(peer, "")
+        voter = peer in self._engine.membership.voter_ids
         if said is None:
-            return MemberStatus(peer, "", raft_address, "unreachable", 0, 0, 0, None)
+            return MemberStatus(peer, "", raft_address, "unreachable", 0, 0, 0, None, voter)
         return MemberStatus(
             peer,
             said.http_address,
@@ -135,4 +148,5 @@ class Members:
             said.applied_index,
             said.persisted_index,
             round((now() - heard_at) * 1000),
+            voter,
         )

@@ -149,6 +149,12 @@ class Gossip(NamedTuple):
     raft_address: str
 
 
+class MembershipNotice(NamedTuple):
+    """A membership that is committed, as plain data (see `membership`)."""
+
+    committed: list[Any]
+
+
 class Ask(NamedTuple):
     """A question that wants an answer: see `requests`."""
 
@@ -182,6 +188,7 @@ Message = (
     | Gossip
     | Ask
     | Answer
+    | MembershipNotice
 )
 
 
@@ -207,6 +214,7 @@ _KINDS: tuple[type[Any], ...] = (
     Gossip,
     Ask,
     Answer,
+    MembershipNotice,
 )
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 _SHAPES = [

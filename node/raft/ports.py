@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Protocol
 
-from node.raft.membership import Membership, founding
+from node.raft.membership import NOBODY, Membership, founding
 from node.raft.messages import Message
 
 LogEntry = tuple[int, int, bytes]
@@ -83,6 +83,12 @@ class Network(Protocol):
     async def stop(self) -> None:
         """Close everything."""
 
+    def reach(self, addresses: Mapping[str, str]) -> None:
+        """From now on dial these nodes (raft addresses by id) and no others.
+
+        Sessions that are up stay: a node that is no member any more falls silent by itself.
+        """
+
     def send(self, peer: str, message: Message) -> bool:
         """Queue a message; False if it was dropped."""
 
@@ -119,7 +125,7 @@ class RaftSettings:
     """Addresses, times and bounds of replication. Times are in milliseconds, sizes in bytes.
 
     `peers` are the other founding members; where the membership has changed since, only nodes that
-    may be asked.
+    may be asked. A node that `joins` belongs to no membership until the members say so.
     """
 
     node_id: str
@@ -128,6 +134,7 @@ class RaftSettings:
     http_address: str
     peers: dict[str, str]
     secret: bytes
+    joins: bool = False
     heartbeat_ms: int = 50
     election_min_ms: int = 400
     election_max_ms: int = 900
@@ -153,4 +160,6 @@ class RaftSettings:
     @property
     def founding(self) -> Membership:
         """The membership where none is known to have been changed to."""
+        if self.joins:
+            return NOBODY
         return founding({**self.peers, self.node_id: self.raft_advertise_address})

@@ -31,7 +31,7 @@ import logging
 from collections.abc import Callable
 
 from node.raft.library import Engine, now
-from node.raft.membership import Membership
+from node.raft.membership import MalformedMembership, Membership
 from node.raft.messages import Message, RecoveryReport, RecoveryRequest
 from node.raft.ports import Promises, RaftSettings, StartingPoint
 
@@ -75,17 +75,21 @@ class Recovery:
         """What a recovering node is waiting for, in words for an operator."""
         engine, said = self._engine, self._previous | self._reports
         leads = [peer for peer, report in said.items() if report.leads]
+        if not engine.membership.voters:
+            return "the members to take it in"
         if self._target is not None and engine.leader == self._target[1]:
             _, leader, index = self._target
             return f"entries of leader {leader}: {engine.verified_index:,} of {index:,} are here"
-        if not engine.membership.voters:
-            return "the members to take it in"
         if leads:
             return f"entries of {leads[0]}, which leads"
         silent = sorted(self._needed() - said.keys())
         if silent:
             return f"an answer of {', '.join(silent)} (a cold start needs all members), or a leader"
         return "an election: all members have answered, and nobody leads"
+
+    def addresses(self) -> dict[str, str]:
+        """Where those are reached who may be needed, as far as others have told."""
+        return {one: at for heard in self._heard.values() for one, at in heard.addresses.items()}
 
     def may_vote_for(self, last_term: int, last_index: int) -> bool:
         """Whether a candidate with such a log may have this node's vote."""
@@ -114,7 +118,8 @@ class Recovery:
     def request(self, peer: str, message: RecoveryRequest) -> None:
         """Another node asks: answer, and step down if it knows a higher term."""
         engine = self._engine
-        if message.term > engine.term and not self.active:
+        member = peer in engine.membership.addresses
+        if message.term > engine.term and member and not self.active:
             engine.step_down(peer, message.term)
         journal = engine.journal
         self._send(
@@ -135,8 +140,12 @@ class Recovery:
         """An answer; one to an older nonce may be from before a crash and is not looked at."""
         if not self.active or message.nonce != self._nonce:
             return
-        # Both are read before either is believed: they may be no memberships.
-        committed, heard = map(Membership.from_plain, (message.committed, message.heard))
+        try:
+            # Both are read before either is believed.
+            committed, heard = map(Membership.from_plain, (message.committed, message.heard))
+        except MalformedMembership:
+            log.warning("%s named members that are none", peer)
+            return
         self._engine.journal.memberships.learned(committed)
         self._reports[peer], self._heard[peer] = message, heard
         if message.leads and not message.recovering and message.term >= self._engine.term:

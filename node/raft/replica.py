@@ -18,11 +18,13 @@ import logging
 import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from node.core.outcomes import Outcome
 from node.core.state import State
 from node.errors import NotReady, ReadBarrierTimeout
 from node.raft import entries
+from node.raft.announcement import Announcement
 from node.raft.election import Election
 from node.raft.filling import Filling
 from node.raft.guard import Guard
@@ -30,11 +32,14 @@ from node.raft.handover import HandOver
 from node.raft.journal import NO_OP, Journal, NoTail
 from node.raft.library import Engine
 from node.raft.members import ClusterStatus, Members, Outlook
+from node.raft.membership import Member, Membership
+from node.raft.membership_change import MembershipChanges
 from node.raft.messages import (
     Answer,
     Ask,
     Behind,
     Gossip,
+    MembershipNotice,
     Message,
     PreVote,
     PreVoteRequest,
@@ -54,11 +59,12 @@ log = logging.getLogger(__name__)
 
 EXIT_DIVERGED = 71
 
+Listen = Callable[[str, Any], None]
+
 _TICK_S = 0.02
 _SWEEP_S = 0.05
 _GOSSIP_S = 0.2
 _CUT_S = 0.25
-_ANNOUNCE_S = 0.002  # the next entry, which comes sooner under load, tells it for nothing
 
 
 class Replica:
@@ -83,7 +89,7 @@ class Replica:
     ) -> None:
         self.settings = settings
         self.state = state
-        self.requests = Requests(self._send, start.incarnation)
+        self.requests = Requests(network.send, start.incarnation)
         self._network = network
         self._persisted_index = persisted_index
         self._tail: Tail = tail or NoTail()
@@ -91,13 +97,13 @@ class Replica:
         state.applied_index = self._journal.base_index
         state.applied_term = self._journal.term_at(self._journal.base_index) or 0
         self._engine = Engine(settings, self._journal, self, self._apply)
-        self._recovery = Recovery(self._engine, settings, start, promises, self._send)
+        self._recovery = Recovery(self._engine, settings, start, promises, network.send)
         self._election = Election(
-            self._engine, self._recovery, settings, self._send, chance or random.Random()
+            self._engine, self._recovery, settings, network.send, chance or random.Random()
         )
-        self._guard = Guard(self._engine, self._recovery, self._send, self._election.heard)
+        self._guard = Guard(self._engine, self._recovery, network.send, self._election.heard)
         self._proposals = Proposals(
-            self._engine, settings, start.incarnation, self._send, overloaded
+            self._engine, settings, start.incarnation, network.send, overloaded
         )
         self._waiting = Waiting()
         self._filling = Filling(
@@ -106,8 +112,19 @@ class Replica:
         self._members = Members(
             self._engine, settings, network, lambda: self._recovery.active, persisted_index
         )
+        self._open_doors(settings, network)
+        self._listeners = self._who_listens()
+        self._incarnations: dict[str, int] = {}
+        self._timers: list[asyncio.Task[None]] = []
+        self._turn_scheduled = False
+        self._announcement = Announcement(self._engine, settings.node_id)
+        self._last_view: tuple[str | None, int] = (None, 0)
+        self._elections_won = 0
+
+    def _open_doors(self, settings: RaftSettings, network: Network) -> None:
+        """What others ask for: reads, another leader, other members."""
         self._reads = Reads(
-            self._engine, settings, state, self.requests, self._waiting, self.propose
+            self._engine, settings, self.state, self.requests, self._waiting, self.propose
         )
         self._hand_over = HandOver(
             self._engine,
@@ -119,13 +136,17 @@ class Replica:
             self._waiting,
             self._turn,
         )
-        self._incarnations: dict[str, int] = {}
-        self._timers: list[asyncio.Task[None]] = []
-        self._turn_scheduled = False
-        self._announce = False
-        self._announcing = False
-        self._last_view: tuple[str | None, int] = (None, 0)
-        self._elections_won = 0
+        self._changes = MembershipChanges(
+            self._engine,
+            settings,
+            network,
+            self._members,
+            self._recovery,
+            self.requests,
+            self._reads,
+            self._hand_over,
+            self._waiting,
+        )
 
     def open_reigns_with(self, opening: Callable[[], Sequence[bytes]]) -> None:
         """Whenever this node begins to lead, first propose the commands that `opening` gives."""
@@ -171,6 +192,8 @@ class Replica:
 
         Raises `NotReady`, `NoLeader` or `Overloaded` (certainly not stored), `OutcomeUnknown`.
         """
+        if self._changes.outside:
+            raise NotReady("this node is no member of the cluster")
         if self._recovery.active:
             raise NotReady("this node is recovering", waits_for=self._recovery.waits_for())
         return self._proposals.submit(command, timeout_ms)
@@ -229,7 +252,11 @@ class Replica:
     def not_ready_reasons(self) -> list[str]:
         """Why this node should not be sent requests; empty if it should."""
         reasons = []
-        if self._recovery.active:
+        if self._changes.outside:
+            reasons.append(
+                "no member: this node was removed from the cluster, or is yet to be added"
+            )
+        elif self._recovery.active:
             reasons.append(f"recovering: waits for {self._recovery.waits_for()}")
         if self._filling.active:
             reasons.append(f"being filled by the leader: {self._filling.receiver.progress}")
@@ -273,6 +300,14 @@ class Replica:
         """
         return await self._hand_over.to(to, timeout_ms)
 
+    async def add_member(self, member_id: str, raft_address: str, timeout_ms: int) -> Membership:
+        """Add a node; see `MembershipChanges.add` for what it gives and raises."""
+        return await self._changes.add(Member(member_id, raft_address), timeout_ms)
+
+    async def remove_member(self, member_id: str, timeout_ms: int) -> Membership:
+        """Remove a node; see `MembershipChanges.remove` for what it gives and raises."""
+        return await self._changes.remove(member_id, timeout_ms)
+
     # --- what the transport tells ------------------------------------------------------------
 
     def send(self, peer: str, message: Message) -> bool:
@@ -286,6 +321,7 @@ class Replica:
             self._engine.forget_peer(peer)
             self._incarnations[peer] = incarnation
         self._engine.connected(peer)
+        self._changes.met(peer)
         self._members.say()
         self._kick()
 
@@ -308,33 +344,26 @@ class Replica:
         self._kick()
 
     def _receive(self, peer: str, message: Message) -> None:
-        if not self._guard.believes(peer, message):
-            return
-        if isinstance(message, Propose):
-            self._proposals.proposed(peer, self._network.incarnation(peer), message)
-        elif isinstance(message, Refused):
-            self._proposals.refused(message)
-        elif isinstance(message, PreVoteRequest):
-            self._election.request(peer, message)
-        elif isinstance(message, PreVote):
-            self._election.answer(peer, message)
-        elif isinstance(message, RecoveryRequest):
-            self._recovery.request(peer, message)
-        elif isinstance(message, RecoveryReport):
-            self._recovery.report(peer, message)
-        elif isinstance(message, Gossip):
-            self._members.heard(peer, message)
-        elif isinstance(message, Behind):
-            self._filling.behind(peer, message)
-        elif isinstance(message, Ask):
-            self.requests.asked(peer, message)
-        elif isinstance(message, Answer):
-            self.requests.answered(peer, message)
-        else:
-            self._guard.receive(peer, message)
+        if self._guard.believes(peer, message):
+            listen: Listen = self._listeners.get(type(message), self._guard.receive)
+            listen(peer, message)
 
-    def _send(self, peer: str, message: Message) -> bool:
-        return self._network.send(peer, message)
+    def _who_listens(self) -> dict[type[Any], Listen]:
+        """Who takes which kind of message; the guard takes those of Raft itself."""
+        seen = self._network.incarnation
+        return {
+            Propose: lambda peer, message: self._proposals.proposed(peer, seen(peer), message),
+            Refused: lambda _, message: self._proposals.refused(message),
+            PreVoteRequest: self._election.request,
+            PreVote: self._election.answer,
+            RecoveryRequest: self._recovery.request,
+            RecoveryReport: self._recovery.report,
+            Gossip: self._changes.heard,
+            MembershipNotice: self._changes.told,
+            Behind: self._filling.behind,
+            Ask: self.requests.asked,
+            Answer: self.requests.answered,
+        }
 
     def _fill_ended(self, installed: bool) -> None:
         if installed:
@@ -352,36 +381,19 @@ class Replica:
     def _turn(self) -> None:
         """Let every part do what is due."""
         self._turn_scheduled = False
-        self._recovery.tick()
+        if self._recovery.active and not self._changes.outside:
+            self._recovery.tick()
+            if not self._recovery.active:
+                self._members.say()  # a change of members may wait for it
         self._election.tick()
         self._engine.tick()
+        self._changes.tick()
         self._proposals.pump()
-        if self._engine.leads:
-            self._after_leading()
+        if self._engine.leads and self._announcement.due():
+            self._kick()
         if self._engine.commit_index > self._engine.applied_index:
             self._kick()  # a long backlog is applied in several turns
         self._notice_view()
-
-    def _after_leading(self) -> None:
-        """What the pump has just proposed is committed already in a cluster of one; in others its
-        message told the followers what is committed. If there was nothing to propose, they are told
-        now if they wait for it (they answer for commands of their own), and else a moment later.
-        """
-        if not self._engine.membership.others(self.settings.node_id):
-            if self._journal.last_index > self._engine.commit_index:
-                self._kick()
-        elif self._engine.announced_commit < self._engine.commit_index:
-            if self._announce:
-                self._engine.announce_commit()
-            elif not self._announcing:
-                self._announcing = True
-                asyncio.get_running_loop().call_later(_ANNOUNCE_S, self._announce_late)
-        self._announce = False
-
-    def _announce_late(self) -> None:
-        self._announcing = False
-        if self._engine.leads and self._engine.announced_commit < self._engine.commit_index:
-            self._engine.announce_commit()
 
     def _cut_log(self) -> None:
         settings = self.settings
@@ -420,7 +432,7 @@ class Replica:
             logging.shutdown()
             os._exit(EXIT_DIVERGED)
         if self._proposals.applied(index, term, groups, outcomes):
-            self._announce = True
+            self._announcement.awaited = True
         self._waiting.advanced()
 
 

@@ -16,6 +16,9 @@ refused by both sides: the dialler's proof is sent before it hangs up. After the
 frame is a message (see `messages`). Without TLS the messages themselves are neither secret nor
 signed: the raft port belongs on a private network.
 
+A node that joins does not know its cluster and lineage yet. It says so by an empty name, and takes
+both over from the first member that proves to know the secret. Two such nodes refuse one another.
+
 A frame that is too long or no message closes the connection, and with it nothing else.
 """
 
@@ -41,18 +44,29 @@ MAGIC = "exesdb-raft"
 VERSION = 2
 HELLO_BYTES_MAX = 1024
 NONCE_BYTES = 32
+JOINING = ""
 INCARNATION_BITS = 42  # milliseconds until the year 2109
 _LENGTH = struct.Struct(">I")
 
 
 class Identity(NamedTuple):
-    """Who this node is to its peers."""
+    """Who this node is to its peers.
+
+    A node that joins has no `cluster` yet. It calls itself `JOINING` in its greeting, and `join`
+    makes durable what the first member that has proven itself says of the cluster and its lineage.
+    """
 
     node_id: str
     cluster: str
     incarnation: int
     secret: bytes
     lineage: Lineage
+    join: Callable[[str, Standing], None] | None = None
+
+    @property
+    def joins(self) -> bool:
+        """Whether this node does not know its cluster yet, and takes it over from a member."""
+        return self.cluster == JOINING
 
 
 class SessionOwner(Protocol):
@@ -86,12 +100,12 @@ class Session(asyncio.Protocol):
         self,
         owner: SessionOwner,
         identity: Identity,
-        may_accept: Callable[[str], bool],
         expected_peer: str | None,
         frame_bytes_max: int,
     ) -> None:
         self.peer = expected_peer or ""
         self.peer_incarnation = 0
+        self.peer_cluster = JOINING
         self.peer_standing = Standing("", (), founded=False)
         self.up = False
         self.bytes_counter = ""
@@ -100,7 +114,6 @@ class Session(asyncio.Protocol):
         self._unwanted = False
         self._owner = owner
         self._identity = identity
-        self._may_accept = may_accept
         self._dialled = expected_peer is not None
         self._frame_bytes_max = frame_bytes_max
         self._buffer = bytearray()
@@ -206,8 +219,8 @@ class Session(asyncio.Protocol):
     def _answer_as_acceptor(self, fields: list[Any]) -> None:
         self._check_greeting(fields)
         self.peer, self.peer_incarnation = fields[3], fields[5]
-        if not self._may_accept(self.peer):
-            raise HandshakeRefused(f"{self.peer!r} is no member that dials this node")
+        if self.peer == self._identity.node_id:
+            raise HandshakeRefused("a node of the same name as this one")
         self._peer_greeting = fields
         self._own_greeting = self._greeting(self.peer)
         self.write(cbor2.dumps([*self._own_greeting, self._proof("acceptor")]))
@@ -227,6 +240,7 @@ class Session(asyncio.Protocol):
         self._establish()
 
     def _establish(self) -> None:
+        self.peer_cluster = self._peer_greeting[2]
         self.peer_standing = decoded(self._peer_greeting[7])
         refusal = self._owner.established(self)
         if refusal is not None:
@@ -251,7 +265,8 @@ class Session(asyncio.Protocol):
         if len(fields) != 8 or fields[:2] != [MAGIC, VERSION]:
             raise HandshakeRefused("not a greeting of this version")
         _, _, cluster, sender, receiver, incarnation, nonce, standing = fields
-        if cluster != self._identity.cluster:
+        joining = [self._identity.joins, cluster == JOINING].count(True)
+        if joining == 2 or (not joining and cluster != self._identity.cluster):
             raise HandshakeRefused("a node of another cluster")
         if not isinstance(sender, str) or receiver != self._identity.node_id:
             raise HandshakeRefused(f"a greeting for {receiver!r}")

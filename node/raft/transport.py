@@ -1,9 +1,11 @@
 """One live session with every peer.
 
-Of two nodes the one with the greater id dials, so that there are never two connections of one pair;
-a new session takes the place of an older one, unless it is of an older incarnation. What is sent
-to a peer without a session, or whose queue is full, is dropped and `send` says so: Raft says
-everything again that matters.
+Of two nodes the one with the greater id dials; the other one does only after a while without a
+session, because it may be the only one that knows the other's address. A new session takes the
+place of an older one, unless it is of an older incarnation. Whoever proves to know the secret of
+this cluster is heard: a node whose membership is out of date must be, to learn the newer one. What
+is sent to a peer without a session, or whose queue is full, is dropped and `send` says so: Raft
+says everything again that matters.
 
 Bounds: connections that have not yet proven who they are (`strangers_max`, each for `handshake_ms`
 and a kilobyte a frame), bytes queued to a peer (`peer_queue_bytes_max`), frame size
@@ -17,15 +19,17 @@ import contextlib
 import logging
 import random
 from collections import Counter
+from collections.abc import Mapping
 
 from node.raft.messages import Message, encode
 from node.raft.ports import Listener, RaftSettings
-from node.raft.session import Identity, Session
+from node.raft.session import JOINING, Identity, Session
 
 log = logging.getLogger(__name__)
 
 _DIAL_AGAIN_S = 0.1
 _DIAL_AGAIN_MAX_S = 1.0
+_PATIENCE_S = 2.0
 _WATCH_S = 0.5
 
 
@@ -40,7 +44,9 @@ class Transport:
         self._sessions: dict[str, Session] = {}
         self._strangers: set[Session] = set()
         self._incarnations: dict[str, int] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._addresses: dict[str, str] = {}
+        self._dialling: dict[str, asyncio.Task[None]] = {}
+        self._watching: asyncio.Task[None] | None = None
         self._server: asyncio.Server | None = None
         self._last_encoded: tuple[Message, bytes] | None = None
 
@@ -55,22 +61,34 @@ class Transport:
         self._server = await loop.create_server(
             self._accept, host, port, ssl=tls, ssl_handshake_timeout=limit_s
         )
-        for peer in self._settings.peers:
-            if self._identity.node_id > peer:
-                self._tasks.append(asyncio.create_task(self._dial(peer)))
-        self._tasks.append(asyncio.create_task(self._watch()))
+        self._watching = asyncio.create_task(self._watch())
+        self.reach(self._settings.peers)
 
     async def stop(self) -> None:
         """Close everything. What was sent before has been handed to the kernel."""
         self._listener = None
-        for task in self._tasks:
+        tasks = [*self._dialling.values(), *([self._watching] if self._watching else [])]
+        self._dialling = {}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._server is not None:
             self._server.close()
         for session in [*self._sessions.values(), *self._strangers]:
             if session.transport is not None:
                 session.transport.close()
+
+    def reach(self, addresses: Mapping[str, str]) -> None:
+        """From now on dial these nodes (raft addresses by id) and no others.
+
+        Sessions that are up stay: a node that is no member any more falls silent by itself.
+        """
+        wanted = {one: at for one, at in addresses.items() if one != self._identity.node_id}
+        for peer in [one for one in self._dialling if wanted.get(one) != self._addresses.get(one)]:
+            self._dialling.pop(peer).cancel()
+        self._addresses = wanted
+        for peer in wanted.keys() - self._dialling.keys():
+            self._dialling[peer] = asyncio.create_task(self._dial(peer))
 
     def send(self, peer: str, message: Message) -> bool:
         """Queue a message; False if there is no session or its queue is full."""
@@ -111,7 +129,7 @@ class Transport:
         if session.peer_incarnation < self.incarnation(peer):
             log.warning("refusing %s: it has been seen in a later incarnation", peer)
             return "a later incarnation of it has been seen"
-        refusal = self._identity.lineage.met(peer, session.peer_standing)
+        refusal = self._of_one_history(session)
         if refusal is not None:
             self.counters["lineages_refused"] += 1
             return refusal
@@ -125,6 +143,18 @@ class Transport:
         # The session is in its place before the listener speaks through it.
         asyncio.get_running_loop().call_soon(self._announce, session)
         return None
+
+    def _of_one_history(self, session: Session) -> str | None:
+        """Why the peer's cluster or lineage keeps it out. A node that joins takes over both."""
+        if session.peer_cluster == JOINING:
+            return None
+        me = self._identity
+        if me.joins and me.join is not None:
+            me.join(session.peer_cluster, session.peer_standing)
+            self._identity = me = me._replace(cluster=session.peer_cluster)
+        if session.peer_cluster != me.cluster:
+            return "a node of another cluster"
+        return me.lineage.met(session.peer, session.peer_standing)
 
     def received(self, session: Session, message: Message) -> None:
         """Pass on a message of a session that is in its place."""
@@ -175,23 +205,22 @@ class Transport:
             session.close()
 
     def _session(self, peer: str | None) -> Session:
-        return Session(self, self._identity, self._may_accept, peer, self._settings.frame_bytes_max)
-
-    def _may_accept(self, peer: str) -> bool:
-        return peer in self._settings.peers and peer > self._identity.node_id
+        return Session(self, self._identity, peer, self._settings.frame_bytes_max)
 
     async def _dial(self, peer: str) -> None:
-        pause_s = _DIAL_AGAIN_S
+        begins = self._identity.node_id > peer
+        pause_s = shortest_s = _DIAL_AGAIN_S if begins else _PATIENCE_S
         while True:
             if peer in self._sessions:
-                pause_s = _DIAL_AGAIN_S
-            else:
+                pause_s = shortest_s
+            elif begins:
                 await self._dial_once(peer)
-                pause_s = min(pause_s * 1.5, _DIAL_AGAIN_MAX_S)
+                pause_s = min(pause_s * 1.5, max(shortest_s, _DIAL_AGAIN_MAX_S))
+            begins = True
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
 
     async def _dial_once(self, peer: str) -> None:
-        host, port = split_address(self._settings.peers[peer])
+        host, port = split_address(self._addresses[peer])
         session = self._session(peer)
         self._watch_stranger(session)
         with contextlib.suppress(OSError, TimeoutError):

@@ -6,6 +6,7 @@ from tests.mutants.defect import Defect
 
 _STEPS = "raft/test_membership.py::TestSteps"
 _COUNTS = "raft/test_membership.py::TestWhichCounts"
+_CHANGES = "raft/test_membership_change.py"
 _COUNTING = "raft/test_replication_rules.py::TestStrangers"
 
 DEFECTS = (
@@ -77,9 +78,41 @@ DEFECTS = (
         "learner-s-ack-commits",
         "A9: a learner is not counted",
         "raft/library.py",
-        "        counted = {Node(peer) for peer in membership.other_voters(own)}\n",
-        "        counted = {Node(peer) for peer in membership.others(own)}\n",
+        "        counted = {Node(voter) for voter in voters - {own}}\n",
+        "        counted = {Node(peer) for peer in others}\n",
         (_COUNTING,),
+    ),
+    Defect(
+        "two-changes-at-once",
+        "A9: a change waits until the one before is committed",
+        "raft/membership_change.py",
+        '        if self._log.open:\n            raise MembershipChangeOpen("another',
+        '        if not self._log:\n            raise MembershipChangeOpen("another',
+        (_CHANGES,),
+    ),
+    Defect(
+        "learner-is-promoted-at-once",
+        "A9: a new member is not counted before it has caught up",
+        "raft/membership_change.py",
+        "        if ready and learner.id in self._at_hand(then) and",
+        "        if",
+        (_CHANGES,),
+    ),
+    Defect(
+        "change-while-a-member-recovers",
+        "A9: no change while a member recovers that is not the one removed",
+        "raft/membership_change.py",
+        '            if self._members.role_of(voter) == "recovering":\n',
+        '            if self._members.role_of(voter) == "gone":\n',
+        (_CHANGES,),
+    ),
+    Defect(
+        "fill-brings-no-membership",
+        "A9: a fill brings the membership that its entries would have brought",
+        "raft/filling.py",
+        "            await self._ask_members(source)\n",
+        "",
+        ("raft/test_filling.py",),
     ),
     Defect(
         "removed-leader-counts-itself",

@@ -261,8 +261,8 @@ DEFECTS = (
         "new-node-is-a-voter",
         "no state file: never a voter by itself",
         "identity.py",
-        "kernel_boot_id(), False, lineage=self.cluster\n",
-        "kernel_boot_id(), True, lineage=self.cluster, forgetful=False\n",
+        "kernel_boot_id(), False),\n                lineage=self._founding or",
+        "kernel_boot_id(), True),\n                forgetful=False, lineage=self._founding or",
         (_IDENTITY,),
     ),
     Defect(

@@ -92,8 +92,8 @@ DEFECTS = (
         "another-cluster-is-let-in",
         "A21: nodes of another cluster are refused",
         "raft/session.py",
-        "        if cluster != self._identity.cluster:\n",
-        "        if not cluster:\n",
+        "        if joining == 2 or (not joining and cluster != self._identity.cluster):\n",
+        "        if joining == 2:\n",
         (_SESSION,),
     ),
     Defect(

@@ -87,15 +87,21 @@ def event(number: int, event_type: str = "happened") -> bytes:
 
 
 class Cluster:
-    """Nodes n1, n2, … and the world around them. With `tails` a killed node forgets nothing."""
+    """Nodes n1, n2, … and the world around them. With `tails` a killed node forgets nothing.
 
-    def __init__(self, size: int, seed: int = 1, tails: bool = False, **changes: Any) -> None:
-        self.ids = [f"n{number}" for number in range(1, size + 1)]
-        self.links = Links(self.ids, seed)
+    `spares` more nodes may be added as members later.
+    """
+
+    def __init__(
+        self, size: int, seed: int = 1, tails: bool = False, spares: int = 0, **changes: Any
+    ) -> None:
+        everyone = [f"n{number}" for number in range(1, size + spares + 1)]
+        self.ids, self.spares = everyone[:size], everyone[size:]
+        self.links = Links(everyone, seed)
         self.chance = random.Random(seed + 1)
         self.chronicle = Chronicle()
         self.chronicles = {FOUNDERS.lineage: self.chronicle}
-        self.disks = {node_id: Disk() for node_id in self.ids}
+        self.disks = {node_id: Disk() for node_id in everyone}
         self.replicas: dict[str, Replica] = {}
         self.ports: dict[str, Port] = {}
         self.alarms: list[str] = []
@@ -135,7 +141,7 @@ class Cluster:
         )
         self.ports[node_id] = port = Port(self.links, node_id, disk.incarnation, lineage)
         replica = Replica(
-            settings_of(node_id, self.ids, **self._changes),
+            settings_of(node_id, self.ids, joins=node_id in self.spares, **self._changes),
             port,
             StartingPoint(
                 disk.incarnation,

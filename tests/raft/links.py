@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 
 from node.raft import messages
@@ -158,6 +158,7 @@ class Port:
         self._links = links
         self._listener: Listener | None = None
         self._seen: dict[str, int] = {}
+        self.wanted: dict[str, str] = {}
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
@@ -170,6 +171,10 @@ class Port:
         """Gone at once, without a word: what a crash does."""
         self._listener = None
         self._links.detach(self)
+
+    def reach(self, addresses: Mapping[str, str]) -> None:
+        """Everybody has a session with everybody; `wanted` is only looked at."""
+        self.wanted = dict(addresses)
 
     def send(self, peer: str, message: Message) -> bool:
         return self._listener is not None and self._links.send(self.node_id, peer, message)

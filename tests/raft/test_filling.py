@@ -34,15 +34,20 @@ class Desk:
         self.state = State()
         self.ended: list[bool] = []
         self.answer = asyncio.Event()
+        self.members = self.solo.settings.founding
         requests = Requests(self.solo.send, 1)
         self.filling = Filling(
             self.solo.engine, self.solo.settings, self.state, requests, print, self.ended.append
         )
         self.filling.receiver.fetch = self._fetch  # type: ignore[method-assign]
+        requests.ask = self._ask  # type: ignore[method-assign]
 
     async def _fetch(self, _: str) -> Filled:
         await self.answer.wait()
         return Filled(10, 1, [])
+
+    async def _ask(self, *_: object) -> object:
+        return self.members.plain()
 
     def follow(self, leader: str, term: int, entries: int = 0) -> None:
         """Hear of a leader, and of so many entries, all of them committed."""
@@ -64,6 +69,15 @@ async def test_a_fill_moves_the_log_to_what_it_brought() -> None:
     assert desk.ended == [True]
     assert (desk.state.applied_index, desk.solo.engine.commit_index) == (10, 10)
     assert desk.solo.log() == [(10, 1)]
+
+
+async def test_a_fill_brings_the_membership_that_its_entries_would_have_brought() -> None:
+    desk = Desk()
+    desk.members = desk.members.without("n3")
+    desk.follow("n2", 1)
+    desk.filling.behind("n2", Behind(1, 8))
+    await desk.finish()
+    assert desk.solo.engine.membership == desk.members
 
 
 async def test_nothing_is_installed_behind_what_the_log_has_brought_meanwhile() -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from node.raft.lineage import Standing
 from node.raft.messages import AppendEntries, Gossip, Vote, encode
-from node.raft.session import INCARNATION_BITS
-from tests.raft.wire import Hand, Node, free_port, pair, until
+from node.raft.session import INCARNATION_BITS, JOINING
+from tests.raft.wire import CLUSTER, STANDING, Hand, Node, free_port, pair, until
 
 
 def listening(**changes: Any) -> Node:
@@ -64,7 +64,6 @@ class TestHandshake:
             {"version": 1},
             {"cluster": "c2"},
             {"receiver": "n3"},
-            {"sender": "n3"},
             {"sender": "n1"},
             {"sender": 5},
             {"incarnation": -1},
@@ -106,6 +105,38 @@ class TestHandshake:
         ):
             await until(lambda: other.transport.counters["connections_refused"] >= 2)
             assert one.ears.told == other.ears.told == []
+
+    async def test_a_node_that_nobody_knows_here_is_heard_if_it_knows_the_secret(self) -> None:
+        """It may know a newer membership than this node."""
+        async with listening() as node, await Hand.dial(node.port) as hand:
+            assert await hand.greet(sender="n9")
+            hand.say([hand.prove()])
+            await until(lambda: node.ears.told)
+            assert node.ears.told[0][:2] == ("connected", "n9")
+
+    async def test_a_node_that_joins_takes_over_cluster_and_lineage(self) -> None:
+        taken: list[str] = []
+
+        def take_over(cluster: str, standing: Standing) -> None:
+            taken.append(cluster)
+            new.standing = standing
+
+        ports = free_port(), free_port()
+        one = Node("n1", ports[0], {})
+        new = Node("n2", ports[1], {"n1": f"127.0.0.1:{ports[0]}"})
+        new.standing = Standing("none yet", (), founded=False)
+        new.transport._identity = new.transport._identity._replace(cluster=JOINING, join=take_over)
+        async with one, new:
+            await until(lambda: one.ears.told and new.ears.told)
+            assert (taken, new.standing) == ([CLUSTER], STANDING)
+            assert not new.transport._identity.joins
+
+    async def test_two_nodes_that_both_join_refuse_one_another(self) -> None:
+        async with listening() as node, await Hand.dial(node.port) as hand:
+            node.transport._identity = node.transport._identity._replace(cluster=JOINING)
+            async with await Hand.dial(node.port) as other:
+                assert not await other.greet(cluster=JOINING)
+            assert await hand.greet(), "a member is let in"
 
     async def test_the_node_s_own_proof_sent_back_to_it_is_refused(self) -> None:
         async with listening() as node, await Hand.dial(node.port) as hand:

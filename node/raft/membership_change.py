@@ -1,0 +1,301 @@
+"""Changing who belongs to the cluster, one step at a time, through the log.
+
+The leader puts the next membership into the log (the steps are those of `membership.changes`), and
+it counts from then on. The next step comes only when
+
+* the one before is committed: two uncommitted changes can make majorities that have no node in
+  common;
+* the leader has committed an entry of its own term: until then a change of an earlier leader, which
+  this one has not got, may still come into force;
+* no voter recovers, other than one that is being removed, and enough of the voters to be are at
+  hand to decide.
+
+A node is added as a learner. It is filled and sent the log, and counted when it is no longer
+recovering and `_BEHIND_MAX` entries from the end. Nothing of a change is kept outside the log: who
+leads next finds a learner there and goes on, or may be asked to remove it. A leader that is to be
+removed hands its leadership over first; one that is elected while its own removal is not yet
+certain ends its reign when it is.
+
+Whoever has applied a membership tells everyone it has a session with, and so does a node that meets
+another. By that a node learns that it was removed while it was away, or where the members are now.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from node.errors import (
+    ExesdbError,
+    InvalidRequest,
+    LastMember,
+    MemberExists,
+    MemberMissing,
+    MemberRecovering,
+    MembershipChangeOpen,
+    NoLeader,
+    OutcomeUnknown,
+    ReadBarrierTimeout,
+)
+from node.raft import entries
+from node.raft.handover import HandOver
+from node.raft.library import Engine, now
+from node.raft.members import Members
+from node.raft.membership import MalformedMembership, Member, Membership, changes
+from node.raft.messages import Gossip, MembershipNotice
+from node.raft.ports import Network, RaftSettings
+from node.raft.reads import Reads
+from node.raft.recovery import Recovery
+from node.raft.requests import NoAnswer, Requests
+from node.raft.transport import split_address
+from node.raft.waiting import Waiting
+
+log = logging.getLogger(__name__)
+
+_TOPIC = "change_members"
+_ADD, _REMOVE = "add", "remove"
+_BEHIND_MAX = 64  # entries; half a second of them at most, and more would delay the first commits
+_MARGIN_S = 0.25  # the leader's own time limit comes first, so that its word arrives
+_ERRORS: dict[str, type[ExesdbError]] = {
+    error.code: error
+    for error in (
+        InvalidRequest,
+        LastMember,
+        MemberExists,
+        MemberMissing,
+        MemberRecovering,
+        MembershipChangeOpen,
+        NoLeader,
+    )
+}
+
+
+class MembershipChanges:
+    """The membership's way of time on one node, and the door to change it on any node."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: RaftSettings,
+        network: Network,
+        members: Members,
+        recovery: Recovery,
+        requests: Requests,
+        reads: Reads,
+        hand_over: HandOver,
+        waiting: Waiting,
+    ) -> None:
+        self._engine = engine
+        self._log = engine.journal.memberships
+        self._settings = settings
+        self._network = network
+        self._members = members
+        self._recovery = recovery
+        self._requests = requests
+        self._reads = reads
+        self._hand_over = hand_over
+        self._waiting = waiting
+        self._announced = self._log.committed.version
+        self._reached: Mapping[str, str] = {}
+        requests.serve(_TOPIC, self._serve)
+
+    # --- asking ------------------------------------------------------------------------------
+
+    async def add(self, member: Member, timeout_ms: int) -> Membership:
+        """Add a node; the membership in which it is counted, or still learns when time is over.
+
+        Raises `InvalidRequest`, `MemberExists`, `MembershipChangeOpen`, `MemberRecovering`,
+        `NoLeader` (nothing has changed), `OutcomeUnknown`.
+        """
+        return await self._change([_ADD, *member], now() + timeout_ms / 1000)
+
+    async def remove(self, member_id: str, timeout_ms: int) -> Membership:
+        """Remove a voter or the learner; the membership without it, committed.
+
+        Raises `MemberMissing`, `LastMember`, and what `add` raises.
+        """
+        return await self._change([_REMOVE, member_id, ""], now() + timeout_ms / 1000)
+
+    async def _change(self, wish: Sequence[str], deadline: float) -> Membership:
+        leader = await self._reads.leader(deadline)
+        if leader == self._settings.node_id:
+            return await self._lead(wish, deadline)
+        left_s = max(0.01, deadline - now())
+        try:
+            answer = await self._requests.ask(
+                leader, _TOPIC, [*wish, round(left_s * 1000)], left_s + _MARGIN_S
+            )
+            code, content = answer
+            if code is None:
+                return Membership.from_plain(content)
+        except (NoAnswer, TypeError, ValueError) as error:
+            raise OutcomeUnknown(f"the leader did not answer: {error}") from error
+        raise _ERRORS.get(code, OutcomeUnknown)(str(content))
+
+    async def _serve(self, _: str, body: Any) -> Any:
+        try:
+            kind, member_id, address, left_ms = body
+            wish = [str(kind), str(member_id), str(address)]
+            return [None, (await self._lead(wish, now() + int(left_ms) / 1000)).plain()]
+        except ExesdbError as error:
+            return [error.code, error.detail]
+
+    # --- leading -----------------------------------------------------------------------------
+
+    async def _lead(self, wish: Sequence[str], deadline: float) -> Membership:
+        kind, member_id, address = wish
+        sure = self._engine.leads_with_own_entry_applied
+        await self._wait(lambda: sure() or not self._engine.leads, deadline)
+        if not sure():
+            raise NoLeader("this node does not lead any more")
+        if kind == _ADD:
+            return await self._add(Member(member_id, address), deadline)
+        return await self._remove(member_id, deadline)
+
+    async def _add(self, member: Member, deadline: float) -> Membership:
+        if self._log.current.learner != member:
+            self._check_new(member)
+            self._check_quiet(None, self._log.current.with_learner(member))
+            self._take_step({**self._voters(), member.id: member.raft_address})
+        await self._until(lambda: member.id in self._log.committed.addresses, deadline)
+        await self._wait(lambda: member.id in self._log.committed.voter_ids, deadline)
+        return self._log.committed
+
+    async def _remove(self, member_id: str, deadline: float) -> Membership:
+        if member_id not in self._log.current.addresses:
+            raise MemberMissing("that is no member", member=member_id)
+        if self._log.current.voter_ids == {member_id}:
+            raise LastMember("the last member cannot be removed", member=member_id)
+        if member_id == self._settings.node_id:
+            await self._hand_over.to(None, _left_ms(deadline))
+            return await self._change([_REMOVE, member_id, ""], deadline)
+        self._check_quiet(member_id, self._log.current.without(member_id))
+        self._take_step({one: at for one, at in self._voters().items() if one != member_id})
+        await self._until(lambda: member_id not in self._log.committed.addresses, deadline)
+        return self._log.committed
+
+    def _check_new(self, member: Member) -> None:
+        try:
+            split_address(member.raft_address)
+        except ValueError as error:
+            raise InvalidRequest("raft_address must be host:port") from error
+        current = self._log.current
+        if current.learner is not None:
+            raise MembershipChangeOpen(f"{current.learner.id} is being added")
+        if member.id in current.addresses or member.raft_address in current.addresses.values():
+            raise MemberExists("there is a member with that id or address", member=member.id)
+
+    def _check_quiet(self, leaving: str | None, then: Membership) -> None:
+        """Raise unless nothing else is under way, and those who are left can decide."""
+        if self._log.open:
+            raise MembershipChangeOpen("another change is not committed yet")
+        learner = self._log.current.learner_id
+        if learner is not None:
+            if learner == leaving:
+                return  # nobody else is counted after it than before
+            raise MembershipChangeOpen(f"{learner} is being added")
+        for voter in sorted(self._log.current.voter_ids - {leaving}):
+            if self._members.role_of(voter) == "recovering":
+                raise MemberRecovering(f"{voter} is recovering", member=voter)
+        if not then.is_majority(self._at_hand(then)):
+            raise MemberRecovering("too few of the members that would be left can be reached")
+
+    def _at_hand(self, membership: Membership) -> list[str]:
+        good = ("leader", "follower", "candidate")
+        return [one for one in membership.voter_ids if self._members.role_of(one) in good]
+
+    def _voters(self) -> dict[str, str]:
+        return {voter.id: voter.raft_address for voter in self._log.current.voters}
+
+    def _take_step(self, wanted: Mapping[str, str]) -> None:
+        """Put the next membership on the way to these voters into the log."""
+        step = next(changes(self._log.current, wanted))
+        log.info("membership %d: voters %s, learner %s", step.version,
+                 ", ".join(sorted(step.voter_ids)), step.learner_id or "none")  # fmt: skip
+        self._engine.append(entries.encode_membership(step))
+
+    async def _until(self, holds: Any, deadline: float) -> None:
+        """Wait for a commit. Raises `OutcomeUnknown` when time or this reign ends before."""
+        term = self._engine.term
+        await self._wait(
+            lambda: holds() or not self._engine.leads or self._engine.term != term, deadline
+        )
+        if not holds():
+            raise OutcomeUnknown("the change was not seen to be committed; look at the members")
+
+    async def _wait(self, holds: Any, deadline: float) -> None:
+        try:
+            await self._waiting.until(holds, _left_ms(deadline), "a membership")
+        except ReadBarrierTimeout:
+            log.debug("a change of the membership takes longer than its request waits")
+
+    # --- the way of time ---------------------------------------------------------------------
+
+    @property
+    def outside(self) -> bool:
+        """Whether this node is certain to be no member: it was removed, or is yet to be added."""
+        own, committed = self._settings.node_id, self._log.committed
+        known = committed.version > 0 and own not in committed.addresses
+        return known and own not in self._log.current.addresses
+
+    def tick(self) -> None:
+        """Let the members know, keep sessions with them, and take the next step if it is time."""
+        if self._log.committed.version > self._announced:
+            self._announce()
+        self._reach()
+        if not self._engine.leads or self._log.open:
+            return
+        if self._settings.node_id not in self._log.committed.voter_ids:
+            log.info("this node was removed, and ends its reign")
+            self._engine.retire()
+        elif self._log.current.learner is not None:
+            self._promote(self._log.current.learner)
+
+    def met(self, peer: str) -> None:
+        """Tell a peer who the members are."""
+        if self._log.committed.version:
+            self._network.send(peer, MembershipNotice(self._log.committed.plain()))
+
+    def heard(self, peer: str, gossip: Gossip) -> None:
+        """A peer told how far it is; one that is no member may not know it yet."""
+        if peer in self._log.current.addresses:
+            self._members.heard(peer, gossip)
+        else:
+            self.met(peer)
+
+    def told(self, peer: str, message: MembershipNotice) -> None:
+        """A peer knows a membership to be committed."""
+        try:
+            self._log.learned(Membership.from_plain(message.committed))
+        except MalformedMembership:
+            log.warning("%s named members that are none", peer)
+
+    def _announce(self) -> None:
+        self._announced = self._log.committed.version
+        if self.outside:
+            log.warning("this node is no member of the cluster; its data stay where they are")
+        for peer in sorted({*self._reached, *self._log.committed.addresses}):
+            self.met(peer)
+        self._waiting.advanced()
+
+    def _reach(self) -> None:
+        wanted = {} if self.outside else dict(self._log.current.addresses)
+        if self._recovery.active and not self.outside:
+            wanted = {**self._settings.peers, **self._recovery.addresses(), **wanted}
+        wanted.pop(self._settings.node_id, None)
+        if wanted != self._reached:
+            self._reached = wanted
+            self._network.reach(wanted)
+
+    def _promote(self, learner: Member) -> None:
+        engine = self._engine
+        then = self._log.current.with_learner_promoted()
+        near = engine.match_index(learner.id) + _BEHIND_MAX >= engine.journal.last_index
+        ready = near and engine.leads_with_own_entry_applied()
+        if ready and learner.id in self._at_hand(then) and then.is_majority(self._at_hand(then)):
+            self._take_step({**self._voters(), learner.id: learner.raft_address})
+
+
+def _left_ms(deadline: float) -> int:
+    return max(1, round((deadline - now()) * 1000))
