@@ -112,6 +112,13 @@ class StoreBody(msgspec.Struct, forbid_unknown_fields=True):
     durability: Literal["replicated", "persisted"] | msgspec.UnsetType | None = UNSET
 
 
+class MemberBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /v1/cluster/members`."""
+
+    id: str
+    raft_address: str
+
+
 T = TypeVar("T")
 
 

@@ -153,6 +153,7 @@ def _member(member: MemberStatus) -> dict[str, Any]:
         "applied_index": member.applied_index,
         "persisted_index": member.persisted_index,
         "last_contact_ms": member.last_contact_ms,
+        "voter": member.voter,
     }
 
 

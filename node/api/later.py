@@ -32,8 +32,6 @@ _LATER = (
     ("GET", _SNAPSHOTS + "/{source}/{stream}/{version}", "Read a snapshot."),
     ("PUT", _SNAPSHOTS + "/{source}/{stream}/{version}", "Record a snapshot."),
     ("DELETE", _SNAPSHOTS + "/{source}/{stream}/{version}", "Delete a snapshot."),
-    ("POST", "/v1/cluster/members", "Add a member."),
-    ("DELETE", "/v1/cluster/members/{id}", "Remove a member."),
 )
 
 

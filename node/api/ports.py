@@ -33,6 +33,8 @@ class MemberStatus(Protocol):
     def persisted_index(self) -> int | None: ...
     @property
     def last_contact_ms(self) -> float | None: ...
+    @property
+    def voter(self) -> bool: ...
 
 
 class ClusterStatus(Protocol):
@@ -46,6 +48,17 @@ class ClusterStatus(Protocol):
     def term(self) -> int: ...
     @property
     def members(self) -> Sequence[MemberStatus]: ...
+
+
+class Membership(Protocol):
+    """Who belongs to the cluster, as it has committed it."""
+
+    @property
+    def version(self) -> int: ...
+    @property
+    def voter_ids(self) -> Collection[str]: ...
+    @property
+    def learner_id(self) -> str | None: ...
 
 
 class Replica(Protocol):
@@ -95,6 +108,18 @@ class Replica(Protocol):
 
     async def transfer_leadership(self, to: str | None, timeout_ms: int) -> str:
         """Hand leadership to a member (or to any); the id of the new leader."""
+        ...
+
+    async def add_member(self, member_id: str, raft_address: str, timeout_ms: int) -> Membership:
+        """Add a node; in the answer it is counted, or still learns if the time is over.
+
+        Raises `InvalidRequest`, `MemberExists`, `MembershipChangeOpen`, `MemberRecovering`,
+        `NoLeader`, `OutcomeUnknown`.
+        """
+        ...
+
+    async def remove_member(self, member_id: str, timeout_ms: int) -> Membership:
+        """Remove a member. Raises `MemberMissing`, `LastMember`, and what `add_member` raises."""
         ...
 
     def counters(self) -> Mapping[str, int]:

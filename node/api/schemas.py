@@ -79,6 +79,7 @@ _MEMBER = _all(
         "applied_index": _or_null(_COUNT),
         "persisted_index": _or_null(_COUNT),
         "last_contact_ms": _or_null(_NUMBER),
+        "voter": {**_FLAG, "description": "Whether it is counted; a node being added is not."},
     }
 )
 
@@ -258,6 +259,14 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Recovery": _all({"lineage": _TEXT, "restarting": _FLAG}),
     "LeaderBody": object_schema({"to": _or_null(_NAME)}),
+    "MemberBody": _all({"id": _NAME, "raft_address": {**_TEXT, "description": "host:port"}}),
+    "Membership": _all(
+        {
+            "version": {**_COUNT, "description": "Grows by one with each step."},
+            "voters": {**_list(_TEXT), "description": "Those who are counted."},
+            "learner": {**_or_null(_TEXT), "description": "A node that is being added."},
+        }
+    ),
     "Leader": _all({"leader": _TEXT}),
     "Info": _all({"node_id": _TEXT, "version": _TEXT, "limits": _map(_COUNT), "config": _OBJECT}),
     "Health": _all({"status": {"enum": ["live", "ready"]}}),

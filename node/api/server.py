@@ -35,6 +35,7 @@ from node.api.following import Following
 from node.api.known_heads import KnownHeads
 from node.api.levels import Levels, store_headers
 from node.api.limits import ApiLimits
+from node.api.members import Members
 from node.api.metrics import UNMATCHED, Metrics
 from node.api.openapi import Document
 from node.api.persistence import Persistence
@@ -96,6 +97,7 @@ class ApiServer:
             Checkpoints(replica, levels, self._bodies, self.limits),
             Persistence(replica, worker, force_on, state, levels, self._bodies, self.limits),
             self._cluster,
+            Members(replica, self._bodies, self.limits),
             Recovery(override, self._bodies, self.limits),
             self._metrics,
         )

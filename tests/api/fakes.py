@@ -37,6 +37,13 @@ class Member(NamedTuple):
     applied_index: int
     persisted_index: int
     last_contact_ms: int | None
+    voter: bool = True
+
+
+class Membership(NamedTuple):
+    version: int
+    voter_ids: frozenset[str]
+    learner_id: str | None
 
 
 class Status(NamedTuple):
@@ -54,6 +61,8 @@ class FakeReplica:
         self.peers: list[str] = []
         self.propose_error: ExesdbError | None = None
         self.barrier_error: ExesdbError | None = None
+        self.member_error: ExesdbError | None = None
+        self.learns = False
         self.reasons: list[str] = []
         self.recovering = False
         self.barriers: list[str] = []
@@ -97,6 +106,18 @@ class FakeReplica:
         if self.barrier_error is not None:
             raise self.barrier_error
         self.before_barrier()
+
+    async def add_member(self, member_id: str, raft_address: str, timeout_ms: int) -> Membership:
+        if self.member_error is not None:
+            raise self.member_error
+        if self.learns:
+            return Membership(1, frozenset({"n1"}), member_id)
+        return Membership(2, frozenset({"n1", member_id}), None)
+
+    async def remove_member(self, member_id: str, timeout_ms: int) -> Membership:
+        if self.member_error is not None:
+            raise self.member_error
+        return Membership(3, frozenset({"n1"} - {member_id}), None)
 
     async def wait_applied(self, index: int, timeout_ms: int) -> None:
         await self._until(lambda: self.applied_index >= index, timeout_ms)

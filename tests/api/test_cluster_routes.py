@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from node.errors import (
+    LastMember,
+    MemberExists,
+    MemberMissing,
+    MemberRecovering,
+    MembershipChangeOpen,
+)
 from tests.api.fakes import Node, serving
 
 
@@ -20,6 +27,7 @@ async def test_the_cluster_is_shown_as_this_node_sees_it(node: Node):
         "applied_index": 1,
         "persisted_index": 0,
         "last_contact_ms": 7,
+        "voter": True,
     }
 
 
@@ -29,6 +37,47 @@ async def test_the_cluster_is_shown_as_this_node_sees_it(node: Node):
 async def test_leadership_is_handed_over(node: Node, kwargs, leader):
     answer = await node.ask("POST", "/v1/cluster/leader", **kwargs)
     assert (answer.status, answer.body) == (200, {"leader": leader})
+
+
+async def test_a_member_is_added_and_removed(node: Node):
+    body = {"id": "n4", "raft_address": "127.0.0.1:7104"}
+    answer = await node.ask("POST", "/v1/cluster/members", json=body)
+    assert answer.status == 201
+    assert answer.body == {"version": 2, "voters": ["n1", "n4"], "learner": None}
+    answer = await node.ask("DELETE", "/v1/cluster/members/n4")
+    assert (answer.status, answer.body["voters"]) == (200, ["n1"])
+
+
+async def test_a_member_that_still_learns_is_202(node: Node):
+    node.replica.learns = True
+    body = {"id": "n4", "raft_address": "127.0.0.1:7104"}
+    answer = await node.ask("POST", "/v1/cluster/members", json=body)
+    assert (answer.status, answer.body["learner"]) == (202, "n4")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (MembershipChangeOpen("another"), 409, "membership_change_open"),
+        (MemberRecovering("n2"), 409, "member_recovering"),
+        (MemberExists("n2"), 409, "member_exists"),
+        (LastMember("n1"), 409, "last_member"),
+        (MemberMissing("n9"), 404, "member_not_found"),
+    ],
+)
+async def test_a_change_of_members_may_be_refused(node: Node, error, status, code):
+    node.replica.member_error = error
+    answer = await node.ask("DELETE", "/v1/cluster/members/n2")
+    assert (answer.status, answer.code, answer.body["stored"]) == (status, code, "no")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"id": "n4"}, {"id": "", "raft_address": "h:1"}, {"id": "n4", "raft_address": ""}, [], {}],
+)
+async def test_a_new_member_needs_an_id_and_an_address(node: Node, body):
+    answer = await node.ask("POST", "/v1/cluster/members", json=body)
+    assert (answer.status, answer.code) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("body", [{"to": 5}, {"too": "n2"}, []])

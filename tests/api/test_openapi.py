@@ -114,6 +114,8 @@ async def test_real_answers_are_as_the_document_says(node: Node):
         ("PUT", "/v1/persistence", 200, {"interval_ms": 1}),
         ("GET", "/v1/cluster", 200, None),
         ("POST", "/v1/cluster/leader", 200, {"to": "n2"}),
+        ("POST", "/v1/cluster/members", 201, {"id": "n4", "raft_address": "127.0.0.1:7104"}),
+        ("DELETE", "/v1/cluster/members/n4", 200, None),
         ("GET", "/v1/cluster/recovery", 200, None),
         ("POST", "/v1/cluster/recovery", 202, ORDER),
         ("GET", "/v1/info", 200, None),

@@ -1,0 +1,134 @@
+"""Members: who belongs to the cluster, and changing that, one node at a time. Behind
+`scripts/member`.
+
+Any node can be asked; it hands the request to the leader. To add a node, start it first with
+`--join` and a member or two as `--peer`. It is sent the whole history, and counted once it has
+caught up. That may take longer than a request waits, so `add` asks again until it is done.
+
+Exit codes: 0 done, and for `list` that there is a leader; 1 refused or not done in time; 2 no node
+could be reached.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from urllib.parse import quote
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
+from cluster.status import look
+
+_PATH = "/v1/cluster/members"
+_REQUEST_MS = 10_000
+_AGAIN_S = 0.5
+_WAIT = (
+    *("membership_change_open", "member_recovering"),
+    *("no_leader", "not_ready", "outcome_unknown"),
+)
+# What says, to a request that was made before, that it was carried out.
+_DONE = {"add": "member_exists", "remove": "member_not_found"}
+_EPILOG = """\
+examples:
+  scripts/member list
+  scripts/member add n4 10.0.0.4:7101
+  scripts/member remove n1 --url http://10.0.0.2:8101
+
+To add a node, start it first: python -m node --join true --node-id n4 --peer n1=10.0.0.1:7101 ...
+To replace a node, add the new one and then remove the old one.
+
+exit codes: 0 done, 1 refused or not done in time, 2 no node could be reached
+The environment variable EX_ESDB_URL holds addresses too, with commas between them.
+"""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options; leaves with exit 2 on wrong ones."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/member",
+        description="Show, add and remove the members of a cluster, one at a time.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--url", action="append", metavar="URL",
+        help=f"a node to ask, repeatable; default {DEFAULT_URLS[0]} to 8103")  # fmt: skip
+    common.add_argument("--timeout", type=float, default=300, metavar="SECONDS",
+        help="how long to try; default 300")  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", parents=[common], help="who is a member, and who is counted")
+    add = commands.add_parser("add", parents=[common], help="add a node that runs with --join")
+    add.add_argument("id", help="its node id")
+    add.add_argument("raft_address", help="host:port where the others reach its Raft port")
+    remove = commands.add_parser("remove", parents=[common], help="remove a node, up or down")
+    remove.add_argument("id", help="its node id")
+    return parser.parse_args(argv)
+
+
+async def run(options: argparse.Namespace, console: Console) -> int:
+    """Do it; the exit code."""
+    urls = urls_or_default(options.url)
+    try:
+        if options.command == "list":
+            return _list(await look(urls), console)
+        return await _change(options, urls, console)
+    except Unreachable as error:
+        print(f"scripts/member: no node could be reached\n{error}", file=sys.stderr)
+        return 2
+
+
+def _list(reply: Reply, console: Console) -> int:
+    table = Table(title=f"members, as {reply.body.get('node_id', '?')} sees them")
+    for heading in ("node", "raft address", "role", "counted"):
+        table.add_column(heading)
+    for member in reply.body.get("members", []):
+        counted = "yes" if member.get("voter") else "no"
+        table.add_row(member["id"], member["raft_address"], member["role"], counted)
+    console.print(table)
+    return 0 if reply.body.get("leader") else 1
+
+
+async def _change(options: argparse.Namespace, urls: list[str], console: Console) -> int:
+    """Ask, and again while the cluster is busy or the node still learns."""
+    until = time.monotonic() + options.timeout
+    asked_before = False
+    while True:
+        reply = await _ask(options, urls)
+        code = reply.body.get("code")
+        repeated = asked_before and code == _DONE[options.command]
+        if reply.status in (200, 201) or repeated:
+            voters = ", ".join(reply.body.get("voters", [])) or "as before"
+            console.print(f"{options.id}: done; counted are {voters}")
+            return 0
+        if reply.status != 202 and code not in _WAIT:
+            print(f"scripts/member: {reply.body.get('detail', code)}", file=sys.stderr)
+            return 1
+        if time.monotonic() >= until:
+            print("scripts/member: not done in time; it may still be later", file=sys.stderr)
+            return 1
+        console.print(f"{options.id}: {reply.body.get('detail') or 'is learning'}")
+        asked_before = True
+        await asyncio.sleep(_AGAIN_S)
+
+
+async def _ask(options: argparse.Namespace, urls: list[str]) -> Reply:
+    query, wait_s = f"?timeout_ms={_REQUEST_MS}", _REQUEST_MS / 1000 + 5
+    if options.command == "add":
+        body = {"id": options.id, "raft_address": options.raft_address}
+        return await request("POST", urls, _PATH + query, json=body, timeout_s=wait_s)
+    path = f"{_PATH}/{quote(options.id, safe='')}{query}"
+    return await request("DELETE", urls, path, timeout_s=wait_s)
+
+
+def main(argv: list[str]) -> int:
+    """The exit code."""
+    try:
+        return asyncio.run(run(parse(argv), Console()))
+    except KeyboardInterrupt:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

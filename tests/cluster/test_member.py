@@ -1,0 +1,72 @@
+"""`scripts/member`: what it asks, what a person sees, and how it ends."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cluster import member
+from tests.cluster.fake_http import serving
+
+MEMBERS = "/v1/cluster/members"
+COUNTED = {"version": 2, "voters": ["n1", "n2", "n4"], "learner": None}
+BUSY = {"code": "membership_change_open", "detail": "n5 is being added"}
+GONE = {"code": "member_not_found", "detail": "that is no member"}
+
+
+async def ran(*argv: str) -> tuple[int, str]:
+    """The exit code, and what a person sees."""
+    screen = io.StringIO()
+    code = await member.run(member.parse(list(argv)), Console(file=screen, width=120))
+    return code, screen.getvalue()
+
+
+async def test_a_node_is_added_and_the_voters_are_shown() -> None:
+    async with serving({("POST", MEMBERS): (201, COUNTED)}) as server:
+        code, screen = await ran("add", "n4", "127.0.0.1:7104", "--url", server.url)
+    assert (code, screen) == (0, "n4: done; counted are n1, n2, n4\n")
+
+
+async def test_a_node_is_removed() -> None:
+    async with serving({("DELETE", f"{MEMBERS}/n3"): (200, COUNTED)}) as server:
+        code, screen = await ran("remove", "n3", "--url", server.url)
+    assert code == 0 and "counted are" in screen
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(409, {"code": "last_member", "detail": "the last member cannot be removed"}), (404, GONE)],
+)
+async def test_a_refusal_is_shown_and_exit_1(
+    status: int, body: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with serving({("DELETE", f"{MEMBERS}/n1"): (status, body)}) as server:
+        code, _ = await ran("remove", "n1", "--url", server.url)
+    assert code == 1
+    assert body["detail"] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("status", "body"), [(409, BUSY), (202, COUNTED | {"learner": "n4"})])
+async def test_it_asks_again_until_its_time_is_over(status: int, body: dict[str, Any]) -> None:
+    async with serving({("POST", MEMBERS): (status, body)}) as server:
+        code, screen = await ran("add", "n4", "h:1", "--url", server.url, "--timeout", "0.2")
+    assert code == 1
+    assert len(server.asked) == 2
+    assert screen.startswith("n4: ")
+
+
+async def test_no_node_is_exit_2() -> None:
+    code, _ = await ran("list", "--url", "http://127.0.0.1:9")
+    assert code == 2
+
+
+async def test_the_members_are_listed_and_who_is_counted() -> None:
+    row = {"raft_address": "127.0.0.1:7101", "role": "leader", "voter": True}
+    learner = {"id": "n4", "raft_address": "127.0.0.1:7104", "role": "follower", "voter": False}
+    body = {"node_id": "n1", "leader": "n1", "members": [{"id": "n1", **row}, learner]}
+    async with serving({("GET", "/v1/cluster"): (200, body)}) as server:
+        code, screen = await ran("list", "--url", server.url)
+    assert code == 0
+    (line,) = [line for line in screen.splitlines() if "n4" in line]
+    assert line.split()[-2] == "no"
