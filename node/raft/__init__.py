@@ -12,6 +12,7 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 * `transport`  one live session a peer, dialling, bounded queues
 * `membership` who belongs to the cluster, and in which steps that may change
 * `membership_log` which membership counts on this node now
+* `membership_change` who may change it, when, and in which steps
 * `journal`    the Raft log in memory, and the promises that must be durable
 * `window`     how much may be under way to a peer
 * `bridge`     the library's side of the transport
@@ -21,6 +22,7 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 * `election`   when to stand for election: only after a majority would agree (PreVote)
 * `recovery`   how a node that may have forgotten promises comes back
 * `entries`    the content of a log entry: the commands of one group commit, or a membership
+* `announcement` when followers are told that the commit index has moved
 * `proposals`  from a command to its outcome: queue, group commit, forwarding, deadlines
 * `fill`       how a node that is further behind than the log reaches is brought up
 * `requests`   questions between nodes that want an answer
