@@ -10,11 +10,12 @@ import pytest
 
 from tests.simulation.simulation import run
 
-SEEDS = [(1, 3), (2, 3), (3, 3), (1, 5), (2, 5)]
+SEEDS = [(1, 3), (2, 3), (1, 5), (2, 5)]
+KEPT = [(1036, 3), (1156, 3)]  # these have found something once
 REPEATED = (13, 3)
 
 
-@pytest.mark.parametrize(("seed", "size"), SEEDS)
+@pytest.mark.parametrize(("seed", "size"), SEEDS + KEPT)
 def test_no_rule_is_broken_under_faults(seed: int, size: int) -> None:
     report = run(seed, size)
     assert report.violations == [], f"scripts/simulate --seed {seed} --nodes {size}"
