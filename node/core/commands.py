@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import cbor2
 
 from node.core.frames import is_frame
+from node.core.snapshots import KEPT_MAX, is_content
 
 FORMAT = 1
 
@@ -43,6 +44,7 @@ _STORE_NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}")
 _APPEND, _APPEND_MANY, _CREATE_STORE, _DELETE_STORE, _PUT_CHECKPOINT, _BARRIER, _PUT_STORE = range(
     7
 )
+_PUT_SNAPSHOT, _DELETE_SNAPSHOT = 7, 8
 
 
 class MalformedCommand(ValueError):
@@ -77,11 +79,12 @@ class CreateStore(NamedTuple):
 
 
 class PutStore(NamedTuple):
-    """Make a store, unless it exists, and say what its appends wait for."""
+    """Make a store, unless it exists, and set its settings; None leaves one as it is."""
 
     store: str
     created_us: int
-    durability: str
+    durability: str | None
+    snapshots_kept: int | None = None
 
 
 class DeleteStore(NamedTuple):
@@ -98,11 +101,41 @@ class PutCheckpoint(NamedTuple):
     position: int
 
 
+class PutSnapshot(NamedTuple):
+    """Record a snapshot of an aggregate, in place of one of the same version."""
+
+    store: str
+    created_us: int
+    source: str
+    stream: str
+    version: int
+    content: bytes
+
+
+class DeleteSnapshot(NamedTuple):
+    """Remove a snapshot of an aggregate."""
+
+    store: str
+    source: str
+    stream: str
+    version: int
+
+
 class Barrier(NamedTuple):
     """Change nothing: whoever sees it applied has seen all that was acknowledged before."""
 
 
-Command = Append | AppendMany | CreateStore | PutStore | DeleteStore | PutCheckpoint | Barrier
+Command = (
+    Append
+    | AppendMany
+    | CreateStore
+    | PutStore
+    | DeleteStore
+    | PutCheckpoint
+    | PutSnapshot
+    | DeleteSnapshot
+    | Barrier
+)
 
 
 def append(
@@ -133,9 +166,13 @@ def create_store(store: str, created_us: int) -> bytes:
     return cbor2.dumps((FORMAT, _CREATE_STORE, store, created_us))
 
 
-def put_store(store: str, created_us: int, durability: str) -> bytes:
-    """Encode a `PutStore`; `durability` is one of `DURABILITIES`."""
-    return cbor2.dumps((FORMAT, _PUT_STORE, store, created_us, durability))
+def put_store(
+    store: str, created_us: int, durability: str | None, snapshots_kept: int | None = None
+) -> bytes:
+    """Encode a `PutStore`; `durability` is one of `DURABILITIES`, `snapshots_kept` at most
+    `KEPT_MAX`; None leaves the store's own.
+    """
+    return cbor2.dumps((FORMAT, _PUT_STORE, store, created_us, durability, snapshots_kept))
 
 
 def delete_store(store: str) -> bytes:
@@ -146,6 +183,18 @@ def delete_store(store: str) -> bytes:
 def put_checkpoint(store: str, name: str, position: int) -> bytes:
     """Encode a `PutCheckpoint`."""
     return cbor2.dumps((FORMAT, _PUT_CHECKPOINT, store, name, position))
+
+
+def put_snapshot(
+    store: str, created_us: int, source: str, stream: str, version: int, content: bytes
+) -> bytes:
+    """Encode a `PutSnapshot`; `content` is made by `snapshots.encode_content`."""
+    return cbor2.dumps((FORMAT, _PUT_SNAPSHOT, store, created_us, source, stream, version, content))
+
+
+def delete_snapshot(store: str, source: str, stream: str, version: int) -> bytes:
+    """Encode a `DeleteSnapshot`."""
+    return cbor2.dumps((FORMAT, _DELETE_SNAPSHOT, store, source, stream, version))
 
 
 def barrier() -> bytes:
@@ -212,11 +261,13 @@ def _decode_create_store(fields: list[Any]) -> CreateStore:
 
 
 def _decode_put_store(fields: list[Any]) -> PutStore:
-    _, _, store, created_us, durability = fields
+    _, _, store, created_us, durability, kept = fields
     _need(type(store) is str and _STORE_NAME.fullmatch(store) is not None, "store")
     _need(_is_time(created_us), "created_us")
-    _need(type(durability) is str and durability in DURABILITIES, "durability")
-    return PutStore(store, created_us, durability)
+    _need(durability is None or type(durability) is str, "durability")
+    _need(durability is None or durability in DURABILITIES, "durability")
+    _need(kept is None or (_is_number(kept) and 1 <= kept <= KEPT_MAX), "snapshots_kept")
+    return PutStore(store, created_us, durability, kept)
 
 
 def _decode_delete_store(fields: list[Any]) -> DeleteStore:
@@ -231,6 +282,26 @@ def _decode_put_checkpoint(fields: list[Any]) -> PutCheckpoint:
     _need(_is_name(name), "name")
     _need(_is_number(position), "position")
     return PutCheckpoint(store, name, position)
+
+
+def _decode_put_snapshot(fields: list[Any]) -> PutSnapshot:
+    _, _, store, created_us, source, stream, version, content = fields
+    _need(_is_name(store), "store")
+    _need(_is_time(created_us), "created_us")
+    _need(_is_name(source), "source")
+    _need(_is_name(stream), "stream")
+    _need(_is_number(version), "version")
+    _need(is_content(content), "content")
+    return PutSnapshot(store, created_us, source, stream, version, content)
+
+
+def _decode_delete_snapshot(fields: list[Any]) -> DeleteSnapshot:
+    _, _, store, source, stream, version = fields
+    _need(_is_name(store), "store")
+    _need(_is_name(source), "source")
+    _need(_is_name(stream), "stream")
+    _need(_is_number(version), "version")
+    return DeleteSnapshot(store, source, stream, version)
 
 
 def _decode_barrier(_: list[Any]) -> Barrier:
@@ -250,9 +321,11 @@ _DECODERS: dict[bytes, Callable[[list[Any]], Command]] = {
     _head(_APPEND, 7): _decode_append,
     _head(_APPEND_MANY, 9): _decode_append_many,
     _head(_CREATE_STORE, 4): _decode_create_store,
-    _head(_PUT_STORE, 5): _decode_put_store,
+    _head(_PUT_STORE, 6): _decode_put_store,
     _head(_DELETE_STORE, 3): _decode_delete_store,
     _head(_PUT_CHECKPOINT, 5): _decode_put_checkpoint,
+    _head(_PUT_SNAPSHOT, 8): _decode_put_snapshot,
+    _head(_DELETE_SNAPSHOT, 6): _decode_delete_snapshot,
     _head(_BARRIER, 2): _decode_barrier,
 }
 

@@ -75,6 +75,37 @@ class CheckpointNotIncreasing(NamedTuple):
     current: int
 
 
+class SnapshotRecorded(NamedTuple):
+    """The snapshot is kept; `replaced` says that one of the same version had to go for it."""
+
+    replaced: bool
+
+
+class SnapshotTooOld(NamedTuple):
+    """Not recorded: the `kept` snapshots that its series may hold are all of greater versions."""
+
+    source: str
+    stream: str
+    version: int
+    kept: int
+
+
+class SnapshotDeleted(NamedTuple):
+    """The snapshot is gone."""
+
+    source: str
+    stream: str
+    version: int
+
+
+class SnapshotNotFound(NamedTuple):
+    """There is no snapshot of this version."""
+
+    source: str
+    stream: str
+    version: int
+
+
 class BarrierPassed(NamedTuple):
     """A command that changes nothing has come through the log."""
 
@@ -94,6 +125,10 @@ Outcome = (
     | StoreDeleted
     | CheckpointMoved
     | CheckpointNotIncreasing
+    | SnapshotRecorded
+    | SnapshotTooOld
+    | SnapshotDeleted
+    | SnapshotNotFound
     | BarrierPassed
     | Malformed
 )

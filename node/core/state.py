@@ -22,9 +22,11 @@ from node.core.commands import (
     AppendMany,
     Barrier,
     CreateStore,
+    DeleteSnapshot,
     DeleteStore,
     MalformedCommand,
     PutCheckpoint,
+    PutSnapshot,
     PutStore,
 )
 from node.core.outcomes import (
@@ -33,13 +35,16 @@ from node.core.outcomes import (
     CheckpointMoved,
     Malformed,
     Outcome,
+    SnapshotDeleted,
+    SnapshotRecorded,
     StoreCreated,
     StoreDeleted,
     StoreNotFound,
 )
+from node.core.snapshots import PLACE_BITS, Snapshot
 from node.core.store import Store
 
-_PLACES_BITS = 20  # an entry holds fewer than 2**20 commands
+_CHANGES = (CheckpointMoved, SnapshotRecorded, SnapshotDeleted)
 
 
 def _ignore(_: str) -> None:
@@ -65,12 +70,14 @@ class State:
             PutStore: self._put_store,
             DeleteStore: self._delete_store,
             PutCheckpoint: self._put_checkpoint,
+            PutSnapshot: self._put_snapshot,
+            DeleteSnapshot: self._delete_snapshot,
             Barrier: self._barrier,
         }
 
     def apply(self, index: int, term: int, encoded: Sequence[bytes]) -> list[Outcome]:
         """Apply the commands of the entry at `index`; one outcome a command, in order."""
-        base = index << _PLACES_BITS
+        base = index << PLACE_BITS
         outcomes = [self._apply_one(command, base + at) for at, command in enumerate(encoded)]
         self.applied_index = index
         self.applied_term = term
@@ -109,7 +116,7 @@ class State:
             command.checks,
             command.checkpoint,
             command.created_us,
-            place >> _PLACES_BITS,
+            place >> PLACE_BITS,
         )
         return self._noting(outcome, store)
 
@@ -117,7 +124,23 @@ class State:
         store = self.stores.get(command.store)
         if store is None:
             return StoreNotFound(command.store)
-        outcome = store.put_checkpoint(command.name, command.position, place >> _PLACES_BITS)
+        outcome = store.put_checkpoint(command.name, command.position, place >> PLACE_BITS)
+        return self._noting(outcome, store)
+
+    def _put_snapshot(self, command: PutSnapshot, place: int) -> Outcome:
+        name, created_us, source, stream, version, content = command
+        store = self.stores.get(name)
+        if store is None:
+            return StoreNotFound(name)
+        snapshot = Snapshot(source, stream, version, created_us, place, content)
+        return self._noting(store.snapshots.put(snapshot), store)
+
+    def _delete_snapshot(self, command: DeleteSnapshot, place: int) -> Outcome:
+        name, source, stream, version = command
+        store = self.stores.get(name)
+        if store is None:
+            return StoreNotFound(name)
+        outcome = store.snapshots.delete(source, stream, version, place >> PLACE_BITS)
         return self._noting(outcome, store)
 
     def _create_store(self, command: CreateStore, place: int) -> Outcome:
@@ -128,11 +151,14 @@ class State:
         return StoreCreated(True)
 
     def _put_store(self, command: PutStore, place: int) -> Outcome:
-        name, created_us, durability = command
+        name, created_us, durability, kept = command
         outcome = self._create_store(CreateStore(name, created_us), place)
         store = self.stores[name]
-        if store.durability != durability:
+        if durability is not None and store.durability != durability:
             store.durability = durability
+            self._changed.add(name)
+        if kept is not None and store.snapshots.kept != kept:
+            store.snapshots.keep(kept, place >> PLACE_BITS)
             self._changed.add(name)
         return outcome
 
@@ -149,7 +175,7 @@ class State:
         if isinstance(outcome, Appended):
             changed = not outcome.idempotent
         else:
-            changed = isinstance(outcome, CheckpointMoved)
+            changed = isinstance(outcome, _CHANGES)
         if changed:
             self._changed.add(store.name)
         return outcome

@@ -1,4 +1,4 @@
-"""One store: its events in position order, its streams, its checkpoints.
+"""One store: its events in position order, its streams, its checkpoints, its snapshots.
 
 Events stand in columns, one item an event, index = position - 1:
 
@@ -13,8 +13,8 @@ event beside the frame's own, whatever the number of streams. Columns only grow 
 what stands in them never changes; the persistence thread and long reads rely on that when they
 look at a range that is complete.
 
-The store is a tree, as in Khepri: `streams` and `checkpoints` are its branches, an expected
-version is the condition on a stream's list of children. Counts are kept, not counted.
+The store is a tree, as in Khepri: `streams`, `checkpoints` and `snapshots` are its branches, an
+expected version is the condition on a stream's list of children. Counts are kept, not counted.
 
 Every method that changes something first checks everything. None raises for what a command says.
 """
@@ -40,6 +40,7 @@ from node.core.outcomes import (
     WrongExpectedVersion,
 )
 from node.core.recent import RecentIds, first_remembered
+from node.core.snapshots import Snapshots
 from node.core.stream import Stream
 
 Row = tuple[int, int, int, int, int, bytes]
@@ -83,6 +84,7 @@ class Store:
         self.type_names: list[str] = []
         self.checkpoints: dict[str, int] = {}
         self.checkpoint_index: dict[str, int] = {}
+        self.snapshots = Snapshots()
         self._type_ordinals: dict[bytes, int] = {}
         self._frames: list[bytes] = []
         self._stream_of = array("I")
@@ -234,14 +236,9 @@ class Store:
         """The answer of an append whose events stand at `positions`."""
         numbers = [self._number_of[position - 1] for position in positions]
         streams = {stream: number for (stream, _), number in zip(events, numbers, strict=True)}
-        first_stream = events[0][0] if events else ""
-        return Appended(
-            numbers[0] if numbers else -1,
-            streams.get(first_stream, -1),
-            positions,
-            streams,
-            idempotent,
-        )
+        first = numbers[0] if numbers else -1
+        last = streams[events[0][0]] if events else -1
+        return Appended(first, last, positions, streams, idempotent)
 
     def _refused_check(self, checks: Sequence[tuple[str, int]]) -> WrongExpectedVersion | None:
         for stream, expected in checks:
@@ -422,6 +419,7 @@ class Store:
             self._check_stream(ordinal, stream)
         assert all(a <= b for a, b in pairwise(self._created))
         assert self.checkpoints.keys() == self.checkpoint_index.keys()
+        self.snapshots.check()
         assert list(self.stream_names) == sorted(self.streams)
         assert self._recent == RecentIds.of(self._frames), "other ids are remembered than must be"
         for at, frame in enumerate(self._frames):

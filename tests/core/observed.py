@@ -31,6 +31,8 @@ def encoded(command: Any) -> bytes:
         commands.PutStore: commands.put_store,
         commands.DeleteStore: commands.delete_store,
         commands.PutCheckpoint: commands.put_checkpoint,
+        commands.PutSnapshot: commands.put_snapshot,
+        commands.DeleteSnapshot: commands.delete_snapshot,
         commands.Barrier: commands.barrier,
     }
     return encoders[type(command)](*command)
@@ -72,6 +74,7 @@ def store_contents(store: Store) -> dict[str, Any]:
         "types": [(name, store.find_type(name)) for name in store.type_names],
         "checkpoints": dict(store.checkpoints),
         "checkpoint_index": dict(store.checkpoint_index),
+        "snapshots": (store.snapshots.kept, store.snapshots.digest, store.snapshots.all()),
         "remembered": remembered(store),
         "generations": (dict(store._recent._older), dict(store._recent._younger)),
     }

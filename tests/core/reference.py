@@ -18,6 +18,10 @@ from node.core.outcomes import (
     CheckpointMoved,
     CheckpointNotIncreasing,
     Outcome,
+    SnapshotDeleted,
+    SnapshotNotFound,
+    SnapshotRecorded,
+    SnapshotTooOld,
     StoreCreated,
     StoreDeleted,
     StoreNotFound,
@@ -48,6 +52,9 @@ class ReferenceStore:
     remembered_min: int
     events: list[Event] = field(default_factory=list)
     checkpoints: dict[str, int] = field(default_factory=dict)
+    kept: int = 10_000
+    series_bytes_max: int = 64 * 1024 * 1024
+    snapshots: dict[tuple[str, str, int], bytes] = field(default_factory=dict)
 
     def version(self, stream: str) -> int:
         """The number of the last event of a stream, -1 without one."""
@@ -95,6 +102,32 @@ class ReferenceStore:
         self.checkpoints[name] = position
         return CheckpointMoved(name, position)
 
+    def put_snapshot(self, source: str, stream: str, version: int, content: bytes) -> Outcome:
+        """Add it, then throw the smallest away until the rest fits; it must be among the rest."""
+        replaced = (source, stream, version) in self.snapshots
+        after = {**self.snapshots, (source, stream, version): content}
+        series = sorted(key for key in after if key[:2] == (source, stream))
+        while len(series) > self.kept or (
+            len(series) > 1 and sum(len(after[key]) for key in series) > self.series_bytes_max
+        ):
+            del after[series.pop(0)]
+        if (source, stream, version) not in after:
+            return SnapshotTooOld(source, stream, version, self.kept)
+        self.snapshots = after
+        return SnapshotRecorded(replaced)
+
+    def delete_snapshot(self, *key: Any) -> Outcome:
+        """Remove exactly this one."""
+        gone = self.snapshots.pop(key, None)
+        return SnapshotNotFound(*key) if gone is None else SnapshotDeleted(*key)
+
+    def keep(self, kept: int) -> None:
+        """Of each series the greatest versions."""
+        self.kept = kept
+        for pair in {key[:2] for key in self.snapshots}:
+            for key in sorted(key for key in self.snapshots if key[:2] == pair)[:-kept]:
+                del self.snapshots[key]
+
     def _earlier_try(
         self, events: list[tuple[str, bytes]], positions: list[int], ids: frozenset[bytes]
     ) -> Outcome | Reused:
@@ -124,6 +157,7 @@ class ReferenceState:
     """All stores."""
 
     remembered_min: int
+    series_bytes_max: int
     stores: dict[str, ReferenceStore] = field(default_factory=dict)
 
     def apply(self, command: Any) -> Outcome | Reused:
@@ -133,8 +167,15 @@ class ReferenceState:
                 return BarrierPassed()
             case commands.CreateStore(name, created_us):
                 created = name not in self.stores
-                self.stores.setdefault(name, ReferenceStore(created_us, self.remembered_min))
+                fresh = ReferenceStore(created_us, self.remembered_min)
+                fresh.series_bytes_max = self.series_bytes_max
+                self.stores.setdefault(name, fresh)
                 return StoreCreated(created)
+            case commands.PutStore(name, created_us, _, kept):
+                outcome = self.apply(commands.CreateStore(name, created_us))
+                if kept is not None:
+                    self.stores[name].keep(kept)
+                return outcome
         store = self.stores.get(command.store)
         if store is None:
             return StoreNotFound(command.store)
@@ -144,6 +185,10 @@ class ReferenceState:
                 return StoreDeleted(name)
             case commands.PutCheckpoint(_, name, position):
                 return store.put_checkpoint(name, position)
+            case commands.PutSnapshot(_, _, source, stream, version, content):
+                return store.put_snapshot(source, stream, version, content)
+            case commands.DeleteSnapshot(_, source, stream, version):
+                return store.delete_snapshot(source, stream, version)
             case commands.Append(_, created_us, stream, expected, frames):
                 events = [(stream, frame) for frame in frames]
                 return store.append(events, [(stream, expected)], None, created_us)

@@ -23,11 +23,16 @@ from node.core.outcomes import (
     CheckpointNotIncreasing,
     EventIdReused,
     Malformed,
+    SnapshotDeleted,
+    SnapshotNotFound,
+    SnapshotRecorded,
+    SnapshotTooOld,
     StoreCreated,
     StoreDeleted,
     StoreNotFound,
     WrongExpectedVersion,
 )
+from node.core.snapshots import encode_content
 from node.core.state import State
 from tests.core.observed import contents, frame, started
 
@@ -37,6 +42,8 @@ REFUSALS = (
     EventIdReused,
     StoreNotFound,
     CheckpointNotIncreasing,
+    SnapshotNotFound,
+    SnapshotTooOld,
 )
 OUTCOMES = (
     *REFUSALS,
@@ -44,9 +51,12 @@ OUTCOMES = (
     StoreCreated,
     StoreDeleted,
     CheckpointMoved,
+    SnapshotRecorded,
+    SnapshotDeleted,
     BarrierPassed,
 )
 
+SNAPSHOT = encode_content("Order", b"\x01", b"\xf6")
 VALID = [
     commands.append("main", 5, "s", commands.ANY, [frame(1), frame(2, "x" * 100)]),
     commands.append("main", 5, "s", 2**62, [frame(3)]),
@@ -59,6 +69,9 @@ VALID = [
     ),
     commands.append_many("main", 5, [], [], ("p", 1)),
     commands.put_store("main", 5, "persisted"),
+    commands.put_store("main", 5, None, 1),
+    commands.put_snapshot("main", 5, "o-1", "s", 7, SNAPSHOT),
+    commands.delete_snapshot("main", "o-1", "s", 3),
     commands.create_store("other", 5),
     commands.delete_store("main"),
     commands.put_checkpoint("main", "p", 3),
@@ -137,7 +150,12 @@ def filled() -> State:
     state.apply(
         2,
         1,
-        [commands.append("main", 9, "s", -1, [frame(90)]), commands.put_checkpoint("main", "p", 2)],
+        [
+            commands.append("main", 9, "s", -1, [frame(90)]),
+            commands.put_checkpoint("main", "p", 2),
+            commands.put_snapshot("main", 9, "o-1", "s", 3, SNAPSHOT),
+            commands.put_snapshot("main", 9, "o-1", "s", 9, SNAPSHOT),
+        ],
     )
     return state
 

@@ -13,14 +13,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from node.core import commands, recent
+from node.core import commands, recent, snapshots
 from node.core.commands import Append, AppendMany
 from node.core.outcomes import Appended, EventIdReused
+from node.core.snapshots import encode_content
 from node.core.state import State
 from tests.core.observed import contents, encoded, frame, remembered
 from tests.core.reference import ReferenceState, Reused
 
 REMEMBERED_MIN = 5
+SERIES_BYTES_MAX = 60
 CURRENT = 10**6  # in a strategy: the version that the stream has now
 
 stores = st.sampled_from(["main", "main", "main", "other"])
@@ -30,6 +32,8 @@ versions = st.sampled_from([commands.ANY, CURRENT, CURRENT, CURRENT - 1, CURRENT
 )
 times = st.integers(0, 50) | st.just(commands.TIME_US_MAX - 1)
 types = st.sampled_from(["T", "OrderPlaced", "é" * 12, "x" * 255])
+sources = st.sampled_from(["o-1", "o-2"])
+versions_of_snapshots = st.integers(0, 6) | st.just(2**62)
 checkpoints = st.tuples(st.sampled_from(["p", "q"]), st.integers(0, 9))
 
 
@@ -40,8 +44,10 @@ class StateAgainstReference(RuleBasedStateMachine):
         super().__init__()
         self._real_remembered_min = recent.REMEMBERED_MIN
         recent.REMEMBERED_MIN = REMEMBERED_MIN
+        self._real_series_bytes_max = snapshots.SERIES_BYTES_MAX
+        snapshots.SERIES_BYTES_MAX = SERIES_BYTES_MAX
         self.state, self.twin = State(), State()
-        self.reference = ReferenceState(REMEMBERED_MIN)
+        self.reference = ReferenceState(REMEMBERED_MIN, SERIES_BYTES_MAX)
         self.index = 0
         self.ids = 0
         self.sent: list[Append | AppendMany] = []
@@ -51,6 +57,7 @@ class StateAgainstReference(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         recent.REMEMBERED_MIN = self._real_remembered_min
+        snapshots.SERIES_BYTES_MAX = self._real_series_bytes_max
 
     @rule(
         store=stores,
@@ -117,6 +124,30 @@ class StateAgainstReference(RuleBasedStateMachine):
     def put_checkpoint(self, store: str, checkpoint: tuple[str, int]) -> None:
         self.do(commands.PutCheckpoint(store, *checkpoint))
 
+    @rule(
+        store=stores,
+        source=sources,
+        stream=st.sampled_from(["a", "b"]),
+        version=versions_of_snapshots,
+        size=st.integers(0, 50),
+    )
+    def put_snapshot(self, store: str, source: str, stream: str, version: int, size: int) -> None:
+        content = encode_content("T", bytes(size), b"\xf6")
+        self.do(commands.PutSnapshot(store, self.index, source, stream, version, content))
+
+    @rule(
+        store=stores,
+        source=sources,
+        stream=st.sampled_from(["a", "b"]),
+        version=versions_of_snapshots,
+    )
+    def delete_snapshot(self, store: str, source: str, stream: str, version: int) -> None:
+        self.do(commands.DeleteSnapshot(store, source, stream, version))
+
+    @rule(store=stores, kept=st.none() | st.sampled_from([1, 2, 3, 10_000]))
+    def put_store(self, store: str, kept: int | None) -> None:
+        self.do(commands.PutStore(store, 1, None, kept))
+
     @rule()
     def barrier(self) -> None:
         self.do(commands.Barrier())
@@ -131,6 +162,9 @@ class StateAgainstReference(RuleBasedStateMachine):
             records = [store.record(at) for at in range(1, store.position + 1)]
             assert [(r.stream, r.number, r.created_us, r.frame) for r in records] == expected.events
             assert store.checkpoints == expected.checkpoints
+            assert store.snapshots.kept == expected.kept
+            kept = {one[:3]: one.content for one in store.snapshots.all()}
+            assert kept == expected.snapshots
             assert remembered(store) == expected.remembered()
             assert store.created_us == expected.created_us
 
