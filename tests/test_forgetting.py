@@ -75,6 +75,19 @@ def test_a_killed_node_forgets_nothing_on_the_same_boot(path: Path) -> None:
         assert found.held == ENTRIES[2:]
 
 
+def test_an_earlier_clean_stop_is_not_believed_after_a_reboot(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark spoke for the life that ended with it, and not for the next one."""
+    with life(path) as stopped:
+        stopped.identity.leave(1, ENTRIES)
+    with life(path) as found:
+        assert not found.start.forgetful
+    monkeypatch.setattr("node.identity.kernel_boot_id", lambda: "another boot")
+    with life(path) as after:
+        assert after.start.forgetful
+
+
 def test_a_tail_of_another_history_than_the_disk_is_not_believed(path: Path) -> None:
     """The log would drop it; the node must not pass for one that has it."""
     with DataDirectory(path) as directory:

@@ -122,4 +122,38 @@ DEFECTS = (
         "            pass\n",
         (_COUNTING,),
     ),
+    Defect(
+        "change-before-an-entry-of-the-own-term",
+        "A9: a leader changes nothing before it has committed an entry of its own term",
+        "raft/membership_change.py",
+        "        sure = self._engine.leads_with_own_entry_applied\n",
+        "        sure = lambda: self._engine.leads  # noqa: E731\n",
+        (
+            f"{_CHANGES}::TestInterruptions::test_a_new_leader_changes_nothing_before_an_entry_of_its_own_is_committed",
+        ),
+    ),
+    Defect(
+        "too-few-are-left",
+        "A9: refused where too few of those who are left can be reached",
+        "raft/membership_change.py",
+        "        if not then.is_majority(self._at_hand(then)):\n",
+        "        if not then.voters:\n",
+        (f"{_CHANGES}::TestRemoving",),
+    ),
+    Defect(
+        "removed-leader-goes-on",
+        "A9: a leader that was removed ends its reign",
+        "raft/membership_change.py",
+        "            self._engine.retire()\n",
+        "            pass\n",
+        (f"{_CHANGES}::TestInterruptions::test_a_leader_whose_removal_is_certain_ends_its_reign",),
+    ),
+    Defect(
+        "removed-node-serves",
+        "A9: a node that was removed takes nothing",
+        "raft/replica.py",
+        "        if self._changes.outside:\n            raise",
+        "        if self._changes.outside is None:\n            raise",
+        (f"{_CHANGES}::TestRemoving",),
+    ),
 )

@@ -239,7 +239,7 @@ DEFECTS = (
         "identity.py",
         "            clean=False,\n",
         "",
-        (_IDENTITY,),
+        (_FORGETTING,),
     ),
     Defect(
         "killed-node-trusts-itself",
@@ -261,8 +261,8 @@ DEFECTS = (
         "new-node-is-a-voter",
         "no state file: never a voter by itself",
         "identity.py",
-        "kernel_boot_id(), False),\n                lineage=self._founding or",
-        "kernel_boot_id(), True),\n                forgetful=False, lineage=self._founding or",
+        "            forgetful=self._now.forgetful,\n",
+        "            forgetful=self._now.forgetful and self._now.tail > 0,\n",
         (_IDENTITY,),
     ),
     Defect(

@@ -325,6 +325,39 @@ class TestInterruptions:
 
         simulate(scenario)
 
+    def test_a_new_leader_changes_nothing_before_an_entry_of_its_own_is_committed(self) -> None:
+        """A change of an earlier leader, which it has not got, may still come into force."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3, spares=1)
+            leader = await ready(cluster)
+            cluster.links.delay_s = lambda _: 0.05
+            cluster.crash(leader)
+            await cluster.until(cluster.leader)
+            new = cluster.leader() or ""
+            spare = cluster.spares[0]
+            with pytest.raises(NoLeader):
+                await cluster[new].add_member(spare, f"{spare}:1", 20)
+            assert not cluster[new]._journal.memberships.open
+            await cluster.led()
+
+        simulate(scenario)
+
+    def test_a_leader_whose_removal_is_certain_ends_its_reign(self) -> None:
+        """It may have been elected while its removal stood in the log and was not committed."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await ready(cluster)
+            others = cluster.followers()
+            without = cluster[leader]._journal.memberships.current.without(leader)
+            cluster[leader]._engine.append(entries.encode_membership(without))
+            await cluster.until(lambda: not cluster[leader].leads, 2)
+            await cluster.append(await cluster.led(*others))
+            cluster.check()
+
+        simulate(scenario)
+
     def test_a_leader_that_cannot_commit_removes_one_at_most(self) -> None:
         """Two would make it a majority of its own."""
 
