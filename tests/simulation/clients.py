@@ -61,10 +61,7 @@ class History:
 
     operations: list[Operation] = field(default_factory=list)
     acked_position: int = 0
-    acked_index: int = 0
     reads: int = 0
-    refusals: int = 0
-    unknowns: int = 0
     events: int = 0
 
     def counts(self) -> tuple[int, int, int]:
@@ -126,11 +123,9 @@ class Client:
             )
         except ExesdbError as error:
             operation.unknown |= error.stored != "no"
-            self._history.refusals += 1
             return False
         except Gone as error:
             operation.unknown |= bool(error.args)
-            self._history.unknowns += 1
             return False
         if isinstance(outcome, Appended):
             self._acknowledged(operation, outcome, index, expected)
@@ -155,7 +150,6 @@ class Client:
         self._saw(max(operation.positions))
         history = self._history
         history.acked_position = max(history.acked_position, *operation.positions)
-        history.acked_index = max(history.acked_index, index)
 
     async def _persist(self, node: Node, operation: Operation) -> None:
         """What `durability=persisted` waits for."""

@@ -52,7 +52,6 @@ class Disk:
 
     def __init__(self, root: Path, chance: random.Random, died: Callable[[str], None]) -> None:
         self.faults = Faults()
-        self.sync_points = 0
         self._root = root
         self._chance = chance
         self._died = died
@@ -255,7 +254,6 @@ class Disk:
             self._died(self.faults.dies_by)
 
     def _counts_down(self) -> bool:
-        self.sync_points += 1
         faults = self.faults
         if faults.dies_at is None:
             return False

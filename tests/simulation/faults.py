@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from node.errors import ExesdbError
 from node.raft.messages import Message, Vote
-from tests.simulation.nodes import Life, Node, SimulatedPort
+from tests.simulation.nodes import Life, Node
 
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
@@ -51,7 +51,7 @@ class Director:
         chance, links = self._chance, self._links
         links.loss = chance.choice([0.0, 0.0, 0.01, 0.05])
         links.delay_s = _delay
-        SimulatedPort.refusing = chance.choice([0.0, 0.0, 0.02])
+        links.refusing = chance.choice([0.0, 0.0, 0.02])
         kinds = self._kinds()
         end = self._loop.time() + FAULTS_S
         pause_s = chance.choice([0.01, 0.03, 0.1])
@@ -115,7 +115,7 @@ class Director:
                 await self._start(node)
             if chance.random() < 0.2:
                 node.disk.faults.mend()
-        if chance.random() < 0.25:
+        if chance.random() < 0.35:
             self._links.heal()
 
     async def _start(self, node: Node) -> None:

@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from node.config.options import Config
 from node.config.values import Address, Peer
+from node.identity import EXIT_PROMISE_LOST
 from node.persistence.faults import FileFault
 from node.raft.messages import Message
 from node.raft.ports import Listener, RaftSettings
 from node.raft.replica import Replica
 from node.raft.session import Identity as SessionIdentity
 from node.service import Service, World
-from tests.raft.links import Links, Port
+from tests.raft.links import Port
 from tests.simulation import threads
 from tests.simulation.disk import Disk
 from tests.simulation.loop import CURRENT, Died, SimulatedLoop
+from tests.simulation.wires import Wires
 
 if TYPE_CHECKING:
     from tests.simulation.watch import Chronicle
@@ -37,18 +39,18 @@ STORE = "main"
 class SimulatedPort(Port):
     """A node's end of the links; what happens on them it learns in its own time."""
 
-    refusing = 0.0  # the share of messages that find the queue to the peer full
-
-    def __init__(self, links: Links, life: Life, incarnation: int) -> None:
+    def __init__(self, links: Wires, life: Life, incarnation: int) -> None:
         super().__init__(links, life.node_id, incarnation)
         self.context = life.context
         seed = life.chance.random()
         # One a peer: a node may speak to its peers in any order.
         self._chances = {peer: random.Random(f"{seed}/{peer}") for peer in life.node.members}
+        self._wires = links
         self._loop = life.node.loop
 
     def send(self, peer: str, message: Message) -> bool:
-        if self.refusing and self._chances[peer].random() < self.refusing:
+        refusing = self._wires.refusing
+        if refusing and self._chances[peer].random() < refusing:
             return False
         return super().send(peer, message)
 
@@ -151,7 +153,9 @@ class Life:
     def exited(self, code: int) -> None:
         """The node ended its process itself."""
         if self.alive:
-            self.node.exits.append(code)
+            faults = self.disk.faults
+            if code != EXIT_PROMISE_LOST or not (faults.full or faults.failing):
+                self.node.fail(f"{self} ends its process with {code}")
             self.node.end("kill")
         raise Died
 
@@ -202,7 +206,7 @@ class Node:
         members: Sequence[str],
         root: Path,
         loop: SimulatedLoop,
-        links: Links,
+        links: Wires,
         chronicle: Chronicle,
         seed: str,
         fail: Any,
@@ -219,7 +223,6 @@ class Node:
         self.life: Life | None = None
         self.skew_s = 0.0
         self.boots = 1
-        self.exits: list[int] = []
         self.forgetful = True
         self.log_end: tuple[int, int] | None = None  # of a life whose log must be found again
         self.reported_cut = 0

@@ -29,13 +29,13 @@ from typing import Any
 
 from node.raft.messages import Ask, Message
 from tests.raft import virtual_time
-from tests.raft.links import Links
 from tests.simulation import doors
 from tests.simulation.clients import Client, History, judge
 from tests.simulation.faults import Director
 from tests.simulation.loop import SimulatedLoop
-from tests.simulation.nodes import STORE, Life, Node, SimulatedPort
+from tests.simulation.nodes import STORE, Life, Node
 from tests.simulation.watch import Chronicle
+from tests.simulation.wires import Wires
 
 CALM_S = 40.0
 STOP_S = 90.0  # a stop that is under way on a slow disk ends within it
@@ -54,30 +54,7 @@ class Report:
     acknowledged: int = 0
     refused: int = 0
     unknown: int = 0
-    reads: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-
-
-class Wires(Links):
-    """Links that keep a digest of all that they deliver."""
-
-    def __init__(self, members: list[str], seed: int, now: Callable[[], float], root: Path) -> None:
-        super().__init__(members, seed)
-        self._now = now
-        self._root = str(root).encode()  # stands in the reasons why something cannot be written
-        self._traces = {
-            (one, other): hashlib.sha256() for one in members for other in members if one != other
-        }  # by link: in which order a node speaks to its peers at one moment says nothing
-
-    def _deliver(self, session: int, sender: str, receiver: str, encoded: bytes) -> None:
-        trace = self._traces[sender, receiver]
-        trace.update(b"%d %.9f " % (session, self._now()))
-        trace.update(encoded.replace(self._root, b""))
-        super()._deliver(session, sender, receiver, encoded)
-
-    def digest(self) -> bytes:
-        """Of everything, in an order of its own."""
-        return b"".join(trace.digest() for _, trace in sorted(self._traces.items()))
 
 
 class Simulation:
@@ -181,8 +158,7 @@ class Simulation:
 
     async def _calm(self) -> None:
         """No more faults: everything comes back, and writes succeed."""
-        self.links.loss, self.links.delay_s = 0.0, lambda _: 0.001
-        SimulatedPort.refusing = 0.0
+        self.links.loss, self.links.refusing, self.links.delay_s = 0.0, 0.0, lambda _: 0.001
         self.links.heal()
         for node in self.nodes.values():
             node.disk.faults.mend()
@@ -356,7 +332,7 @@ def _report(simulation: Simulation) -> Report:
     for failure in simulation.loop.failures:
         simulation.fail(failure)
     report.acknowledged, report.refused, report.unknown = simulation.history.counts()
-    report.reads = simulation.history.reads
+    report.counts["reads"] = simulation.history.reads
     report.counts["starts"] = sum(node.starts for node in simulation.nodes.values())
     report.counts["terms"] = len(simulation.chronicle.leaders)
     report.counts["entries"] = len(simulation.chronicle.entries)
