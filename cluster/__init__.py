@@ -8,5 +8,6 @@ signals, and over HTTP. It never imports `node`, so what works from here works f
 `supervisor`  real node processes: start, wait until ready, stop, kill, restart
 `access`      a request to whichever node answers
 `up`, `flush`, `status`   what stands behind `scripts/cluster`, `scripts/flush`, `scripts/status`
+`__main__`, `cli`         the command line `exesdb`: those, and append, read, tail, subscribe, ...
 `demo`, `bench`           a year of real events through three nodes; figures
 """

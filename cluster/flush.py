@@ -20,11 +20,13 @@ from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
 
+PROG = "scripts/flush"
+
 _ANSWER_S = 5.0
 _EPILOG = """\
 examples:
-  scripts/flush
-  scripts/flush --store my_store --url http://10.0.0.1:8101 --url http://10.0.0.2:8101
+  {prog}
+  {prog} --store my_store --url http://10.0.0.1:8101 --url http://10.0.0.2:8101
 
 exit codes: 0 all nodes have it on disk, 1 a node has not, 2 no node could be reached
 The environment variable EX_ESDB_URL holds addresses too, with commas between them.
@@ -42,12 +44,12 @@ class Row(NamedTuple):
     error: str = ""
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The options; leaves with exit 2 on wrong ones."""
+def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
+    """The options, and the command's name; leaves with exit 2 on wrong ones."""
     parser = argparse.ArgumentParser(
-        prog="scripts/flush",
+        prog=prog,
         description="Write everything committed so far to disk on every node, and wait for it.",
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -58,6 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="how long the nodes may take; default 30000")  # fmt: skip
     add("--json", action="store_true", help="print the node's answer instead of a table")
     options = parser.parse_args(argv)
+    options.prog = prog
     if not 1 <= options.timeout_ms <= 300_000:
         parser.error("--timeout-ms must be 1..300000")
     return options
@@ -129,22 +132,22 @@ async def run(options: argparse.Namespace, console: Console) -> int:
         urls = urls_or_default(options.url)
         reply = await flush(urls, options.store, options.timeout_ms)
     except Unreachable as error:
-        print(f"scripts/flush: no node could be reached\n{error}", file=sys.stderr)
+        print(f"{options.prog}: no node could be reached\n{error}", file=sys.stderr)
         return 2
     results = rows(reply)
     if options.json:
         console.print_json(json.dumps(reply.body))
     elif not results:
         reason = reply.body.get("detail") or reply.body.get("code") or f"status {reply.status}"
-        print(f"scripts/flush: {reply.url} says: {reason}", file=sys.stderr)
+        print(f"{options.prog}: {reply.url} says: {reason}", file=sys.stderr)
     else:
         console.print(table(results, f"flush of {options.store or 'all stores'} via {reply.url}"))
     return 0 if reply.status == 200 and not any(row.error for row in results) else 1
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], prog: str = PROG) -> int:
     """The exit code."""
-    return asyncio.run(run(parse(argv), Console()))
+    return asyncio.run(run(parse(argv, prog), Console()))
 
 
 if __name__ == "__main__":

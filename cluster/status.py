@@ -25,13 +25,15 @@ from rich.text import Text
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
 
+PROG = "scripts/status"
+
 WATCH_S = 1.0
 _ANSWER_S = 3.0
 _COLOURS = {"leader": "bold green", "follower": "green", "unreachable": "red"}
 _EPILOG = """\
 examples:
-  scripts/status
-  scripts/status --watch --url http://10.0.0.1:8101
+  {prog}
+  {prog} --watch --url http://10.0.0.1:8101
 
 exit codes: 0 there is a leader and all members are reachable, 1 not so, 2 no node could be reached
 The environment variable EX_ESDB_URL holds addresses too, with commas between them.
@@ -50,12 +52,12 @@ class Row(NamedTuple):
     last_contact_ms: float | None
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The options; leaves with exit 2 on wrong ones."""
+def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
+    """The options, and the command's name; leaves with exit 2 on wrong ones."""
     parser = argparse.ArgumentParser(
-        prog="scripts/status",
+        prog=prog,
         description="Show the members of a cluster, their roles, and how far each is.",
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -64,7 +66,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print the answer instead of a table")
     output.add_argument("--watch", action="store_true", help="show it again every second")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.prog = prog
+    return options
 
 
 async def look(urls: list[str]) -> Reply:
@@ -155,7 +159,7 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     try:
         reply = await look(urls)
     except Unreachable as error:
-        print(f"scripts/status: no node could be reached\n{error}", file=sys.stderr)
+        print(f"{options.prog}: no node could be reached\n{error}", file=sys.stderr)
         return 2
     if options.json:
         console.print_json(json.dumps(reply.body))
@@ -165,7 +169,7 @@ async def run(options: argparse.Namespace, console: Console) -> int:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
     else:
         detail = reply.body.get("detail") or reply.body.get("code") or f"status {reply.status}"
-        print(f"scripts/status: {reply.url} says: {detail}", file=sys.stderr)
+        print(f"{options.prog}: {reply.url} says: {detail}", file=sys.stderr)
     return 0 if reply.status == 200 and healthy(reply.body) else 1
 
 
@@ -180,10 +184,10 @@ async def _watch(urls: list[str], console: Console) -> int:
             await asyncio.sleep(WATCH_S)
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], prog: str = PROG) -> int:
     """The exit code; to leave a watch by Ctrl-C is no failure."""
     try:
-        return asyncio.run(run(parse(argv), Console()))
+        return asyncio.run(run(parse(argv, prog), Console()))
     except KeyboardInterrupt:
         return 0
 

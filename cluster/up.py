@@ -16,6 +16,7 @@ Exit codes: 0 all stopped cleanly; 1 a node did not start, or had to be killed t
 import argparse
 import asyncio
 import contextlib
+import json
 import shlex
 import signal
 import sys
@@ -28,6 +29,8 @@ from rich.console import Console
 from cluster.supervisor import PROJECT, NodeFailed, NodeProcess, PortBusy, Supervisor, how_it_ended
 from cluster.topology import NODES_MAX, LocalNode, Topology, local
 
+PROG = "scripts/cluster"
+
 RESTART_S = 3.0
 RESTART_S_MAX = 60.0
 _STEADY_S = 30.0
@@ -36,21 +39,21 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DESCRIPTION = "Run a cluster of the event store on this machine, in the foreground."
 _EPILOG = """\
 examples:
-  scripts/cluster
-  scripts/cluster --nodes 5 --data-dir /tmp/trial --persistence-interval 1000
-  scripts/cluster -- --log-level debug        what stands behind -- goes to every node
+  {prog}
+  {prog} --nodes 5 --data-dir /tmp/trial --persistence-interval 1000
+  {prog} -- --log-level debug        what stands behind -- goes to every node
 
 Ctrl-C stops all nodes; each writes what is not on disk yet, so nothing is lost. A node that dies is
 reported and started again after 3 s; --no-restart leaves it dead.
 """
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
     """The options; leaves with exit 2 on wrong ones."""
     parser = argparse.ArgumentParser(
-        prog="scripts/cluster",
+        prog=prog,
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -65,6 +68,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="store that exists from the start; default my_store")  # fmt: skip
     add("--persistence-interval", type=int, metavar="MS", help="default 5000")
     add("--no-restart", action="store_true", help="leave a node that died dead")
+    add("--json", action="store_true",
+        help="on stdout only one line of JSON: the nodes, once they are ready")  # fmt: skip
     add("node_options", nargs="*", metavar="-- OPTION", help="further options of every node")
     return parser.parse_args(argv)
 
@@ -83,14 +88,20 @@ def topology_of(options: argparse.Namespace) -> Topology:
     )
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], prog: str = PROG) -> int:
     """Run the cluster until told to stop; the exit code."""
-    options = parse(argv)
+    options = parse(argv, prog)
     try:
-        up = Up(topology_of(options), options.store_id, restart=not options.no_restart)
+        up = Up(
+            topology_of(options),
+            options.store_id,
+            restart=not options.no_restart,
+            prog=prog,
+            as_json=options.json,
+        )
         return asyncio.run(up.run())
     except (ValueError, PortBusy) as error:
-        print(f"scripts/cluster: {error}{_port_hint(error)}", file=sys.stderr)
+        print(f"{prog}: {error}{_port_hint(error)}", file=sys.stderr)
         return 2
 
 
@@ -113,12 +124,16 @@ class Up:
         restart: bool = True,
         restart_s: float = RESTART_S,
         console: Console | None = None,
+        prog: str = PROG,
+        as_json: bool = False,
     ) -> None:
         self._supervisor = Supervisor(topology)
         self._store = store
         self._restart = restart
         self._restart_s = restart_s
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or Console(highlight=False, soft_wrap=True, stderr=as_json)
+        self._as_json = as_json
+        self._prog = prog
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -129,16 +144,23 @@ class Up:
             if not await self._unless_stopped(self._supervisor.start()):
                 return await self._shut_down()
         except NodeFailed as error:
-            print(f"scripts/cluster: {error}", file=sys.stderr)
+            print(f"{self._prog}: {error}", file=sys.stderr)
             await self._shut_down()
             return 1
-        self._console.print(banner(self._supervisor.topology, self._store))
+        self._say_ready()
         watchers = [asyncio.create_task(self._watch(each)) for each in self._processes]
         await self._stop.wait()
         for watcher in watchers:
             watcher.cancel()
         await asyncio.gather(*watchers, return_exceptions=True)
         return await self._shut_down()
+
+    def _say_ready(self) -> None:
+        topology = self._supervisor.topology
+        if self._as_json:
+            print(json.dumps(ready_line(topology, self._store)), flush=True)
+        else:
+            self._console.print(banner(topology, self._store))
 
     @property
     def _processes(self) -> list[NodeProcess]:
@@ -201,6 +223,15 @@ class Up:
 def command_line(node: LocalNode) -> str:
     """A node's command line as one would type it, from any directory."""
     return f"cd {shlex.quote(str(PROJECT))} && {shlex.join(node.argv)}"
+
+
+def ready_line(topology: Topology, store: str) -> dict[str, Any]:
+    """What a program learns when the cluster is ready."""
+    nodes = [
+        {"id": node.node_id, "url": node.url, "data_dir": str(node.data_dir)}
+        for node in topology.nodes
+    ]
+    return {"event": "ready", "store": store, "nodes": nodes}
 
 
 def banner(topology: Topology, store: str) -> str:

@@ -12,16 +12,22 @@ from rich.console import Console
 
 from cluster.access import Unreachable
 from cluster.bench import appending, flushing, machine, memory, returning, wrk
-from cluster.bench.report import Report
+from cluster.bench.report import JsonReport, Report
 from cluster.demo_transfer import TransferFailed
 from cluster.supervisor import NodeFailed, PortBusy
 
 MEASUREMENTS = ("append", "flush-delay", "flush-cost", "memory", "comeback", "return")
 
+PROG = "scripts/bench"
+
 WIDTH = 120
 """Of tables that go to a file: they must not depend on where they were made."""
 
 EPILOG = """\
+examples:
+  {prog} append --quick
+  {prog} all > figures.txt
+
 append        one event a request at 1 and 64 connections, and batches of 100, beside etcd
 flush-delay   p99 of appends with a flush every 100 ms against persistence disabled
 flush-cost    flushing 1,000 new events with 10,000 and with 1,000,000 stored
@@ -35,10 +41,13 @@ cluster. Figures depend on the machine: keep it quiet, and compare only within o
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    options = _parse(arguments, prog)
     console = Console()
-    report = Report(console if console.is_terminal else Console(width=WIDTH))
+    if options.json:
+        report: Report = JsonReport()
+    else:
+        report = Report(console if console.is_terminal else Console(width=WIDTH))
     report.console.print(machine.describe(), highlight=False)
     chosen = MEASUREMENTS if options.what == "all" else (options.what,)
     try:
@@ -57,11 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="scripts/bench",
+        prog=prog,
         description="Measure the event store on this machine, beside etcd where it is installed.",
-        epilog=EPILOG,
+        epilog=EPILOG.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=(*MEASUREMENTS, "all"), help="what to measure, see below")
@@ -82,6 +91,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="PATH",
         help="etcd's load generator (default: built from ../shared/peers, if it is there)",
     )
+    parser.add_argument("--json", action="store_true", help="the figures as JSON, an object a line")
     options = parser.parse_args(arguments)
     options.repetitions = options.repetitions or (2 if options.quick else 5)
     options.seconds = options.seconds or (2 if options.quick else 8)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -80,3 +82,35 @@ class Report:
 
     def failed(self, what: str, reason: str) -> None:
         self.console.print(f"[red]{what} failed:[/] {reason}", highlight=False)
+
+
+class JsonReport(Report):
+    """The same for a program: an object a line on stdout, and progress on stderr."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=sys.stderr))
+        self._title = ""
+
+    def heading(self, title: str, settings: str) -> None:
+        self._title = title
+        _say(heading=title, settings=settings)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        named = [dict(zip(columns, row, strict=True)) for row in rows]
+        _say(table=self._title, rows=named)
+
+    def verdict(self, what: str, value: str, target: str, met: bool) -> None:
+        _say(verdict=what, value=value, target=target, met=met)
+
+    def neighbours(self, cores: float) -> None:
+        _say(other_processes_cores=round(cores, 2))
+
+    def skipped(self, what: str, reason: str) -> None:
+        _say(skipped=what, reason=reason)
+
+    def failed(self, what: str, reason: str) -> None:
+        _say(failed=what, reason=reason)
+
+
+def _say(**fields: object) -> None:
+    print(json.dumps(fields), flush=True)

@@ -1,0 +1,252 @@
+"""`exesdb append`: one event from the command line, or any number of them as JSON lines.
+
+Lines are appended as they come, `BATCH_EVENTS` at most in a request, each request as a whole or
+not at all, one after the other. Where input pauses, what has come is appended. So a program's
+output can be piped in, and a file of any length takes no more memory than a request.
+
+If a run breaks off, repeat it with the same lines: lines that carry their `event_id` are not stored
+twice. What was stored until then is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import os
+import stat
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from cluster.cli import options as shared
+from cluster.cli.ending import WRONG_USAGE, Failure, run
+from cluster.cli.showing import say, say_json
+from cluster.client import ANY, Client, Event
+
+BATCH_EVENTS = 500
+LINE_BYTES_MAX = 8 * 1024 * 1024
+_BATCH_BYTES_MAX = 4 * 1024 * 1024
+_READ_BYTES = 256 * 1024
+_WORDS = ("any", "no_stream", "stream_exists")
+
+_EXAMPLES = """\
+  exesdb append order-7 OrderPlaced '{"total": 12}' --expect no_stream
+  exesdb append order-7 PhotoTaken @photo.jpg --bytes
+  exesdb append order-7 NoteAdded @- < note.json
+  exesdb append order-7 --lines events.jsonl
+  tail -f app.log.jsonl | exesdb append --lines -
+
+A line of --lines is an object: event_type, data or data_base64, metadata or metadata_base64,
+event_id, and stream, unless one is named.
+"""
+
+
+class Line(msgspec.Struct, forbid_unknown_fields=True):
+    """An event of `--lines`."""
+
+    event_type: str
+    stream: str | None = None
+    event_id: uuid.UUID | None = None
+    data: Any = None
+    metadata: Any = None
+    data_base64: bytes | None = None
+    metadata_base64: bytes | None = None
+
+    def event(self) -> Event:
+        """As the client wants it. An id is made where there is none."""
+        data = self.data if self.data_base64 is None else self.data_base64
+        metadata = self.metadata if self.metadata_base64 is None else self.metadata_base64
+        return Event(self.event_type, data, metadata, str(self.event_id or uuid.uuid4()))
+
+
+class Numbered(NamedTuple):
+    """A line of the input with its number, from 1."""
+
+    number: int
+    text: bytes
+
+
+def main(argv: list[str], prog: str = "exesdb append") -> int:
+    """The exit code."""
+    options = _parse(argv, prog)
+    work = _lines(options) if options.lines else _one(options)
+    return run(prog, work, options.json)
+
+
+def _parse(argv: list[str], prog: str) -> argparse.Namespace:
+    made = shared.store_parser(prog, "Append events to a stream.", _EXAMPLES)
+    add = made.add_argument
+    add("stream", nargs="?", help="where to; not needed if the lines say it")
+    add("event_type", nargs="?", metavar="type", help="the event's type")
+    add("data", nargs="?", help="JSON, or @FILE, or @- for stdin; none by default")
+    add("--bytes", action="store_true", help="the data are bytes, not JSON")
+    add("--metadata", metavar="JSON", help="JSON, or @FILE")
+    add("--id", type=uuid.UUID, metavar="UUID", help="the event's id: makes it safe to repeat")
+    add("--lines", metavar="FILE", help="append the events of a file of JSON lines, - for stdin")
+    add("--expect", type=_expected, default=ANY, metavar="VERSION",
+        help="the stream's version: a number, any (default), no_stream, stream_exists")  # fmt: skip
+    add("--durability", choices=("replicated", "persisted"), default="replicated",
+        help="persisted: answer when a majority has it on disk")  # fmt: skip
+    options = made.parse_args(argv)
+    if options.lines:
+        if options.event_type or options.bytes or options.metadata or options.id:
+            made.error("--lines brings types, data and ids itself")
+        if options.stream is None and options.expect != ANY:
+            made.error("--expect needs the stream that it is about")
+    elif options.event_type is None:
+        made.error("name a stream and a type, or give --lines")
+    return options
+
+
+def _expected(text: str) -> int | str:
+    return text if text in _WORDS else int(text)
+
+
+async def _one(options: argparse.Namespace) -> None:
+    event = Event(
+        options.event_type,
+        _value(options.data, options.bytes, "data"),
+        _value(options.metadata, False, "metadata"),
+        str(options.id or uuid.uuid4()),
+    )
+    async with shared.client(options) as client:
+        done = await client.append(options.stream, [event], options.expect, options.durability)
+    if options.json:
+        say_json(dataclasses.asdict(done))
+        return
+    before = " already, by an earlier try" if done.idempotent else ""
+    version = done.streams[options.stream]
+    say(f"stored{before}: event {version} of {options.stream}, position {done.positions[0]}")
+
+
+def _value(given: str | None, as_bytes: bool, what: str) -> Any:
+    """The value that an argument stands for."""
+    if given is None:
+        return None
+    content = given.encode()
+    if given.startswith("@"):
+        try:
+            content = sys.stdin.buffer.read() if given == "@-" else Path(given[1:]).read_bytes()
+        except OSError as error:
+            raise Failure(f"{what}: {error}", WRONG_USAGE, "wrong_usage") from None
+    if as_bytes:
+        return content
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
+        words = f"{what} is not JSON: {error} (a text needs its quotes: '\"text\"')"
+        raise Failure(words, WRONG_USAGE, "wrong_usage") from None
+
+
+class _Progress:
+    """What was stored so far."""
+
+    def __init__(self, expected: int | str) -> None:
+        self.events = self.requests = self.repeated = self.last_position = 0
+        self.expected = expected
+
+    async def append(
+        self, client: Client, batch: list[tuple[str, Event]], options: argparse.Namespace
+    ) -> None:
+        """Append a batch; the next one expects what this one left."""
+        checks = {options.stream: self.expected} if self.expected != ANY else {}
+        done = await client.append_many(batch, checks, durability=options.durability)
+        if checks:
+            self.expected = done.streams[options.stream]
+        self.events += len(batch)
+        self.requests += 1
+        self.repeated += len(batch) if done.idempotent else 0
+        self.last_position = max(self.last_position, *done.positions)
+
+    def show(self, as_json: bool) -> None:
+        """The sum."""
+        if as_json:
+            names = ("events", "requests", "repeated", "last_position")
+            say_json({name: getattr(self, name) for name in names})
+            return
+        before = f", {self.repeated:,} of them already by an earlier try" if self.repeated else ""
+        say(f"stored {self.events:,} events{before}, the last at position {self.last_position:,}")
+
+
+async def _lines(options: argparse.Namespace) -> None:
+    done = _Progress(options.expect)
+    async with shared.client(options) as client:
+        try:
+            async for lines in _batches(options.lines):
+                batch = [_of_line(line, options.stream) for line in lines]
+                await done.append(client, batch, options)
+        except BaseException:
+            if done.events:
+                done.show(options.json)
+            raise
+    done.show(options.json)
+
+
+def _of_line(line: Numbered, stream: str | None) -> tuple[str, Event]:
+    try:
+        parsed = msgspec.json.decode(line.text, type=Line)
+    except msgspec.DecodeError as error:
+        raise Failure(f"line {line.number}: {error}", WRONG_USAGE, "wrong_input") from None
+    name = parsed.stream or stream
+    if name is None or (stream is not None and name != stream):
+        words = "names no stream" if name is None else f"names {name!r}, not {stream!r}"
+        raise Failure(f"line {line.number} {words}", WRONG_USAGE, "wrong_input")
+    return name, parsed.event()
+
+
+async def _batches(file: str) -> AsyncIterator[list[Numbered]]:
+    """Lines of a file in lists that fit a request; a list ends where the input pauses."""
+    number, rest = 0, b""
+    async for part in _parts(file):
+        *whole, rest = (rest + part).split(b"\n")
+        if len(rest) > LINE_BYTES_MAX:
+            raise Failure(f"line {number + len(whole) + 1} is too long", WRONG_USAGE, "wrong_input")
+        batch: list[Numbered] = []
+        size = 0
+        for text in whole:
+            number += 1
+            if not text.strip():
+                continue
+            if len(batch) == BATCH_EVENTS or (batch and size + len(text) > _BATCH_BYTES_MAX):
+                yield batch
+                batch, size = [], 0
+            batch.append(Numbered(number, text))
+            size += len(text)
+        if batch:
+            yield batch
+    if rest.strip():
+        yield [Numbered(number + 1, rest)]
+
+
+async def _parts(file: str) -> AsyncIterator[bytes]:
+    """What a file or a pipe has, as it comes, without keeping the event loop waiting."""
+    try:
+        number = os.dup(0) if file == "-" else os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise Failure(str(error), WRONG_USAGE, "wrong_usage") from None
+    try:
+        regular = stat.S_ISREG(os.fstat(number).st_mode)
+        while True:
+            if not regular:
+                await _readable(number)
+            part = os.read(number, _READ_BYTES)
+            if not part:
+                return
+            yield part
+    finally:
+        os.close(number)
+
+
+async def _readable(number: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(number, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(number)

@@ -1,0 +1,122 @@
+"""How a command ends: one exit code, and one readable line if it did not go well.
+
+    code
+    0     done; also when the reader of a pipe has seen enough
+    1     refused, or failed
+    2     no node could be reached, or none could serve: certainly nothing was stored
+    3     conflict: the stream, the event id or the checkpoint is not as the request says
+    4     there is no such store, stream or checkpoint
+    5     an append whose outcome is not known: repeat it with the same event ids
+    64    wrong options
+    130   interrupted
+
+With `--json` the line on stderr is an object: `error` (the API's code, or a word of this program),
+`detail`, `stored` (may something be in the store?), `retry` (can the same call succeed later?), and
+the fields of the API's problem.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+import msgspec
+
+from cluster.access import Reply, Unreachable
+from cluster.client_errors import (
+    ClientError,
+    EventIdReused,
+    NotFound,
+    OutcomeUnknown,
+    Unavailable,
+    WrongExpectedVersion,
+    of_problem,
+)
+
+DONE, FAILED, UNREACHABLE, CONFLICT, NOT_FOUND, UNKNOWN = range(6)
+WRONG_USAGE, INTERRUPTED = 64, 130
+
+_CODES: tuple[tuple[type[ClientError], int], ...] = (
+    (WrongExpectedVersion, CONFLICT),
+    (EventIdReused, CONFLICT),
+    (NotFound, NOT_FOUND),
+    (Unavailable, UNREACHABLE),
+    (OutcomeUnknown, UNKNOWN),
+)
+_NOT_SHOWN = frozenset(("type", "title", "detail", "code", "stored"))
+
+
+class Failure(Exception):
+    """A command cannot do what it was told. `word` is its name for programs."""
+
+    def __init__(
+        self,
+        detail: str,
+        exit_code: int = FAILED,
+        word: str = "failed",
+        fields: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.exit_code = exit_code
+        self.word = word
+        self.fields = dict(fields or {})
+
+
+def run(
+    prog: str, work: Coroutine[Any, Any, None], as_json: bool, interrupted: int = INTERRUPTED
+) -> int:
+    """Do the work of a command; the exit code. `interrupted` is what Ctrl-C counts as."""
+    try:
+        asyncio.run(work)
+        sys.stdout.flush()
+        return DONE
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return interrupted
+    except (ClientError, Unreachable, Failure) as error:
+        failure = failure_of(error)
+        complain(prog, failure, as_json)
+        return failure.exit_code
+
+
+def failure_of(error: ClientError | Unreachable | Failure) -> Failure:
+    """What went wrong, as this program tells it."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, Unreachable):
+        reasons = "; ".join(f"{url}: {reason}" for url, reason in error.reasons.items())
+        return Failure(f"no node could be reached ({reasons})", UNREACHABLE, "unreachable")
+    exit_code = next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
+    if error.code == "checkpoint_not_increasing":
+        exit_code = CONFLICT
+    if error.stored:
+        exit_code = UNKNOWN
+    fields = {name: value for name, value in error.fields.items() if name not in _NOT_SHOWN}
+    word = error.code or ("unreachable" if exit_code == UNREACHABLE else "outcome_unknown")
+    return Failure(
+        error.detail, exit_code, word, fields | {"stored": error.stored, "retry": error.retry}
+    )
+
+
+def complain(prog: str, failure: Failure, as_json: bool) -> None:
+    """One line on stderr."""
+    if as_json:
+        plain = {"error": failure.word, "detail": failure.detail, **failure.fields}
+        print(msgspec.json.encode(plain).decode(), file=sys.stderr)
+    else:
+        detail = " ".join(failure.detail.split())
+        print(f"{prog}: {failure.word}: {detail}", file=sys.stderr)
+
+
+def accepted(reply: Reply) -> dict[str, Any]:
+    """The body of an answer. Raises ClientError if it is a refusal."""
+    if reply.status >= 400:
+        raise of_problem(reply.status, reply.body)
+    return reply.body

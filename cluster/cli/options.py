@@ -1,0 +1,93 @@
+"""The options that commands share, and a parser that ends as all commands do."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cluster.access import DEFAULT_URLS, urls_or_default
+from cluster.cli.ending import WRONG_USAGE, Failure, complain
+from cluster.client import Client
+
+DEFAULT_STORE = "my_store"
+TIMEOUT_MS = 15_000
+_TIMEOUT_MS_MAX = 300_000
+
+_EXITS = """
+exit codes: 0 done, 1 refused or failed, 2 no node could serve (nothing was stored), 3 conflict,
+4 not found, 5 perhaps stored (repeat with the same event ids), 64 wrong options, 130 interrupted
+The environment variable EX_ESDB_URL holds addresses too, with commas between them.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong options are one line, as JSON where that was asked for, and exit code 64."""
+
+    json = False
+
+    def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        """The options, with the name of the command under `prog`."""
+        self.json = "--json" in args
+        options = super().parse_args(args)
+        options.prog = self.prog
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 64."""
+        complain(self.prog, Failure(message, WRONG_USAGE, "wrong_usage"), self.json)
+        raise SystemExit(WRONG_USAGE)
+
+
+def parser(prog: str, description: str, examples: str) -> Parser:
+    """A parser with the options that every command has."""
+    made = Parser(
+        prog=prog,
+        description=description,
+        epilog=f"examples:\n{examples.rstrip()}\n{_EXITS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--url", action="append", metavar="URL",
+        help=f"a node to ask, repeatable; default {DEFAULT_URLS[0]} to 8103")  # fmt: skip
+    add("--json", action="store_true", help="results and errors as JSON, one object a line")
+    add("--timeout-ms", type=_timeout_ms, default=TIMEOUT_MS, metavar="MS",
+        help=f"how long a request may take with all its tries; default {TIMEOUT_MS}")  # fmt: skip
+    return made
+
+
+def store_parser(prog: str, description: str, examples: str) -> Parser:
+    """A parser of a command that works on one store."""
+    made = parser(prog, description, examples)
+    made.add_argument("--store", default=DEFAULT_STORE, metavar="STORE",
+                      help=f"default {DEFAULT_STORE}")  # fmt: skip
+    return made
+
+
+def filter_options(made: Parser) -> None:
+    """Which events a reader wants."""
+    made.add_argument("--type", action="append", default=[], metavar="TYPE",
+                      help="only events of this type, repeatable")  # fmt: skip
+    made.add_argument("--prefix", default="", metavar="TEXT",
+                      help="only streams whose names begin so")  # fmt: skip
+
+
+def client(options: argparse.Namespace) -> Client:
+    """A client of the store that the options name."""
+    urls = urls_or_default(options.url)
+    return Client(*urls, store=options.store, timeout_s=options.timeout_ms / 1000)
+
+
+def count(text: str) -> int:
+    """A whole number from 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return number
+
+
+def _timeout_ms(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= _TIMEOUT_MS_MAX:
+        raise argparse.ArgumentTypeError(f"must be 1..{_TIMEOUT_MS_MAX}")
+    return number

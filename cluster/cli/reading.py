@@ -1,0 +1,186 @@
+"""`exesdb read`, `tail` and `subscribe`: events on stdout, a line each.
+
+`read` ends at the present end, `tail` shows the last events, `subscribe` never ends by itself. The
+latter two go on at another node when theirs dies; each event comes once and in order. Where they
+are ended with Ctrl-C they say how to go on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from urllib.parse import quote
+
+from cluster.access import request, urls_or_default
+from cluster.cli import options as shared
+from cluster.cli.ending import DONE, Failure, accepted, run
+from cluster.cli.showing import say_event
+from cluster.client import Client, Filter, Recorded
+
+_PAGE_EVENTS = 1_000
+
+_READ_EXAMPLES = """\
+  exesdb read order-7
+  exesdb read order-7 --backward --limit 1
+  exesdb read --after 1000 --type OrderPlaced --prefix order-      the whole store, by position
+  exesdb read --json | jq -r .event_type | sort | uniq -c
+"""
+_TAIL_EXAMPLES = """\
+  exesdb tail                     the last 10 events of the store
+  exesdb tail order-7 -n 3
+  exesdb tail -f --json           and then every one that comes
+"""
+_SUBSCRIBE_EXAMPLES = """\
+  exesdb subscribe --after 0              all events, then every one that comes
+  exesdb subscribe --now --type OrderPlaced
+  exesdb subscribe order-7 --json | while read -r event; do echo "$event"; done
+  exesdb subscribe --limit 1 --now        wait for the next event
+"""
+
+
+def read(argv: list[str], prog: str = "exesdb read") -> int:
+    """The exit code of `exesdb read`."""
+    made = shared.store_parser(
+        prog, "Read a stream, or the store in position order.", _READ_EXAMPLES
+    )
+    add = made.add_argument
+    add("stream", nargs="?", help="all streams if none is named")
+    add("--from", dest="start", type=shared.count, default=0, metavar="NUMBER",
+        help="the first event number of the stream; default 0")  # fmt: skip
+    add("--backward", action="store_true", help="from the stream's end to its beginning")
+    add("--after", type=shared.count, default=0, metavar="POSITION",
+        help="what stands behind this position of the store; default 0")  # fmt: skip
+    add("--limit", type=shared.count, metavar="N", help="at most so many events; default all")
+    shared.filter_options(made)
+    options = made.parse_args(argv)
+    if options.stream is None and (options.start or options.backward):
+        made.error("--from and --backward need a stream")
+    if options.stream is not None and (options.after or options.type or options.prefix):
+        made.error("--after, --type and --prefix are for the store: name no stream")
+    return run(prog, _read(options), options.json)
+
+
+async def _read(options: argparse.Namespace) -> None:
+    left = options.limit
+    async with shared.client(options) as client:
+        if options.stream is None:
+            events = client.read(options.after, _filter(options))
+        else:
+            events = client.read_stream(options.stream, options.start, options.backward)
+        if left == 0:
+            return
+        async for event in events:
+            say_event(event, options.json)
+            if left is not None:
+                left -= 1
+                if not left:
+                    return
+
+
+def tail(argv: list[str], prog: str = "exesdb tail") -> int:
+    """The exit code of `exesdb tail`."""
+    made = shared.store_parser(
+        prog, "Show the last events, and then those that come.", _TAIL_EXAMPLES
+    )
+    add = made.add_argument
+    add("stream", nargs="?", help="all streams if none is named")
+    add("-n", "--events", type=shared.count, default=10, metavar="N", help="default 10")
+    add("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C")
+    add("--limit", type=shared.count, metavar="N", help="with -f: end after so many that came")
+    options = made.parse_args(argv)
+    options.type, options.prefix = [], ""
+    if options.events > 10_000:
+        made.error("-n is at most 10000: use read")
+    return run(prog, _tail(options), options.json, DONE if options.follow else 130)
+
+
+async def _tail(options: argparse.Namespace) -> None:
+    head = await _head(options)
+    events = await _last(options, head)
+    for event in events:
+        say_event(event, options.json)
+    if options.follow:
+        async with shared.client(options) as client:
+            await _follow(client, head, options)
+
+
+async def _head(options: argparse.Namespace) -> int:
+    """Where the store ends now, on a node that has what the leader has."""
+    route = f"/v1/stores/{quote(options.store, safe='')}/events"
+    reply = await request(
+        "GET",
+        urls_or_default(options.url),
+        route,
+        params={"limit": "1", "consistency": "leader"},
+        timeout_s=options.timeout_ms / 1000,
+    )
+    return int(accepted(reply)["head"])
+
+
+async def _last(options: argparse.Namespace, head: int) -> list[Recorded]:
+    """The last events up to a position of the store, in order."""
+    store = f"/v1/stores/{quote(options.store, safe='')}"
+    path = f"{store}/events"
+    params = {"direction": "backward", "min_position": str(head)}
+    if options.stream is None:
+        params["after"] = str(head + 1)
+    else:
+        path = f"{store}/streams/{quote(options.stream, safe='')}/events"
+    found: list[Recorded] = []
+    while len(found) < options.events:
+        params["limit"] = str(min(_PAGE_EVENTS, options.events - len(found)))
+        urls = urls_or_default(options.url)
+        timeout_s = options.timeout_ms / 1000
+        reply = await request("GET", urls, path, params=params, timeout_s=timeout_s)
+        page = accepted(reply)
+        events = [Recorded.of(plain) for plain in page["events"]]
+        found += [event for event in events if event.position <= head]
+        if page["is_end"]:
+            break
+        params["after" if options.stream is None else "from"] = str(page["next"])
+    return found[::-1]
+
+
+def subscribe(argv: list[str], prog: str = "exesdb subscribe") -> int:
+    """The exit code of `exesdb subscribe`."""
+    words = "Show every event behind a position, and then every one that comes, until Ctrl-C."
+    made = shared.store_parser(prog, words, _SUBSCRIBE_EXAMPLES)
+    add = made.add_argument
+    add("stream", nargs="?", help="all streams if none is named")
+    where = made.add_mutually_exclusive_group()
+    where.add_argument("--after", type=shared.count, default=0, metavar="POSITION",
+                       help="begin behind this position of the store; default 0")  # fmt: skip
+    where.add_argument("--now", action="store_true", help="begin with what comes now")
+    add("--limit", type=shared.count, metavar="N", help="end after so many events")
+    shared.filter_options(made)
+    options = made.parse_args(argv)
+    return run(prog, _subscribe(options), options.json, DONE)
+
+
+async def _subscribe(options: argparse.Namespace) -> None:
+    head = await _head(options)  # also tells at once if nobody is there, or no such store
+    async with shared.client(options) as client:
+        await _follow(client, head if options.now else options.after, options)
+
+
+async def _follow(client: Client, after: int, options: argparse.Namespace) -> None:
+    left = options.limit
+    if left == 0:
+        return
+    subscription = client.subscribe(after, _filter(options), options.stream)
+    try:
+        async for event in subscription:
+            say_event(event, options.json)
+            sys.stdout.flush()
+            if left is not None:
+                left -= 1
+                if not left:
+                    return
+    finally:
+        if not options.json and sys.stderr.isatty():
+            print(f"to go on from here: --after {subscription.position}", file=sys.stderr)
+    raise Failure("the subscription ended")
+
+
+def _filter(options: argparse.Namespace) -> Filter:
+    return Filter(tuple(options.type), options.prefix)

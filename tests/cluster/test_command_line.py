@@ -1,0 +1,265 @@
+"""`exesdb`: its list of commands, how each ends, and what stands on stdout and stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from cluster import topology
+from cluster.__main__ import COMMANDS, main
+from cluster.bench.report import JsonReport
+from cluster.up import ready_line
+from tests.cluster.fake_http import FakeServer, serving
+
+PROJECT = Path(__file__).resolve().parents[2]
+STORE = "/v1/stores/my_store"
+STORED = {"positions": [7], "streams": {"s": 3}, "raft_index": 9, "idempotent": False}
+CONFLICT = {"code": "wrong_expected_version", "detail": "so it is", "stream": "s", "current": 4}
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Exesdb = Callable[..., Any]
+
+
+@pytest.fixture
+def exesdb(capsys: pytest.CaptureFixture[str]) -> Exesdb:
+    """Runs a command as in a process of its own: on an event loop in another thread."""
+
+    async def run(server: FakeServer | None, *words: str) -> Ended:
+        url = server.url if server else "http://127.0.0.1:9"
+        code = await asyncio.to_thread(main, [*words, "--url", url, "--timeout-ms", "400"])
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+def event(position: int, **fields: Any) -> dict[str, Any]:
+    plain = {
+        "event_stream_id": "s",
+        "event_number": position - 1,
+        "position": position,
+        "event_id": "i",
+        "event_type": "A",
+        "data": {"n": position},
+        "metadata": None,
+        "created_epoch": 1_000_000,
+    }
+    return plain | fields
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_examples(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: exesdb {name} ")
+    assert f"exesdb {name}" in said.split("\n\n", 1)[1]
+
+
+def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["nonsense"],
+        ["append"],
+        ["append", "s"],
+        ["append", "s", "T", "not json"],
+        ["append", "s", "T", "@/does/not/exist"],
+        ["append", "s", "T", "--expect", "x"],
+        ["append", "--lines", "-", "--expect", "3"],
+        ["read", "s", "--after", "3"],
+        ["read", "--backward"],
+        ["tail", "-n", "-1"],
+        ["subscribe", "--now", "--after", "3"],
+        ["streams", "--nonsense"],
+        ["flush", "--timeout-ms", "0"],
+    ],
+)
+def test_wrong_usage_is_exit_64_and_one_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 64
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.splitlines()[-1].startswith("exesdb")
+
+
+async def test_an_append_says_where_the_event_stands(exesdb: Exesdb) -> None:
+    async with serving({("POST", f"{STORE}/streams/s/events"): (201, STORED)}) as server:
+        assert await exesdb(server, "append", "s", "T", '{"x": 1}') == (
+            0,
+            "stored: event 3 of s, position 7\n",
+            "",
+        )
+        code, out, _ = await exesdb(server, "append", "s", "T", "--json")
+        assert code == 0 and json.loads(out) == STORED
+
+
+@pytest.mark.parametrize(
+    ("status", "problem", "code"),
+    [
+        (409, CONFLICT, 3),
+        (422, {"code": "event_id_reused", "detail": "so it is"}, 3),
+        (404, {"code": "store_not_found", "detail": "so it is"}, 4),
+        (503, {"code": "no_leader", "detail": "so it is"}, 2),
+        (504, {"code": "outcome_unknown", "detail": "so it is"}, 5),
+        (413, {"code": "payload_too_large", "detail": "so it is"}, 1),
+    ],
+)
+async def test_each_kind_of_refusal_has_its_exit_code_and_is_one_line(
+    exesdb: Exesdb, status: int, problem: dict[str, Any], code: int
+) -> None:
+    async with serving({("POST", f"{STORE}/streams/s/events"): (status, problem)}) as server:
+        ended = await exesdb(server, "append", "s", "T")
+        assert ended == (code, "", f"exesdb append: {problem['code']}: so it is\n")
+        ended = await exesdb(server, "append", "s", "T", "--json")
+        said = json.loads(ended.err)
+        assert ended.code == code and (said["error"], said["detail"]) == (
+            problem["code"],
+            "so it is",
+        )
+        assert said["stored"] is (code == 5) and said["retry"] is (code in (2, 5))
+        assert said.get("current") == problem.get("current")
+
+
+async def test_no_node_at_all_is_exit_2(exesdb: Exesdb) -> None:
+    for words in (["append", "s", "T"], ["read"], ["tail"], ["subscribe"], ["stores"], ["streams"]):
+        code, out, err = await exesdb(None, *words)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "127.0.0.1:9" in err and "event" not in out.replace("events  stream", "")
+
+
+async def test_lines_are_appended_in_requests_that_expect_one_another(
+    exesdb: Exesdb, tmp_path: Path
+) -> None:
+    file = tmp_path / "events.jsonl"
+    lines = [{"event_type": "T", "data": number} for number in range(1_100)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    async with serving({("POST", f"{STORE}/append"): (201, STORED)}) as server:
+        code, out, _ = await exesdb(
+            server, "append", "s", "--lines", str(file), "--expect", "2", "--json"
+        )
+        asked = [what for what, _ in server.asked if what.startswith("POST")]
+    done = json.loads(out)
+    assert code == 0 and done["events"] == 1_100 and done["requests"] == len(asked) == 3
+
+
+async def test_a_wrong_line_is_named_and_what_was_stored_before_is_told(
+    exesdb: Exesdb, tmp_path: Path
+) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text('{"event_type": "T"}\n' * 600 + "\n" + '{"type": "T"}\n')
+    async with serving({("POST", f"{STORE}/append"): (201, STORED)}) as server:
+        code, out, err = await exesdb(server, "append", "s", "--lines", str(file))
+    assert code == 64 and err.startswith("exesdb append: wrong_input: line 602: ")
+    assert out == "stored 500 events, the last at position 7\n"
+
+
+async def test_events_are_lines_for_a_person_or_as_json(exesdb: Exesdb) -> None:
+    octets = event(2, data_base64="AAE=")
+    del octets["data"]
+    page = {"events": [event(1), octets], "next": 2, "is_end": True}
+    async with serving({("GET", f"{STORE}/events"): (200, page)}) as server:
+        code, out, _ = await exesdb(server, "read")
+        first, second = out.splitlines()
+        assert code == 0 and first.split() == [
+            *("1", "1970-01-01", "00:00:01.000", "0@s", "A", '{"n":1}')
+        ]
+        assert second.endswith("2 bytes")
+        _, out, _ = await exesdb(server, "read", "--json", "--limit", "1")
+        (line,) = out.splitlines()
+        assert json.loads(line) == event(1)
+        _, out, _ = await exesdb(server, "read", "--json")
+        assert json.loads(out.splitlines()[1]) == octets
+
+
+async def test_tail_shows_the_last_events_in_order(exesdb: Exesdb) -> None:
+    page = {"events": [event(9), event(8)], "next": 8, "is_end": False, "head": 9}
+    async with serving({("GET", f"{STORE}/events"): (200, page)}) as server:
+        code, out, _ = await exesdb(server, "tail", "-n", "2")
+        assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["8", "9"]
+        assert server.asked[-1][1] == {
+            "direction": "backward",
+            "min_position": "9",
+            "after": "10",
+            "limit": "2",
+        }
+
+
+async def test_streams_are_listed_page_by_page(exesdb: Exesdb) -> None:
+    page = {"streams": [{"stream": "a", "version": 1, "count": 2}], "next": None}
+    async with serving({("GET", f"{STORE}/streams"): (200, page)}) as server:
+        assert (await exesdb(server, "streams")).out == "      events  stream\n           2  a\n"
+        assert json.loads((await exesdb(server, "streams", "--json")).out) == page["streams"][0]
+
+
+async def test_a_store_can_be_made(exesdb: Exesdb) -> None:
+    store = {"store": "orders", "streams": 0, "events": 0, "position": 0}
+    answers: dict[tuple[str, str], tuple[int, Any]] = {
+        ("PUT", "/v1/stores/orders"): (201, store),
+        ("GET", "/v1/stores"): (200, {"stores": [store]}),
+    }
+    async with serving(answers) as server:
+        ended = await exesdb(server, "stores", "--create", "orders", "--json")
+    assert ended.code == 0 and json.loads(ended.out) == store
+
+
+async def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
+    page = {"events": [event(n) for n in range(1, 2_000)], "next": 1_999, "is_end": False}
+    async with serving({("GET", f"{STORE}/events"): (200, page)}) as server:
+        command = [sys.executable, "-m", "cluster", "read", "--url", server.url]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=PROJECT,
+            env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        )
+        assert process.stdout is not None and process.stderr is not None
+        async with asyncio.timeout(20):
+            assert await process.stdout.readline()
+            process.stdout._transport.close()  # type: ignore[attr-defined]
+            assert (await process.stderr.read(), await process.wait()) == (b"", 0)
+
+
+def test_the_figures_of_a_benchmark_can_be_json(capsys: pytest.CaptureFixture[str]) -> None:
+    report = JsonReport()
+    report.heading("append", "at 64 connections")
+    report.progress("under way")
+    report.table(["what", "events/s"], [["one", "9"], ["two", "8"]])
+    report.verdict("append", "2.1 x", "2 x", met=True)
+    said = capsys.readouterr()
+    assert [json.loads(line) for line in said.out.splitlines()] == [
+        {"heading": "append", "settings": "at 64 connections"},
+        {
+            "table": "append",
+            "rows": [{"what": "one", "events/s": "9"}, {"what": "two", "events/s": "8"}],
+        },
+        {"verdict": "append", "value": "2.1 x", "target": "2 x", "met": True},
+    ]
+    assert "under way" in said.err
+
+
+def test_a_program_learns_the_addresses_of_a_cluster_that_is_up() -> None:
+    said = ready_line(topology.local(2, Path("/d")), "orders")
+    assert said["store"] == "orders"
+    assert said["nodes"][1] == {"id": "n2", "url": "http://127.0.0.1:8102", "data_dir": "/d/n2"}
