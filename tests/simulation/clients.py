@@ -241,8 +241,15 @@ class Client:
         await asyncio.wait([work], timeout=timeout_ms / 1000 + 1.0)
         if not work.done() or work.cancelled() or not life.alive:
             work.cancel()
+            work.add_done_callback(_let_go)
             raise Gone("no answer")
         return work.result()
+
+
+def _let_go(work: asyncio.Task[Any]) -> None:
+    """Whatever it came to, it came too late, or from a node that is no more."""
+    if not work.cancelled():
+        work.exception()
 
 
 async def _call(ask: Callable[[Life], Any], life: Life) -> Any:
