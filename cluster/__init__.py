@@ -9,5 +9,6 @@ signals, and over HTTP. It never imports `node`, so what works from here works f
 `access`      a request to whichever node answers
 `up`, `flush`, `status`   what stands behind `scripts/cluster`, `scripts/flush`, `scripts/status`
 `__main__`, `cli`         the command line `exesdb`: those, and append, read, tail, subscribe, ...
+`backup`                  a store into a file, and back
 `demo`, `bench`           a year of real events through three nodes; figures
 """

@@ -34,6 +34,7 @@ COMMANDS = {
     "tail": Command("cluster.cli.reading", "tail", "the last events, and those that come"),
     "subscribe": Command("cluster.cli.reading", "subscribe", "every event, then every new one"),
     "flush": Command("cluster.flush", "main", "have everything on disk, on all nodes"),
+    "backup": Command("cluster.cli.backing", "backup", "a store, as it is now, into a file"),
     "bench": Command("cluster.bench.__main__", "main", "measure the event store on this machine"),
 }
 

@@ -1,0 +1,128 @@
+"""The door: requests about one store to whichever node answers, in CBOR.
+
+It is the client's way of asking (`client`: routing, bounded tries, what is certain after each), for
+pages and batches of events with everything that the API tells of them. Bodies go out as they were
+made, JSON or CBOR: which of the two a request was is part of what is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import cbor2
+
+from cluster.client import Attempts
+from cluster.client_errors import OutcomeUnknown, Unavailable, of_problem
+from cluster.client_routing import Routing
+
+CBOR, JSON = "application/cbor", "application/json"
+PAGE_EVENTS = 5_000
+
+_CONNECT_S = 2.0
+
+Query = list[tuple[str, str]]
+
+
+class Door:
+    """Requests about a store. Use it as an asynchronous context. Raises ClientError."""
+
+    def __init__(self, urls: Sequence[str], store: str, timeout_s: float) -> None:
+        self.store = store
+        self._routing = Routing(urls)
+        self._timeout_s = timeout_s
+        self._chance = random.Random()
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Door:
+        bounds = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
+        self._http = aiohttp.ClientSession(timeout=bounds, read_bufsize=2**20)
+        await self._learn()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._http is not None
+        await self._http.close()
+
+    async def _learn(self) -> None:
+        """Learn the other members, so that they can be asked when a node dies."""
+        assert self._http is not None
+        for url in self._routing.urls:
+            try:
+                async with (
+                    asyncio.timeout(_CONNECT_S),
+                    self._http.get(f"{url}/v1/cluster") as answer,
+                ):
+                    self._routing.learned(await answer.json())
+                    return
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+                self._routing.failed(url)
+
+    async def facts(self) -> dict[str, Any]:
+        """The store as it is now: what was acknowledged before the call is in it."""
+        answer: dict[str, Any] = await self.ask("GET", "", [("consistency", "linearizable")])
+        return answer
+
+    async def page(self, after: int, until: int) -> bytes:
+        """A page of the store behind `after`, from a node that has `until`; encoded."""
+        query = {"after": after, "until": until, "min_position": until, "limit": PAGE_EVENTS}
+        return await self._ask(
+            "GET", "/events", [(name, str(value)) for name, value in query.items()], None, CBOR
+        )
+
+    async def ask(
+        self, method: str, path: str, query: Query, body: bytes | None = None, media: str = CBOR
+    ) -> Any:
+        """The decoded answer."""
+        return cbor2.loads(await self._ask(method, path, query, body, media))
+
+    async def _ask(
+        self, method: str, path: str, query: Query, body: bytes | None, media: str
+    ) -> bytes:
+        """The answer of whichever node gives one. Everything asked here may be repeated."""
+        attempts = Attempts(self._timeout_s, self._chance)
+        while True:
+            url = self._routing.pick(for_append=method == "POST")
+            try:
+                return await self._once(
+                    method,
+                    f"{url}/v1/stores/{quote(self.store, safe='')}{path}",
+                    [*query, ("timeout_ms", str(max(1, int(attempts.left_s() * 1000))))],
+                    body,
+                    media,
+                    attempts.left_s(),
+                )
+            except (Unavailable, OutcomeUnknown) as error:
+                self._routing.failed(url)
+                await attempts.failed(error)
+
+    async def _once(
+        self, method: str, url: str, query: Query, body: bytes | None, media: str, left_s: float
+    ) -> bytes:
+        assert self._http is not None
+        headers = {"Accept": CBOR} | ({"Content-Type": media} if body is not None else {})
+        try:
+            async with (
+                asyncio.timeout(left_s + 0.5),  # the node's own answer to a time-out comes first
+                self._http.request(method, url, params=query, data=body, headers=headers) as answer,
+            ):
+                content = await answer.read()
+                if answer.status < 400:
+                    return content
+                problem = cbor2.loads(content)
+        except aiohttp.ClientConnectorError as error:
+            raise Unavailable(f"{url}: {error}") from error
+        except (aiohttp.ClientError, TimeoutError, OSError, cbor2.CBORDecodeError) as error:
+            kind = Unavailable if body is None else OutcomeUnknown
+            raise kind(f"{url}: {error or type(error).__name__}") from error
+        raise of_problem(answer.status, problem)

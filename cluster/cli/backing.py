@@ -1,0 +1,131 @@
+"""`exesdb backup` and `exesdb restore`: a store into a file, and back."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from cluster.access import urls_or_default
+from cluster.backup import BackupFailed, taking
+from cluster.backup.door import Door
+from cluster.backup.file import Advance, Finished
+from cluster.cli import options as shared
+from cluster.cli.ending import Failure, run
+from cluster.cli.showing import say, say_json
+
+TIMEOUT_MS = 60_000
+
+_BACKUP_EXAMPLES = """\
+  exesdb backup orders.backup --store orders
+  exesdb backup orders.backup --store orders --checkpoint billing --checkpoint mails
+  exesdb backup orders.backup --check           read a finished backup, and compare its digest
+  sqlite3 orders.backup 'select position, stream, type, data from readable_events limit 3'
+
+The store stays in use meanwhile: the file holds it as of the beginning. Interrupted, it is
+orders.backup.partial; the same command goes on with it.
+"""
+
+
+def backup(argv: list[str], prog: str = "exesdb backup") -> int:
+    """The exit code of `exesdb backup`."""
+    made = shared.store_parser(
+        prog, "Take a backup of a store, in one SQLite file.", _BACKUP_EXAMPLES
+    )
+    made.set_defaults(timeout_ms=TIMEOUT_MS)
+    add = made.add_argument
+    add("file", type=Path, help="must not be there yet")
+    add("--checkpoint", action="append", default=[], metavar="NAME",
+        help="a checkpoint to be kept with it, repeatable")  # fmt: skip
+    add("--check", action="store_true", help="only check the finished backup in FILE")
+    options = made.parse_args(argv)
+    return run(prog, _told(_check(options) if options.check else _backup(options)), options.json)
+
+
+async def _told(work: Any) -> None:
+    """What a backup says went wrong, as a command says it."""
+    try:
+        await work
+    except (BackupFailed, sqlite3.Error, OSError) as error:
+        raise Failure(str(error), word="backup_failed") from error
+
+
+async def _backup(options: argparse.Namespace) -> None:
+    start = time.monotonic()
+    door = Door(urls_or_default(options.url), options.store, options.timeout_ms / 1000)
+    async with door:
+        with await taking.begin(door, options.file, options.checkpoint) as written:
+            head, before = written.head, written.position
+            with bar(options, "reading", head.until, before) as advance:
+                await taking.take(door, written, advance)
+            with bar(options, "checking", head.until) as advance:
+                await asyncio.to_thread(written.finish, advance)
+            digest = written.link.hex()
+    seconds = time.monotonic() - start
+    show(
+        options,
+        f"backup of store {head.store}",
+        events=head.until,
+        resumed_at=before,
+        checkpoints=len(head.checkpoints),
+        bytes=options.file.stat().st_size,
+        seconds=round(seconds, 2),
+        digest=digest,
+        file=str(options.file),
+    )
+
+
+async def _check(options: argparse.Namespace) -> None:
+    with Finished.open(options.file) as found:
+        with bar(options, "checking", found.head.until) as advance:
+            await asyncio.to_thread(found.check, advance)
+        show(
+            options,
+            f"backup of store {found.head.store}: whole",
+            events=found.head.until,
+            checkpoints=len(found.head.checkpoints),
+            digest=found.link.hex(),
+            file=str(options.file),
+        )
+
+
+@contextmanager
+def bar(options: argparse.Namespace, what: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """A progress bar on stderr where that is a terminal; nothing otherwise."""
+    columns = (
+        TextColumn(f"{what:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("events"),
+        TimeRemainingColumn(),
+    )
+    shown = sys.stderr.isatty() and not options.json
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+        task = progress.add_task(what, total=total, completed=done)
+        yield lambda count: progress.advance(task, count)
+
+
+def show(options: argparse.Namespace, title: str, **facts: Any) -> None:
+    """What came of it."""
+    if options.json:
+        say_json({"result": title, **facts})
+        return
+    say(title)
+    for name, value in facts.items():
+        if value or name == "events":
+            say(f"  {name.replace('_', ' '):<12} {f'{value:,}' if type(value) is int else value}")
