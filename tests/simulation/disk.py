@@ -99,6 +99,8 @@ class Disk:
         if sql.startswith("PRAGMA journal_mode"):
             result.fetchall()  # only then has it written
         if dies:
+            if sql.startswith("PRAGMA wal_checkpoint"):
+                self.sqlite_synced(connection.path)  # SQLite syncs the file, then cuts the WAL
             self._died(self.faults.dies_by)
         self.sqlite_synced(connection.path)
         return result
