@@ -261,6 +261,7 @@ class Snapshots:
         """The disk knows what went up to this Raft index."""
         for place in list(takewhile(lambda one: self._gone[one] <= index, self._gone)):
             del self._gone[place]
+        self._gone_known_after = max(self._gone_known_after, index)
 
     # --- coming back from the disk or from another node --------------------------------------
 

@@ -5,6 +5,7 @@ event, without a word. So every cut row of a store file carries a CRC-32 over al
 it. It is *rolling*: each batch continues the last value, which makes it cheap to extend (about
 0.3 us an event, in C) and independent of how the rows were cut into batches.
 
+`snapshots` is no checksum of ours but the digest that the store itself keeps of its snapshots.
 `numbers` runs over position, stream, number, time and type of each event; `frames` over their
 bytes; `streams` and `types` over the names. The order of an event's values is that of the columns
 of the table `events`: whoever changes one changes the other.
@@ -24,12 +25,13 @@ _FRAMES = slice(EVENT_COLUMNS - 1, None, EVENT_COLUMNS)
 
 
 class Checksums(NamedTuple):
-    """The four values at one point of a store's history."""
+    """The values at one point of a store's history; older files lack the last one."""
 
     numbers: int = 0
     frames: int = 0
     streams: int = 0
     types: int = 0
+    snapshots: int = 0
 
     def with_events(self, values: list[Any]) -> Checksums:
         """Continue over events, given as one flat list of `EVENT_COLUMNS` values each.

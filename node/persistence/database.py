@@ -264,6 +264,7 @@ def _entry(cut: StoreCut, at: Cut) -> StoreEntry:
         position=cut.position,
         bytes=cut.frame_bytes,
         durability=cut.durability,
+        snapshots_kept=cut.snapshots.kept,
     )
 
 

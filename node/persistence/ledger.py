@@ -18,11 +18,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from node.core.commands import BY_NODE
+from node.core.snapshots import KEPT_MAX
 from node.core.state import State
 from node.core.store import Store
 from node.persistence.breaker import Breaker, BreakerState, worst
 from node.persistence.database import CyclePlan, CycleResult
 from node.persistence.node_file import Cut, StoreEntry
+from node.persistence.snapshot_rows import cut_of
 from node.persistence.store_file import CheckpointMove, StoreCut
 
 # How old the sum of the backlog may be. At 100 MB/s it is 2 MB short of the truth by then.
@@ -45,7 +47,8 @@ class Account:
     """One store, as far as this node's disk is concerned.
 
     `origin` is that of the store whose contents are in the file. `moves_after` is the raft index up
-    to which checkpoint moves are in it. `failing_since` is the raft index that its file covered
+    to which checkpoint moves and snapshots are in it; `snapshot_bytes` is how much of those the
+    store had ever been given by then. `failing_since` is the raft index that its file covered
     when it began to fail; None while it does not.
     """
 
@@ -56,8 +59,10 @@ class Account:
     position: int = 0
     bytes: int = 0
     moves_after: int = 0
+    snapshot_bytes: int = 0
     failing_since: int | None = None
     durability: str = BY_NODE
+    snapshots_kept: int = KEPT_MAX
     last_duration_ms: float = 0.0
     last_error: str | None = None
     totals: Totals = field(default_factory=Totals)
@@ -100,7 +105,11 @@ class Ledger:
                 entry.name, entry.uid, origin, self._new_breaker(), entry.position, entry.bytes
             )
             account.moves_after = cut.raft_index
-            account.durability = entry.durability
+            account.durability, account.snapshots_kept = entry[6:]
+            if store is not None:
+                ahead = store.snapshots.recorded_after(cut.raft_index)
+                lacking = sum(len(one.content) for one in ahead)
+                account.snapshot_bytes = store.snapshots.recorded_bytes - lacking
         for name in {entry.name for entry in entries} | self._state.stores.keys():
             if self._is_new(name):
                 self.changed(name)
@@ -176,6 +185,7 @@ class Ledger:
             account.failing_since = covered
         if account.name in result.lost:
             account.position = account.bytes = account.moves_after = account.failing_since = 0
+            account.snapshot_bytes = 0
 
     def _cut_of(self, name: str) -> StoreCut | None:
         """What a pending store's plan is; None if it is gone, or has nothing new after all."""
@@ -194,7 +204,7 @@ class Ledger:
         if account.origin is not store.origin:
             # Its events came from elsewhere, and those in the file may not be the same.
             account.origin = store.origin
-            account.position = account.bytes = account.moves_after = 0
+            account.position = account.bytes = account.moves_after = account.snapshot_bytes = 0
             return replace(_cut(store, account), anew=True)
         return _cut(store, account) if _differs(store, account) else None
 
@@ -224,12 +234,15 @@ class Ledger:
         return int((self._clock() - min(times)) * 1000) if times else 0
 
     def unpersisted_bytes(self, name: str) -> int:
-        """How many bytes of frames of a store are in memory only."""
+        """How many bytes of a store's frames and snapshots are in memory only."""
         store, account = self._state.stores.get(name), self._accounts.get(name)
         if store is None:
             return 0
-        known = account is not None and account.uid == store.uid
-        return store.frame_bytes - (account.bytes if known and account is not None else 0)
+        events, snapshots = store.frame_bytes, store.snapshots.recorded_bytes
+        if account is None or account.uid != store.uid:
+            return events + snapshots
+        # Snapshots that another node brought are counted anew, and may be fewer.
+        return events - account.bytes + max(0, snapshots - account.snapshot_bytes)
 
     def backlog_bytes(self) -> int:
         """The same of all stores, at most `_BACKLOG_SAMPLE_S` old: it is asked at every append."""
@@ -254,6 +267,9 @@ def _book_success(account: Account, cut: StoreCut, raft_index: int) -> None:
     account.position, account.bytes = cut.position, cut.frame_bytes
     account.moves_after = raft_index
     account.durability = cut.durability
+    account.snapshots_kept = cut.snapshots.kept
+    account.snapshot_bytes = cut.snapshots.recorded_bytes
+    cut.store.snapshots.forget_gone(raft_index)
     account.failing_since = None
     account.last_error = None
     account.breaker.succeeded()
@@ -263,7 +279,10 @@ def _differs(store: Store, account: Account) -> bool:
     """Whether memory has more of a store than its file, or the file has to be tried again."""
     if account.failing_since is not None or store.position != account.position:
         return True
-    if store.durability != account.durability:
+    settings = store.durability, store.snapshots.kept
+    if settings != (account.durability, account.snapshots_kept):
+        return True
+    if store.snapshots.changed_index > account.moves_after:
         return True
     return any(index > account.moves_after for index in store.checkpoint_index.values())
 
@@ -277,6 +296,7 @@ def _cut(store: Store, account: Account) -> StoreCut:
         frame_bytes=store.frame_bytes,
         durability=store.durability,
         moves=_moves(store, account.moves_after),
+        snapshots=cut_of(store.snapshots, account.moves_after),
     )
 
 

@@ -141,6 +141,7 @@ def _load_store(directory: DataDirectory, entry: StoreEntry, clock: Callable[[],
         raise StoreDamaged(path, "is missing")
     store = Store(entry.name, entry.uid, entry.created_us)
     store.durability = entry.durability
+    store.snapshots.kept = entry.snapshots_kept
     with _faults_of(path), closing(StoreFile(path, entry.cut_index, connect)) as file:
         contents = _fill(store, file, clock)
         if contents != file.mark.contents or store.position != file.mark.position:
@@ -166,8 +167,9 @@ def _fill(store: Store, file: StoreFile, clock: Callable[[], float]) -> Checksum
                 "Loading store %s: %d of %d events", store.name, store.position, file.mark.position
             )
     store.load_checkpoints(file.checkpoints())
+    store.snapshots.load(file.snapshots())
     store.loaded()
-    return contents
+    return contents._replace(snapshots=store.snapshots.digest)
 
 
 def _set_unlisted_aside(directory: DataDirectory, entries: list[StoreEntry]) -> list[str]:

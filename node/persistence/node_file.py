@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from node.core.commands import BY_NODE
+from node.core.snapshots import KEPT_MAX
 from node.persistence.checksums import row_checksum
 from node.persistence.faults import StoreDamaged
 from node.persistence.schema import (
     DURABILITIES_TABLE,
     NODE_FILE,
     NODE_TABLES,
+    SNAPSHOTS_KEPT_TABLE,
     Connect,
     ensure_tables,
 )
@@ -35,8 +37,9 @@ class Cut(NamedTuple):
 class StoreEntry(NamedTuple):
     """One store as of the cut; `bytes` is the sum of its frames.
 
-    `durability` is in a table of its own, where it is set: older files have none of it. The
-    checksum of the store's row covers it, so that it cannot be lost without a word.
+    `durability` and `snapshots_kept` are in tables of their own, where they are set: older files
+    have none of it. The checksum of the store's row covers them, so that they cannot be lost
+    without a word.
     """
 
     name: str
@@ -46,6 +49,7 @@ class StoreEntry(NamedTuple):
     position: int
     bytes: int
     durability: str = BY_NODE
+    snapshots_kept: int = KEPT_MAX
 
 
 class NodeFile:
@@ -60,6 +64,7 @@ class NodeFile:
         try:
             self.created = ensure_tables(self._connection, path, NODE_FILE, NODE_TABLES)
             self._connection.execute(DURABILITIES_TABLE)
+            self._connection.execute(SNAPSHOTS_KEPT_TABLE)
         except BaseException:
             self.close()
             raise
@@ -77,10 +82,14 @@ class NodeFile:
         """The stores as of the cut."""
         entries: list[StoreEntry] = []
         durabilities = dict(self._connection.execute("SELECT name, durability FROM durabilities"))
+        kept = dict(self._connection.execute("SELECT name, kept FROM snapshots_kept"))
         for row in self._connection.execute(
             "SELECT name, uid, created_us, cut_index, position, bytes, checksum FROM stores"
         ):
-            entry = StoreEntry(*row[:6])._replace(durability=durabilities.get(row[0], BY_NODE))
+            entry = StoreEntry(*row[:6])._replace(
+                durability=durabilities.get(row[0], BY_NODE),
+                snapshots_kept=kept.get(row[0], KEPT_MAX),
+            )
             if _checksum(entry) != row[6]:
                 raise StoreDamaged(self.path, f"has a damaged entry for store {row[0]!r}")
             entries.append(entry)
@@ -93,12 +102,17 @@ class NodeFile:
         for name in gone:
             execute("DELETE FROM stores WHERE name = ?", (name,))
             execute("DELETE FROM durabilities WHERE name = ?", (name,))
+            execute("DELETE FROM snapshots_kept WHERE name = ?", (name,))
         for entry in changed:
             values = (*entry[:6], _checksum(entry))
             execute("REPLACE INTO stores VALUES (?, ?, ?, ?, ?, ?, ?)", values)
             execute("DELETE FROM durabilities WHERE name = ?", (entry.name,))
             if entry.durability != BY_NODE:
                 execute("INSERT INTO durabilities VALUES (?, ?)", (entry.name, entry.durability))
+            execute("DELETE FROM snapshots_kept WHERE name = ?", (entry.name,))
+            if entry.snapshots_kept != KEPT_MAX:
+                kept = entry.name, entry.snapshots_kept
+                execute("INSERT INTO snapshots_kept VALUES (?, ?)", kept)
         execute("REPLACE INTO cut VALUES (1, ?, ?, ?)", (*cut, row_checksum(*cut)))
         execute("COMMIT")
 
@@ -112,4 +126,6 @@ class NodeFile:
 
 
 def _checksum(entry: StoreEntry) -> int:
-    return row_checksum(*(entry[:6] if entry.durability == BY_NODE else entry))
+    if entry.snapshots_kept != KEPT_MAX:
+        return row_checksum(*entry)
+    return row_checksum(*(entry[:6] if entry.durability == BY_NODE else entry[:7]))

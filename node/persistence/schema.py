@@ -93,6 +93,14 @@ CREATE TABLE IF NOT EXISTS durabilities (
 ) WITHOUT ROWID
 """
 
+# The same, of how many snapshots a series keeps.
+SNAPSHOTS_KEPT_TABLE = """
+CREATE TABLE IF NOT EXISTS snapshots_kept (
+    name TEXT PRIMARY KEY,
+    kept INTEGER NOT NULL
+) WITHOUT ROWID
+"""
+
 # What SQLite says when the system, not the file, is the trouble.
 _SYSTEM_TROUBLE = {
     sqlite3.SQLITE_PERM,

@@ -27,7 +27,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from node.core.snapshots import Snapshot
 from node.core.store import Row, Store
+from node.persistence import snapshot_rows
 from node.persistence.checksums import EVENT_COLUMNS, Checksums, parse_checksums, row_checksum
 from node.persistence.faults import StoreDamaged
 from node.persistence.schema import (
@@ -37,6 +39,7 @@ from node.persistence.schema import (
     Connect,
     ensure_tables,
 )
+from node.persistence.snapshot_rows import SNAPSHOTS_TABLES, SnapshotsCut
 
 # Rows taken from memory at a time, and rows of one statement: the largest that fits is used. Each
 # is a multiple of the next.
@@ -82,6 +85,7 @@ class StoreCut:
     frame_bytes: int
     durability: str
     moves: tuple[CheckpointMove, ...]
+    snapshots: SnapshotsCut
     anew: bool = False
 
 
@@ -97,6 +101,8 @@ class StoreFile:
         self._connection = connect(path)
         try:
             self.created = ensure_tables(self._connection, path, STORE_FILE, STORE_TABLES)
+            for statement in SNAPSHOTS_TABLES.split(";\n"):
+                self._connection.execute(statement)
             self.mark = self._roll_back(mark_index)
         except BaseException:
             self.close()
@@ -115,6 +121,7 @@ class StoreFile:
         contents = self._insert_names(cut)
         contents = self._insert_events(cut, contents)
         self._insert_moves(cut.moves, safe_index)
+        contents = self._insert_snapshots(cut.snapshots, contents, raft_index, safe_index)
         mark = Mark(raft_index, term, cut.position, cut.streams, cut.types, contents)
         self._insert_mark(mark, safe_index)
         if self.mark.raft_index == 0:
@@ -157,6 +164,16 @@ class StoreFile:
                 (move.name, safe_index),
             )
 
+    def _insert_snapshots(
+        self, cut: SnapshotsCut, contents: Checksums, raft_index: int, safe_index: int
+    ) -> Checksums:
+        rows, gone = snapshot_rows.difference(self._connection, cut)
+        table = f"snapshots ({snapshot_rows.COLUMNS})"
+        for values in _batches(rows, len(rows)):
+            self._connection.execute(_insert_sql(table, EVENT_COLUMNS, values), values)
+        snapshot_rows.mark_gone(self._connection, gone, raft_index, safe_index)
+        return contents._replace(snapshots=cut.digest)
+
     def _insert_mark(self, mark: Mark, safe_index: int) -> None:
         values = (*mark[:5], str(mark.contents))
         self._connection.execute(
@@ -180,6 +197,7 @@ class StoreFile:
         execute("DELETE FROM types WHERE type_id >= ?", (mark.types,))
         execute("DELETE FROM checkpoints WHERE raft_index > ?", (raft_index,))
         execute("DELETE FROM cuts WHERE raft_index > ?", (raft_index,))
+        snapshot_rows.roll_back(self._connection, raft_index)
         execute("COMMIT")
         return mark
 
@@ -224,6 +242,10 @@ class StoreFile:
                 raise StoreDamaged(self.path, f"has a damaged checkpoint {name!r}")
             found[name] = (position, raft_index)
         return found
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        """All snapshots in order of place."""
+        return snapshot_rows.snapshots(self._connection)
 
     def checkpoint_wal(self) -> int:
         """Fold the WAL into the file without waiting for anyone; the bytes that remain."""
@@ -272,8 +294,8 @@ def _cut(rows: Iterable[tuple[Any, ...]], count: int) -> Iterator[list[Any]]:
         count -= size
 
 
-def _batches(rows: Iterable[Row], count: int) -> Iterator[list[Any]]:
-    """The same for events, in smaller statements where their frames are large."""
+def _batches(rows: Iterable[tuple[Any, ...]], count: int) -> Iterator[list[Any]]:
+    """The same for events and snapshots, in smaller statements where their bytes are many."""
     for values in _cut(rows, count):
         yield from _within_bytes(values)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from node.core import commands
 from node.core.frames import ABSENT, encode_frame
+from node.core.snapshots import KEPT_MAX, encode_content
 from node.core.state import State
 
 CREATED_US = 1_700_000_000_000_000
@@ -39,6 +40,17 @@ class History:
     def checkpoint(self, store: str, name: str, position: int) -> None:
         self.apply(commands.put_checkpoint(store, name, position))
 
+    def snapshot(self, store: str, source: str, version: int, size: int = 20) -> None:
+        content = encode_content("Order", self._ids.randbytes(size), ABSENT)
+        created_us = CREATED_US + self.index
+        self.apply(commands.put_snapshot(store, created_us, source, "s", version, content))
+
+    def forget_snapshot(self, store: str, source: str, version: int) -> None:
+        self.apply(commands.delete_snapshot(store, source, "s", version))
+
+    def keep_snapshots(self, store: str, kept: int) -> None:
+        self.apply(commands.put_store(store, CREATED_US + self.index, None, kept))
+
     def barrier(self) -> None:
         self.apply(commands.barrier())
 
@@ -65,6 +77,13 @@ class History:
                 self.put(store, choices.choice(commands.DURABILITIES))
             elif choices.random() < 0.2:
                 self.checkpoint(store, choices.choice("xyz"), choices.randrange(1000))
+            elif choices.random() < 0.2:
+                source = choices.choice("pq")
+                self.snapshot(store, source, choices.randrange(20), choices.randrange(3000))
+            elif choices.random() < 0.1:
+                self.forget_snapshot(store, choices.choice("pq"), choices.randrange(20))
+            elif choices.random() < 0.05:
+                self.keep_snapshots(store, choices.choice([1, 3, KEPT_MAX]))
             else:
                 stream = f"stream-{choices.randrange(6)}"
                 self.append(store, stream, choices.randrange(1, 40), choices.randrange(60))
@@ -82,6 +101,7 @@ def contents(state: State) -> dict[str, Any]:
             list(store.type_names),
             dict(store.checkpoints),
             dict(store.checkpoint_index),
+            (store.snapshots.kept, store.snapshots.digest, store.snapshots.all()),
         )
         for name, store in state.stores.items()
     }

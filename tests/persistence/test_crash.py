@@ -48,6 +48,8 @@ async def test_a_crash_before_the_cut_moves_rolls_every_store_back_to_it(
         history.create(name)
         history.append(name, "one", count=10)
         history.checkpoint(name, "reader", 3)
+        for version in (1, 2, 3):
+            history.snapshot(name, "o", version)
     async with working(history, directory) as worker:
         await flush(worker, history)
     at_the_cut, index = contents(history.state), history.index
@@ -55,6 +57,10 @@ async def test_a_crash_before_the_cut_moves_rolls_every_store_back_to_it(
     history.append("beta", "one", count=2)
     history.checkpoint("alpha", "reader", 9)
     history.checkpoint("alpha", "new reader", 1)
+    history.snapshot("alpha", "o", 2)
+    history.forget_snapshot("alpha", "o", 3)
+    history.keep_snapshots("alpha", 1)
+    history.snapshot("alpha", "new source", 9)
     history.delete("beta")
     history.create("gamma")
 
