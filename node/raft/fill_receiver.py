@@ -36,9 +36,10 @@ from typing import Any, NamedTuple
 from node.core import portion
 from node.core.commands import decode, put_store
 from node.core.portion import Digest, Portion
+from node.core.snapshots import Snapshot, Snapshots
 from node.core.state import State
 from node.core.store import Store
-from node.raft import plain
+from node.raft import fill_snapshots, plain
 from node.raft.fill_digests import SLICE_EVENTS, Digests
 from node.raft.library import now
 from node.raft.requests import Requests
@@ -69,6 +70,7 @@ class _Offered(NamedTuple):
     durability: str
     position: int
     checkpoints: dict[str, tuple[int, int]]
+    snapshots: fill_snapshots.Description
 
 
 class _Staged:
@@ -84,7 +86,7 @@ class Filled(NamedTuple):
 
     raft_index: int
     term: int
-    stores: list[tuple[Store, _Offered]]
+    stores: list[tuple[Store, Snapshots, _Offered]]
 
 
 class FillReceiver:
@@ -100,6 +102,7 @@ class FillReceiver:
         self._digests = digests
         self._alarm = alarm
         self._staged: dict[int, _Staged] = {}
+        self._staged_snapshots: dict[int, dict[int, Snapshot]] = {}  # uid -> place -> snapshot
         self._used_at = 0.0
         self._told_at = 0.0
 
@@ -111,10 +114,13 @@ class FillReceiver:
             raise FillRefused(f"{source} is at {index}, this node at {self._state.applied_index}")
         uids = {one.uid for one in offered}
         self._staged = {uid: staged for uid, staged in self._staged.items() if uid in uids}
+        for uid in self._staged_snapshots.keys() - uids:
+            del self._staged_snapshots[uid]
         stores = []
         for one in offered:
             link = _Link(self._requests, source, number, one.at)
-            stores.append((await self._bring(link, one), one))
+            store = await self._bring(link, one)
+            stores.append((store, await self._bring_snapshots(link, one), one))
         return Filled(index, term, stores)
 
     def install(self, filled: Filled) -> None:
@@ -122,27 +128,35 @@ class FillReceiver:
         state = self._state
         if filled.raft_index <= state.applied_index:
             raise FillRefused(f"this node has reached {state.applied_index} meanwhile")
+        # Those that are this node's own may have changed since they were compared.
+        if any(
+            not fill_snapshots.fits(one, offered.snapshots) for _, one, offered in filled.stores
+        ):
+            raise FillRefused("the snapshots of this node have changed meanwhile")
         before, after = state.stores, {}
         changed = set(before)
-        for store, one in filled.stores:
+        for store, snapshots, one in filled.stores:
             after[store.name] = store
-            facts = store.durability, _checkpoints(store)
-            if store is before.get(store.name) and facts == (one.durability, one.checkpoints):
+            if store is before.get(store.name) and _facts(store) == _offered_facts(one):
                 changed.discard(store.name)
             else:
                 changed.add(store.name)
             store.durability = one.durability
             store.load_checkpoints(one.checkpoints)
+            if snapshots is not store.snapshots:
+                snapshots.replaces(filled.raft_index)
+                store.snapshots = snapshots
+            snapshots.kept = one.snapshots.kept
         state.stores = after
         state.applied_index, state.applied_term = filled.raft_index, filled.term
-        self._staged = {}
+        self._staged, self._staged_snapshots = {}, {}
         for name in sorted(changed):
             state.on_change(name)
 
     def expire(self) -> None:
         """Give up unfinished stores with which no fill went on."""
-        if self._staged and now() - self._used_at > _STAGED_S:
-            self._staged = {}
+        if now() - self._used_at > _STAGED_S:
+            self._staged, self._staged_snapshots = {}, {}
 
     # --- one store ---------------------------------------------------------------------------
 
@@ -163,6 +177,29 @@ class FillReceiver:
         self._staged[one.uid] = staged
         await self._complete(link, one, staged)
         return staged.store
+
+    async def _bring_snapshots(self, link: _Link, one: _Offered) -> Snapshots:
+        """Its snapshots as offered: this node's own if they are the same, else others."""
+        live = self._state.stores.get(one.name)
+        own = live.snapshots if live is not None and live.uid == one.uid else None
+        brought = self._staged_snapshots.setdefault(one.uid, {})
+
+        async def ask(topic: str, of_store: list[Any]) -> Any:
+            self._used_at = now()
+            return await self._ask(link.source, topic, [link.number, link.at, *of_store])
+
+        def alarm(text: str) -> None:
+            self._alarm(f"store {one.name}, beside {link.source}: {text}")
+
+        known = len(brought)
+        try:
+            made = await fill_snapshots.bring(ask, one.snapshots, own, brought, alarm)
+        except ValueError as error:
+            raise FillRefused(f"{link.source}: {error}") from error
+        finally:
+            fresh = list(brought.values())[known:]
+            self.counters["fill_bytes_received"] += sum(len(found.content) for found in fresh)
+        return made
 
     async def _goes_on(
         self, link: _Link, one: _Offered, staged: _Staged, live: Store | None
@@ -318,6 +355,16 @@ def _events_a_chunk(taken: Portion) -> int:
     return max(1, min(SLICE_EVENTS, _CHUNK_BYTES // event_bytes))
 
 
+def _facts(store: Store) -> tuple[Any, ...]:
+    """What of a store is small, and may change without an event."""
+    snapshots = fill_snapshots.described(store.snapshots)
+    return store.durability, _checkpoints(store), tuple(snapshots)
+
+
+def _offered_facts(one: _Offered) -> tuple[Any, ...]:
+    return one.durability, one.checkpoints, one.snapshots
+
+
 def _checkpoints(store: Store) -> dict[str, tuple[int, int]]:
     return {name: (at, store.checkpoint_index[name]) for name, at in store.checkpoints.items()}
 
@@ -341,14 +388,18 @@ def _offer(answer: Any) -> tuple[int, int, int, list[_Offered]]:
 
 
 def _offered(at: int, described: Any) -> _Offered:
-    name, uid, created_us, durability, position, checkpoints = described
-    decode(put_store(name, created_us, durability))  # raises for what cannot be created
+    name, uid, created_us, durability, position, checkpoints, snapshots = described
+    description = fill_snapshots.Description(*snapshots)
+    # Raises for what cannot be created.
+    decode(put_store(name, created_us, durability, description.kept))
+    _need(_is_count(description.held) and type(description.digest) is bytes)
+    _need(durability is not None and description.kept is not None)
     _need(_is_count(uid) and _is_count(position))
     moved = {}
     for checkpoint, where, when in checkpoints:
         _need(type(checkpoint) is str and _is_count(where) and _is_count(when))
         moved[checkpoint] = (where, when)
-    return _Offered(at, name, uid, created_us, durability, position, moved)
+    return _Offered(at, name, uid, created_us, durability, position, moved, description)
 
 
 def _portion(answer: Any) -> _Chunk:

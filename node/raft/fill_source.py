@@ -4,13 +4,16 @@ A node that is further behind than the leader's log reaches is brought up from t
 stores. It asks (see `requests`), and the source answers:
 
     fill_begin                       an offer: its number, what the state is at this moment (index,
-                                     term, and of each store name, uid, time of creation, position
-                                     and checkpoints), and a SHA-256 of all this
+                                     term, and of each store name, uid, time of creation,
+                                     settings, position, checkpoints, and what its snapshots are),
+                                     and a SHA-256 of all this
     fill_digest (offer, store, at)   the digest of a store at a position, against which the asking
                                      node compares what it holds already
     fill_rows (offer, store, after, until)
                                      events that follow position `after`: as many as fit a chunk, at
                                      least one; and the digest of the store behind the last of them
+
+How snapshots are brought stands in `fill_snapshots`.
 
 An offer is the id of the transfer, a position is an offset in it, and the digest behind a chunk
 vouches for the chunk and for all before it (see `core.portion`). Stream and type ordinals are
@@ -35,8 +38,10 @@ from typing import Any
 import cbor2
 
 from node.core import portion
+from node.core.snapshots import Snapshot
 from node.core.state import State
 from node.core.store import Store
+from node.raft import fill_snapshots
 from node.raft.fill_digests import REST_S, SLICE_EVENTS, Digests
 from node.raft.library import now
 
@@ -59,6 +64,7 @@ class _Offer:
         self.peer = peer
         self.raft_index, self.term = state.applied_index, state.applied_term
         self.stores = [(store, store.position) for store in state.stores.values()]
+        self.snapshots = [store.snapshots.all() for store in state.stores.values()]
         self.asked_at = now()
 
 
@@ -113,6 +119,25 @@ class FillSource:
         self.counters["fill_bytes_sent"] += sum(map(len, taken[3:]))
         return [*taken, digest.value()]
 
+    async def places(self, peer: str, body: Any) -> Any:
+        """Answer `fill_places`."""
+        number, at, first = body
+        offered = self._offer(peer, number).snapshots[at]
+        _need(0 <= first < len(offered))
+        return fill_snapshots.places(offered, first)
+
+    async def snapshots(self, peer: str, body: Any) -> Any:
+        """Answer `fill_snapshots`."""
+        number, at, first, until = body
+        offered: list[Snapshot] = self._offer(peer, number).snapshots[at]
+        _need(0 <= first < until <= len(offered))
+        async with self._one_at_a_time:
+            taken = fill_snapshots.chunk(offered, first, until, CHUNK_BYTES_MAX)
+            await asyncio.sleep(REST_S)
+        self.counters["fill_chunks_sent"] += 1
+        self.counters["fill_bytes_sent"] += sum(len(fields[-1]) for fields in taken)
+        return taken
+
     # --- what the replica asks ---------------------------------------------------------------
 
     def expire(self) -> None:
@@ -140,7 +165,7 @@ def _described(store: Store, position: int) -> list[Any]:
         [name, at, store.checkpoint_index[name]] for name, at in store.checkpoints.items()
     ]
     facts = [store.name, store.uid, store.created_us, store.durability]
-    return [*facts, position, checkpoints]
+    return [*facts, position, checkpoints, fill_snapshots.described(store.snapshots)]
 
 
 def _need(condition: bool) -> None:

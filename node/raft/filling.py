@@ -67,6 +67,8 @@ class Filling:
         requests.serve("fill_begin", self.source.begin)
         requests.serve("fill_digest", self.source.digest)
         requests.serve("fill_rows", self.source.rows)
+        requests.serve("fill_places", self.source.places)
+        requests.serve("fill_snapshots", self.source.snapshots)
 
     @property
     def active(self) -> bool:

@@ -29,6 +29,8 @@ class Direct(Requests):
             "fill_begin": source.begin,
             "fill_digest": source.digest,
             "fill_rows": source.rows,
+            "fill_places": source.places,
+            "fill_snapshots": source.snapshots,
         }
         self.asked: Counter[str] = Counter()
         self.spoil: Callable[[str, Any], Any] = lambda _, answer: answer

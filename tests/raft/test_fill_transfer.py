@@ -11,8 +11,9 @@ import pytest
 
 from node.core import commands
 from node.core.portion import Digest, Portion
+from node.core.snapshots import encode_content
 from node.core.state import State
-from node.raft import fill_digests, fill_receiver, fill_source
+from node.raft import fill_digests, fill_receiver, fill_snapshots, fill_source
 from node.raft.fill_digests import Digests
 from node.raft.fill_receiver import FillReceiver, FillRefused
 from node.raft.fill_source import FillSource, OfferGone
@@ -32,10 +33,18 @@ def _little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fill_digests, "_MILESTONE", 16)
     monkeypatch.setattr(fill_digests, "_RECENT_MAX", 3)
     monkeypatch.setattr(fill_receiver, "_COMPARED_EVENTS", 10)
+    monkeypatch.setattr(fill_snapshots, "PLACES_A_CHUNK", 5)
+    monkeypatch.setattr(fill_snapshots, "SNAPSHOTS_A_CHUNK", 2)
+    monkeypatch.setattr(fill_snapshots, "_LOADED_MAX", 3)
 
 
 def history(entries: int, seed: int = 1) -> list[list[bytes]]:
     """Entries on two stores, one of which is deleted and created anew on the way."""
+
+    def snapshot(store: str, number: int) -> list[bytes]:
+        content = encode_content("T", bytes(number), b"\xf6")
+        return [commands.put_snapshot(store, number, f"o-{number % 5}", "s", number, content)]
+
     chance = random.Random(seed)
     made = [[commands.create_store("a", 1)], [commands.create_store("b", 1)]]
     for number in range(entries):
@@ -48,6 +57,12 @@ def history(entries: int, seed: int = 1) -> list[list[bytes]]:
         made.append([commands.append_many(store, number, events, [], None)])
         if number % 7 == 0:
             made.append([commands.put_checkpoint(store, f"c{number % 3}", number)])
+        if number % 3 == 0:
+            made.append(snapshot(store, number))
+        if number % 10 == 9:
+            made.append([commands.delete_snapshot(store, f"o-{(number - 3) % 5}", "s", number - 3)])
+        if number == entries // 3:
+            made.append([commands.put_store("a", 1, None, 4)])
         if number == entries // 2:
             made.append([commands.delete_store("b")])
             made.append([commands.create_store("b", number)])
@@ -83,7 +98,7 @@ class Pair:
         self.state.check()
 
 
-@pytest.mark.parametrize("known", [0, 1, 2, 5, 30, 40, 50, 72])
+@pytest.mark.parametrize("known", [0, 1, 2, 5, 30, 40, 50, 72, 90])
 async def test_a_filled_state_equals_the_source_and_goes_on_like_it(known: int) -> None:
     pair = Pair(known)
     await pair.fill()
@@ -97,11 +112,16 @@ async def test_a_filled_state_equals_the_source_and_goes_on_like_it(known: int) 
 async def test_only_what_is_missing_is_sent() -> None:
     pair = Pair(60)
     whole, known = pair.source_state.stores.values(), list(pair.state.stores.values())
+    places = {one.place for store in known for one in store.snapshots.all()}
+    snapshots = [one for store in whole for one in store.snapshots.all()]
+    brought = sum(len(one.content) for one in snapshots if one.place not in places)
+    assert 0 < brought < sum(len(one.content) for one in snapshots)
     events = sum(store.position for store in whole) - sum(store.position for store in known)
     lacked = sum(store.frame_bytes for store in whole) - sum(store.frame_bytes for store in known)
     await pair.fill()
     assert pair.receiver.counters["fill_events_received"] == events > 20
-    assert pair.source.counters["fill_bytes_sent"] == lacked + 20 * events
+    assert pair.source.counters["fill_bytes_sent"] == lacked + 20 * events + brought
+    assert pair.receiver.counters["fill_bytes_received"] >= lacked + brought
 
 
 async def test_only_stores_that_changed_are_told() -> None:
@@ -213,6 +233,26 @@ LIES: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "fill_begin",
         lambda answer: [answer[0], flipped(answer[1]), answer[2]],
     ),
+    "a snapshot of another content": (
+        "fill_snapshots",
+        lambda answer: [[*answer[0][:5], answer[0][5] + b"x"], *answer[1:]],
+    ),
+    "a snapshot of another version": (
+        "fill_snapshots",
+        lambda answer: [[*answer[0][:2], 9_999, *answer[0][3:]], *answer[1:]],
+    ),
+    "a snapshot of another place": (
+        "fill_snapshots",
+        lambda answer: [[*answer[0][:4], 1, answer[0][5]], *answer[1:]],
+    ),
+    "a snapshot that is none": ("fill_snapshots", lambda _: [["o", "s", 1]]),
+    "no snapshots": ("fill_snapshots", lambda _: []),
+    "a list of nothing": ("fill_snapshots", lambda _: None),
+    "too many snapshots": ("fill_snapshots", lambda answer: answer * 40),
+    "no places": ("fill_places", lambda _: b""),
+    "half a place": ("fill_places", lambda answer: answer[:-1]),
+    "too many places": ("fill_places", lambda answer: answer * 40),
+    "places in another order": ("fill_places", lambda answer: answer[8:] + answer[:8]),
     "no offer": ("fill_begin", lambda _: []),
     "a digest that is none": ("fill_digest", lambda _: 7),
 }
@@ -258,6 +298,57 @@ async def test_a_history_that_differs_is_an_alarm_and_is_brought_over_whole() ->
     assert pair.state.stores["a"].origin is not store.origin, "its file cannot be gone on with"
     assert pair.state.stores["b"].position
     pair.check()
+
+
+async def test_snapshots_that_differ_are_an_alarm_and_are_brought_over() -> None:
+    pair = Pair(60)
+    held = pair.state.stores["a"].snapshots
+    one = held.all()[0]
+    kept = {one.place for one in pair.source_state.stores["a"].snapshots.all()}
+    one = next(one for one in held.all() if one.place in kept)
+    held._by_place[one.place] = one._replace(content=one.content + b"x")
+    await pair.fill()
+    assert [alarm for alarm in pair.alarms if "snapshots differ" in alarm]
+    pair.check()
+
+
+async def test_own_snapshots_that_changed_meanwhile_are_not_installed() -> None:
+    """The digest may be the offered one at first, with a put and its end still in the log."""
+    pair = Pair(0)
+    await pair.fill()
+    at = pair.source_state.applied_index
+    content = encode_content("T", b"", b"\xf6")
+    coming = commands.put_snapshot("a", 1, "o", "s", 1, content)
+    going = commands.delete_snapshot("a", "o", "s", 1)
+    pair.source_state.apply(at + 1, 1, [coming])
+    pair.source_state.apply(at + 2, 1, [going])
+    filled = await pair.receiver.fetch("n1")
+    pair.state.apply(at + 1, 1, [coming])
+    with pytest.raises(FillRefused, match="changed meanwhile"):
+        pair.receiver.install(filled)
+    pair.state.check()
+    await pair.fill()
+    pair.check()
+
+
+async def test_snapshots_that_were_brought_are_not_brought_again() -> None:
+    pair = Pair(0)
+    whole = Pair(0)
+    await whole.fill()
+
+    def break_off(topic: str, answer: Any) -> Any:
+        if pair.link.asked["fill_snapshots"] > 3:
+            raise NoAnswer("lost the connection")
+        return answer
+
+    pair.link.spoil = break_off
+    with pytest.raises(NoAnswer):
+        await pair.fill()
+    pair.link.spoil = lambda _, answer: answer
+    await pair.fill()
+    pair.check()
+    received = pair.receiver.counters["fill_bytes_received"]
+    assert received == whole.receiver.counters["fill_bytes_received"]
 
 
 async def test_a_store_that_is_longer_here_is_an_alarm_and_is_left_alone() -> None:
