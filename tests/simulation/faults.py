@@ -362,7 +362,7 @@ class Director:
             if healthy and operation.acked_at < self._loop.time() - bound_s:
                 simulation.fail(f"I15: what was acknowledged at {operation.acked_at:.3f} s "
                                 f"(index {operation.index}) is on no disk")  # fmt: skip
-        position = entry.after.get("main", (0, {}))[0] if entry else 0
+        position = entry.after.get("main", (0, {}, 0))[0] if entry else 0
         simulation.history.acked_position = min(simulation.history.acked_position, position)
         for client in simulation.clients:
             client.forget(position)

@@ -34,6 +34,7 @@ from tests.simulation.clients import Client, History, judge
 from tests.simulation.faults import Director
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.nodes import STORE, Life, Node
+from tests.simulation.snapshots import SnapshotClient
 from tests.simulation.watch import Chronicle
 from tests.simulation.wires import Wires
 
@@ -88,9 +89,14 @@ class Simulation:
             )
             for node_id in ids
         }
+        nodes = list(self.nodes.values())
+        self.snapshot_clients = [
+            SnapshotClient(source, nodes, loop, self.history, self._chance(), self.fail)
+            for source in ("p", "q")
+        ]
         self.clients = [
-            Client(list(self.nodes.values()), loop, self.history, self._chance(), self.fail)
-            for _ in range(4)
+            *(Client(nodes, loop, self.history, self._chance(), self.fail) for _ in range(4)),
+            *self.snapshot_clients,
         ]
         self.links.watchers.append(self._watch)
         self.bounds = {
@@ -219,6 +225,8 @@ class Simulation:
                 self.fail(f"I3: the state of {node} is not sound: {error!r}")
             self.chronicle.check_state(node, life.replica.state)
         judge(self.history, self.chronicle.state.stores[STORE], self.fail)
+        for client in self.snapshot_clients:
+            client.judge(self.chronicle.state.stores[STORE])
 
     # --- looking -----------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ from node.raft.messages import Ack, AppendEntries, Message, RequestVote, Vote
 if TYPE_CHECKING:
     from tests.simulation.nodes import Life
 
-Snapshot = dict[str, tuple[int, dict[str, int]]]
+# Of each store its position, its checkpoints, and the digest of its snapshots.
+Snapshot = dict[str, tuple[int, dict[str, int], int]]
 
 
 class Entry(NamedTuple):
@@ -111,7 +112,7 @@ class Chronicle:
         if _snapshot(state) != entry.after:
             self._fail(f"I13: {who} at {index} is {_snapshot(state)}, not {entry.after}")
             return
-        for name, (position, _) in entry.after.items():
+        for name, (position, _, _) in entry.after.items():
             theirs, ours = state.stores[name], self.state.stores[name]
             if list(theirs.rows(0, position)) != list(ours.rows(0, position)):
                 self._fail(f"I13: store {name} of {who} differs from the history up to {index}")
@@ -193,4 +194,7 @@ def _comparable(outcome: Outcome) -> Any:
 
 
 def _snapshot(state: State) -> Snapshot:
-    return {name: (store.position, dict(store.checkpoints)) for name, store in state.stores.items()}
+    return {
+        name: (store.position, dict(store.checkpoints), store.snapshots.digest)
+        for name, store in state.stores.items()
+    }
