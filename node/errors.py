@@ -8,7 +8,8 @@
     │   └── Missing: StoreMissing, StreamMissing, SnapshotMissing, CheckpointMissing,
     │       SubscriptionMissing, MemberMissing
     ├── Conflict                  the state said no; nothing was stored; read again, then decide
-    │   ├── WrongExpectedVersion, CheckpointNotIncreasing, PersistenceDisabled, RecoveryRefused
+    │   ├── WrongExpectedVersion, CheckpointNotIncreasing, SnapshotTooOld
+    │   ├── PersistenceDisabled, RecoveryRefused
     │   ├── MemberExists, MembershipChangeOpen, MemberRecovering, LastMember
     │   └── EventIdReused, StreamDeleted
     ├── Unavailable               the cluster's fault; certainly not stored; repeat after a moment
@@ -173,7 +174,7 @@ class StreamMissing(Missing):
 
 
 class SnapshotMissing(Missing):
-    """No snapshot of that stream at that version."""
+    """Fields `store`, `source`, `stream`, `version`; the last three where it was to be deleted."""
 
     code = "snapshot_not_found"
     title = "Snapshot not found"
@@ -219,6 +220,13 @@ class CheckpointNotIncreasing(Conflict):
 
     code = "checkpoint_not_increasing"
     title = "Checkpoint does not increase"
+
+
+class SnapshotTooOld(Conflict):
+    """All that a series of snapshots may keep is newer; `source`, `stream`, `version`, `kept`."""
+
+    code = "snapshot_too_old"
+    title = "Snapshot too old"
 
 
 class PersistenceDisabled(Conflict):

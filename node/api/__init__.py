@@ -7,6 +7,7 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
 * `routes`     how a path finds its handler; one list that serves and documents
 * `appends`    the hot path: body -> frames -> command -> answer (`bodies`, `framing`, `values`)
 * `reads`      pages of events (`levels`, `filters`, `records`, `arrivals`)
+* `snapshots`  snapshots of aggregates (`snapshot_records`)
 * `stores`, `checkpoints`, `persistence`, `cluster`, `metrics`   the other families
 * `later`      what the contract knows and this version does not serve yet
 * `openapi`, `schemas`   the document, made from the routes

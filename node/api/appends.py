@@ -24,8 +24,8 @@ from node.api.bodies import (
 from node.api.framing import Framer
 from node.api.limits import ApiLimits
 from node.api.media import sent
-from node.api.names import checked_name
-from node.api.parameters import NUMBER_MAX, choice, timeout
+from node.api.names import NUMBER_MAX, checked_name
+from node.api.parameters import choice, timeout
 from node.api.ports import Clock, OnDisk, Replica, Worker
 from node.api.refusals import refusal
 from node.api.routes import Reply, Route

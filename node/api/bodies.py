@@ -23,6 +23,7 @@ from node.api.limits import ApiLimits
 from node.api.media import JSON, Media
 from node.api.values import NotPlain, decode_cbor
 from node.api.wire import Request
+from node.core.snapshots import KEPT_MAX
 from node.errors import InvalidEvent, InvalidRequest, Overloaded, PayloadTooLarge, RequestError
 
 UNSET = msgspec.UNSET
@@ -84,6 +85,16 @@ class CheckpointBody(msgspec.Struct, forbid_unknown_fields=True):
     position: int
 
 
+class SnapshotBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`PUT .../snapshots/{source}/{stream}/{version}`. Judged in `framing`, like an event."""
+
+    source_type: str
+    data: Any = UNSET
+    metadata: Any = UNSET
+    data_base64: bytes | None = None
+    metadata_base64: bytes | None = None
+
+
 class IntervalBody(msgspec.Struct, forbid_unknown_fields=True):
     """`PUT /v1/persistence`."""
 
@@ -107,9 +118,14 @@ class RecoveryBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class StoreBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`PUT /v1/stores/{store}`. Null gives the store back to the default of each node."""
+    """`PUT /v1/stores/{store}`. Null gives the store back to the default of each node, or lets it
+    keep as many snapshots as may be kept; what is not given stays.
+    """
 
     durability: Literal["replicated", "persisted"] | msgspec.UnsetType | None = UNSET
+    snapshots_kept: Annotated[int, msgspec.Meta(ge=1, le=KEPT_MAX)] | msgspec.UnsetType | None = (
+        UNSET
+    )
 
 
 class MemberBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""New events become frames: the one place where an event is judged and encoded.
+"""New events become frames, and snapshots contents: here they are judged and encoded.
 
 This is the hottest loop of a node: about 5 us an event, most of it CBOR encoding. What is checked
 on the way is in the order of what is cheap, and what only a few events need (a deep value, a long
@@ -18,14 +18,15 @@ from typing import Any
 
 import cbor2
 
-from node.api.bodies import UNSET, NewEvent
+from node.api.bodies import UNSET, NewEvent, SnapshotBody
 from node.api.limits import ApiLimits
 from node.api.media import CBOR, JSON, OCTETS, Media
 from node.api.names import fits_name_bytes, has_control_character
 from node.api.values import NotPlain, check_plain, nests_too_deeply
 from node.core.frames import ABSENT, encode_frame
 from node.core.ids import RANDOM_BYTES, new_event_id
-from node.errors import InvalidEvent, PayloadTooLarge
+from node.core.snapshots import encode_content
+from node.errors import InvalidEvent, InvalidRequest, PayloadTooLarge
 
 SLICE_EVENTS = 250  # about 1.5 ms between two turns of the event loop
 
@@ -76,6 +77,24 @@ class Framer:
                 await asyncio.sleep(0)
             self._add(frames, events[start : start + SLICE_EVENTS], media, may_nest, now_ms)
         return frames
+
+    def snapshot(self, body: SnapshotBody, raw: bytes, media: Media) -> bytes:
+        """The content of a snapshot. `raw` is what `body` was decoded from.
+
+        Raises `InvalidRequest` or `PayloadTooLarge`.
+        """
+        try:
+            _check_label(body.source_type, "source_type")
+            data, _ = _item(body.data, body.data_base64, media, "data")
+            metadata, _ = _item(body.metadata, body.metadata_base64, media, "metadata")
+            if len(data) + len(metadata) > self._limits.event_bytes_max:
+                raise self._too_large(len(data) + len(metadata))
+            if self._may_nest(raw, media):
+                self._check_nesting(data, "data")
+                self._check_nesting(metadata, "metadata")
+        except InvalidEvent as error:
+            raise InvalidRequest(error.detail) from None
+        return encode_content(body.source_type, data, metadata)
 
     def _add(
         self,
@@ -148,7 +167,7 @@ class Framer:
     def _too_large(self, actual: int) -> PayloadTooLarge:
         limit = self._limits.event_bytes_max
         return PayloadTooLarge(
-            f"an event's data and metadata have {actual} bytes, at most {limit} are allowed",
+            f"data and metadata have {actual} bytes, at most {limit} are allowed",
             limit=limit,
             actual=actual,
         )

@@ -12,7 +12,6 @@ from node.errors import NotImplementedYet
 
 _STORE = "/v1/stores/{store}"
 _SUBSCRIPTION = _STORE + "/subscriptions/{name}"
-_SNAPSHOTS = _STORE + "/snapshots"
 
 _LATER = (
     ("DELETE", _STORE + "/streams/{stream}", "Delete a stream."),
@@ -27,11 +26,6 @@ _LATER = (
     ("POST", _SUBSCRIPTION + "/nack", "Refuse events."),
     ("GET", _SUBSCRIPTION + "/parked", "List parked events."),
     ("POST", _SUBSCRIPTION + "/parked/replay", "Deliver parked events again."),
-    ("GET", _SNAPSHOTS, "List snapshots."),
-    ("GET", _SNAPSHOTS + "/{source}/{stream}", "Read the snapshots of a stream."),
-    ("GET", _SNAPSHOTS + "/{source}/{stream}/{version}", "Read a snapshot."),
-    ("PUT", _SNAPSHOTS + "/{source}/{stream}/{version}", "Record a snapshot."),
-    ("DELETE", _SNAPSHOTS + "/{source}/{stream}/{version}", "Delete a snapshot."),
 )
 
 

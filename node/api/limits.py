@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from node.core.snapshots import KEPT_MAX, SERIES_BYTES_MAX
+
 
 @dataclass(frozen=True, slots=True)
 class ApiLimits:
@@ -49,8 +51,12 @@ class ApiLimits:
     head_line_bytes_max: int = 16 * 1024  # the request line, and each header
 
     def published(self) -> dict[str, int]:
-        """What `GET /v1/info` shows: the limits that a client can break with one request."""
-        return {name: getattr(self, name) for name in _PUBLISHED}
+        """What `GET /v1/info` shows: the limits that a client can break with one request, and
+        those of a series of snapshots, which are the same on all nodes.
+        """
+        own = {name: getattr(self, name) for name in _PUBLISHED}
+        of_series = {"snapshots_kept_max": KEPT_MAX, "snapshot_series_bytes_max": SERIES_BYTES_MAX}
+        return own | of_series
 
     def check(self) -> list[str]:
         """What is wrong with these limits, in words; empty where all is well."""

@@ -21,11 +21,13 @@ from urllib.parse import unquote_to_bytes
 from node.errors import InvalidRequest
 
 NAME_BYTES_MAX = 255
+NUMBER_MAX = 2**62
 
 _REMEMBERED = 4_096
 
 _STORE = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}").fullmatch
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
+_VERSION = re.compile(r"[0-9]{1,19}", re.ASCII).fullmatch
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 
 
@@ -61,6 +63,19 @@ def store_name(segment: str) -> str:
 def stream_name(segment: str) -> str:
     """The stream that a path segment names. Raises `InvalidRequest`."""
     return checked_name(decoded(segment, "stream"), "stream")
+
+
+def source_name(segment: str) -> str:
+    """The aggregate that a path segment names. Raises `InvalidRequest`."""
+    return checked_name(decoded(segment, "source"), "source")
+
+
+def snapshot_version(segment: str) -> int:
+    """The version of a snapshot that a path segment names. Raises `InvalidRequest`."""
+    given = decoded(segment, "version")
+    if _VERSION(given) is None or int(given) > NUMBER_MAX:
+        raise InvalidRequest("version: must be an event number", parameter="version")
+    return int(given)
 
 
 def plain_name(segment: str) -> str:

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from node.api.limits import ApiLimits
-from node.api.names import decoded
+from node.api.names import NUMBER_MAX, decoded
 from node.errors import InvalidRequest, PayloadTooLarge, RequestError
-
-NUMBER_MAX = 2**62
 
 _INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII).fullmatch
 
@@ -101,12 +99,12 @@ def integer(
     return Parameter(name, description, schema, parse, default)
 
 
-def page_limit(limits: ApiLimits, error: type[RequestError]) -> Parameter:
+def page_limit(limits: ApiLimits, error: type[RequestError], default: int = 100) -> Parameter:
     """`limit`: how many items a page may hold."""
     return integer(
         "limit",
         "How many items the answer holds at most.",
-        default=min(100, limits.events_per_page_max),
+        default=min(default, limits.events_per_page_max),
         minimum=1,
         maximum=limits.events_per_page_max,
         error=error,

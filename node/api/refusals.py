@@ -15,12 +15,15 @@ from node.core.outcomes import (
     EventIdReused,
     Malformed,
     Outcome,
+    SnapshotNotFound,
+    SnapshotTooOld,
     StoreNotFound,
     WrongExpectedVersion,
 )
 from node.errors import CheckpointNotIncreasing as CheckpointNotIncreasingError
 from node.errors import EventIdReused as EventIdReusedError
-from node.errors import ExesdbError, StoreMissing
+from node.errors import ExesdbError, SnapshotMissing, StoreMissing
+from node.errors import SnapshotTooOld as SnapshotTooOldError
 from node.errors import WrongExpectedVersion as WrongExpectedVersionError
 
 
@@ -58,6 +61,22 @@ def _checkpoint_not_increasing(outcome: CheckpointNotIncreasing) -> ExesdbError:
     )
 
 
+def _snapshot_too_old(outcome: SnapshotTooOld) -> ExesdbError:
+    return SnapshotTooOldError(
+        f"version {outcome.version} is older than all snapshots of {outcome.source!r} and stream "
+        f"{outcome.stream!r} that the store keeps",
+        **outcome._asdict(),
+    )
+
+
+def _snapshot_not_found(outcome: SnapshotNotFound) -> ExesdbError:
+    return SnapshotMissing(
+        f"no snapshot of {outcome.source!r} and stream {outcome.stream!r} at version "
+        f"{outcome.version}",
+        **outcome._asdict(),
+    )
+
+
 def _store_not_found(outcome: StoreNotFound) -> ExesdbError:
     return StoreMissing(f"no store {outcome.store!r}", store=outcome.store)
 
@@ -70,6 +89,8 @@ _ERRORS: dict[type, Callable[[Any], ExesdbError]] = {
     WrongExpectedVersion: _wrong_expected_version,
     EventIdReused: _event_id_reused,
     CheckpointNotIncreasing: _checkpoint_not_increasing,
+    SnapshotTooOld: _snapshot_too_old,
+    SnapshotNotFound: _snapshot_not_found,
     StoreNotFound: _store_not_found,
     Malformed: _malformed,
 }

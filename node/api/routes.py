@@ -20,12 +20,12 @@ from node.errors import ExesdbError, InvalidRequest, MethodNotAllowed, RouteMiss
 Handler = Callable[..., Awaitable[Answer]]
 
 # What the parts of a path in braces are, by their names.
-_SEGMENTS: dict[str, Callable[[str], str]] = {
+_SEGMENTS: dict[str, Callable[[str], Any]] = {
     "store": names.store_name,
     "stream": names.stream_name,
     "name": names.plain_name,
-    "source": names.plain_name,
-    "version": names.plain_name,
+    "source": names.source_name,
+    "version": names.snapshot_version,
     "id": names.member_id,
 }
 
@@ -62,7 +62,7 @@ class Route:
     body_required: bool = True
     problems: tuple[type[ExesdbError], ...] = ()
     any_query: bool = False  # for routes that do not look at their query yet
-    decoders: tuple[Callable[[str], str], ...] = field(init=False)
+    decoders: tuple[Callable[[str], Any], ...] = field(init=False)
     known: dict[str, Parameter] = field(init=False)
     defaults: Values = field(init=False)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from node.api.routes import object_schema
+from node.core.snapshots import KEPT_MAX
 
 PREAMBLE = """\
 An append-only event store, replicated by Raft. Any node takes any request.
@@ -99,6 +100,30 @@ _STORE: dict[str, Any] = {
 
 _DURABILITIES = ("replicated", "persisted")
 
+_KEPT: dict[str, Any] = {
+    "type": "integer",
+    "minimum": 1,
+    "maximum": KEPT_MAX,
+    "description": "How many snapshots of a source and stream are kept, those of the greatest "
+    "versions; null: as many as may be.",
+}
+
+_SNAPSHOT: dict[str, Any] = {
+    "source_uuid": {**_NAME, "description": "The id of the aggregate; it need not be a UUID."},
+    "stream_uuid": {**_NAME, "description": "The stream whose events were folded."},
+    "source_version": {**_COUNT, "description": "The number of the last event that is in it."},
+    "source_type": {**_NAME, "description": "The kind of aggregate."},
+    "created_at": {"type": "string", "format": "date-time"},
+    "created_epoch": {**_COUNT, "description": "The same in microseconds since 1970."},
+}
+
+_VALUES: dict[str, Any] = {
+    "data": {"description": "Any value."},
+    "metadata": {"description": "Any value."},
+    "data_base64": _BASE64,
+    "metadata_base64": _BASE64,
+}
+
 _STREAM: dict[str, Any] = {"stream": _TEXT, "version": _VERSION, "count": _COUNT}
 
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -185,12 +210,43 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "StreamInfo": _all({**_STREAM, "first_event_number": _COUNT, "metadata": _OBJECT}),
     "StoreSummary": _all(_STORE),
     "StoreInfo": _all(
-        {**_STORE, "durability": {"enum": [*_DURABILITIES, None]}, "persistence": _OBJECT}
+        {
+            **_STORE,
+            "durability": {"enum": [*_DURABILITIES, None]},
+            "snapshots": {**_COUNT, "description": "How many snapshots there are."},
+            "snapshots_kept": _or_null(_KEPT),
+            "persistence": _OBJECT,
+        }
     ),
     "StoreList": _all({"stores": _list(_all(_STORE))}),
-    "StoreBody": object_schema({"durability": {"enum": [*_DURABILITIES, None]}}),
+    "StoreBody": object_schema(
+        {"durability": {"enum": [*_DURABILITIES, None]}, "snapshots_kept": _or_null(_KEPT)}
+    ),
     "Checkpoint": _all({"name": _TEXT, "position": _COUNT}),
     "CheckpointBody": _all({"position": _COUNT}),
+    "SnapshotBody": object_schema(
+        {
+            "source_type": _NAME,
+            **_VALUES,
+            "data_base64": _or_null(_BASE64),
+            "metadata_base64": _or_null(_BASE64),
+        },
+        ["source_type"],
+    ),
+    "SnapshotSummary": _all(_SNAPSHOT),
+    "RecordedSnapshot": object_schema({**_SNAPSHOT, **_VALUES}, _SNAPSHOT),
+    "SnapshotSeries": _all(
+        {
+            "snapshots": _list(_ref("RecordedSnapshot")),
+            "next": {**_or_null(_COUNT), "description": "The version to go on with."},
+        }
+    ),
+    "SnapshotList": _all(
+        {
+            "snapshots": _list(_ref("RecordedSnapshot")),
+            "next": {**_or_null(_TEXT), "description": "The next `after`."},
+        }
+    ),
     "Queued": _all({"store": _TEXT, "queued": {"const": True}}),
     "FlushedNode": _all(
         {
@@ -300,6 +356,9 @@ PATH_PARTS: dict[str, dict[str, Any]] = {
     "stream": _STREAM_NAME,
     "name": _STREAM_NAME,
     "source": _STREAM_NAME,
-    "version": {"description": "The version of a snapshot.", "schema": _TEXT},
+    "version": {
+        "description": "The version of a snapshot: the number of the last event that is in it.",
+        "schema": {**_COUNT, "maximum": 2**62},
+    },
     "id": {"description": "The id of a member.", "schema": _NAME},
 }

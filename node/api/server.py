@@ -43,6 +43,7 @@ from node.api.ports import Clock, ForceOn, NodeInfo, OnDisk, Override, Replica, 
 from node.api.reads import Reads
 from node.api.recovery import Recovery
 from node.api.routes import Route, Router
+from node.api.snapshots import SnapshotRoutes
 from node.api.stores import Stores
 from node.api.wire import Answer, Connection, Heads, Request, logger
 from node.core.commands import REPLICATED
@@ -95,6 +96,7 @@ class ApiServer:
             following,
             Stores(replica, worker, state, clock, levels, self._bodies, self.limits),
             Checkpoints(replica, levels, self._bodies, self.limits),
+            SnapshotRoutes(replica, clock, levels, self._bodies, self.limits),
             Persistence(replica, worker, force_on, state, levels, self._bodies, self.limits),
             self._cluster,
             Members(replica, self._bodies, self.limits),

@@ -16,6 +16,7 @@ from node.api.routes import Reply, Route
 from node.api.wire import Answer, Request
 from node.core import commands
 from node.core.outcomes import StoreCreated, StoreDeleted
+from node.core.snapshots import KEPT_MAX
 from node.core.state import State
 from node.core.store import Store
 from node.errors import (
@@ -85,7 +86,8 @@ class Stores:
                 "PUT",
                 one,
                 self.put,
-                "Make a store, and say what appends to it wait for unless they say so themselves.",
+                "Make a store; say what appends to it wait for unless they say so themselves, and "
+                "how many snapshots of an aggregate and stream it keeps.",
                 (
                     Reply(201, "The store was made.", "StoreSummary"),
                     Reply(200, "It was there already.", "StoreSummary"),
@@ -116,18 +118,26 @@ class Stores:
         """`GET /v1/stores/{store}`."""
         store = await self._levels.store(request, name)
         persistence = self._worker.store_status(name)
-        facts = {"durability": store.durability or None, "persistence": persistence}
+        kept = store.snapshots.kept
+        facts = {
+            "durability": store.durability or None,
+            "snapshots": len(store.snapshots),
+            "snapshots_kept": None if kept == KEPT_MAX else kept,
+            "persistence": persistence,
+        }
         return _answer(request, 200, {**_summary(store), **facts})
 
     async def put(self, request: Request, name: str) -> Answer:
         """`PUT /v1/stores/{store}`."""
         body = await self._bodies.read(request)
         wanted = self._decode(body, sent(request.message.headers) if body else request.wants)
-        if wanted.durability is UNSET:
+        # None is what a command leaves as it is, and what a client gives back to the default.
+        durability = None if wanted.durability is UNSET else wanted.durability or commands.BY_NODE
+        kept = None if wanted.snapshots_kept is UNSET else wanted.snapshots_kept or KEPT_MAX
+        if durability is None and kept is None:
             command = commands.create_store(name, self._clock())
         else:
-            durability = wanted.durability or commands.BY_NODE
-            command = commands.put_store(name, self._clock(), durability)
+            command = commands.put_store(name, self._clock(), durability, kept)
         outcome, _ = await self._replica.propose(command, request.parameters["timeout_ms"])
         if not isinstance(outcome, StoreCreated):
             raise refusal(outcome)

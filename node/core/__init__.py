@@ -8,6 +8,7 @@ node to node (time, ids) enters as data inside a command. Read in this order:
 * `outcomes`  what the state answers; refusals are values, never exceptions
 * `stream`    one stream: the positions of its events
 * `recent`    which event ids are remembered, so that a retry gets its original answer
-* `store`     one store: events in position order, streams, checkpoints
+* `snapshots` what was folded of streams, kept by source, stream and version
+* `store`     one store: events in position order, streams, checkpoints, snapshots
 * `state`     all stores, and `apply`, the one door through which anything changes
 """

@@ -15,6 +15,7 @@ ORDER = {
     **{"voters": {"n1": "127.0.0.1:7101"}, "missing": ["n2"]},
 }
 STREAM = "/v1/stores/main/streams/s"
+SNAPSHOT = "/v1/stores/main/snapshots/o-1/s/7"
 
 
 async def document(node: Node) -> dict[str, Any]:
@@ -107,6 +108,17 @@ async def test_real_answers_are_as_the_document_says(node: Node):
         ("PUT", "/v1/stores/main/checkpoints/d", 409, {"position": 1}),
         ("GET", "/v1/stores/main/checkpoints/d", 200, None),
         ("GET", "/v1/stores/main/checkpoints/none", 404, None),
+        ("PUT", SNAPSHOT, 201, {"source_type": "Order", "data": {"total": 7}}),
+        ("PUT", SNAPSHOT, 200, {"source_type": "Order", "data_base64": "AA==", "metadata": 1}),
+        ("PUT", SNAPSHOT, 400, {"source_type": ""}),
+        ("PUT", "/v1/stores/main", 200, {"snapshots_kept": 1}),
+        ("PUT", "/v1/stores/main/snapshots/o-1/s/3", 409, {"source_type": "Order"}),
+        ("GET", SNAPSHOT, 200, None),
+        ("GET", "/v1/stores/main/snapshots/o-1/s", 200, None),
+        ("GET", "/v1/stores/main/snapshots?limit=1", 200, None),
+        ("DELETE", SNAPSHOT, 204, None),
+        ("DELETE", SNAPSHOT, 404, None),
+        ("GET", SNAPSHOT, 404, None),
         ("POST", "/v1/stores/main/persistence/request", 202, None),
         ("POST", "/v1/stores/main/persistence/force", 200, None),
         ("POST", "/v1/persistence/force?scope=cluster", 200, None),
