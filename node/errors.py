@@ -4,7 +4,7 @@
     ├── RequestError              the client's fault; nothing was stored; do not repeat it unchanged
     │   ├── InvalidRequest, InvalidEvent, InvalidExpectedVersion, InvalidStartVersion, InvalidCount
     │   ├── Unauthorized, Forbidden, NotAcceptable, UnsupportedMediaType, PayloadTooLarge
-    │   ├── RouteMissing, MethodNotAllowed, NotImplementedYet
+    │   ├── RouteMissing, MethodNotAllowed, UpgradeRequired, NotImplementedYet
     │   └── Missing: StoreMissing, StreamMissing, SnapshotMissing, CheckpointMissing,
     │       SubscriptionMissing, MemberMissing
     ├── Conflict                  the state said no; nothing was stored; read again, then decide
@@ -111,6 +111,14 @@ class RouteMissing(RequestError):
     code = "route_not_found"
     status = 404
     title = "No such route"
+
+
+class UpgradeRequired(RequestError):
+    """The route speaks WebSocket, version 13, and the request did not ask for it."""
+
+    code = "upgrade_required"
+    status = 426
+    title = "Upgrade required"
 
 
 class MethodNotAllowed(RequestError):

@@ -18,8 +18,8 @@ from node.api.bodies import (
     AppendManyBody,
     BodyReader,
     Check,
+    CheckpointMove,
     Decoder,
-    NewEventIn,
 )
 from node.api.framing import Framer
 from node.api.limits import ApiLimits
@@ -158,7 +158,7 @@ class Appends:
         expected = expected_code(parsed.expected_version)
         if not parsed.events:
             raise InvalidRequest("events: must hold at least one event")
-        durable = self._durable(request, store)
+        durable = self.durable(request.parameters["durability"], store)
         now_us = self._clock()
         frames = await self._framer.frames(parsed.events, body, media, now_us)
         command = commands.append(store, now_us, stream, expected, frames)
@@ -167,21 +167,23 @@ class Appends:
             if durable:
                 await self._on_disk(index, request.parameters["timeout_ms"])
             return _appended(request, outcome, index)
-        raise _refused(outcome, [(stream, expected, parsed.expected_version)])
+        raise refused(outcome, [(stream, expected, parsed.expected_version)])
 
     async def to_streams(self, request: Request, store: str) -> Answer:
         """`POST /v1/stores/{store}/append`."""
         media = sent(request.message.headers)
         body = await self._bodies.read(request)
         parsed = self._decode_many(body, media)
-        checks = self._checks(parsed.checks)
-        checkpoint = _checkpoint(parsed)
+        checks = self.checked(parsed.checks)
+        checkpoint = checkpoint_of(parsed.checkpoint)
         if not parsed.events and checkpoint is None:
             raise InvalidRequest("events: may be empty only together with a checkpoint")
-        durable = self._durable(request, store)
+        durable = self.durable(request.parameters["durability"], store)
         now_us = self._clock()
         frames = await self._framer.frames(parsed.events, body, media, now_us)
-        events = list(zip(_streams(parsed.events), frames, strict=True))
+        events = list(
+            zip(checked_streams([event.stream for event in parsed.events]), frames, strict=True)
+        )
         pairs = [(stream, code) for stream, code, _ in checks]
         command = commands.append_many(store, now_us, events, pairs, checkpoint)
         outcome, index = await self._replica.propose(command, request.parameters["timeout_ms"])
@@ -189,24 +191,24 @@ class Appends:
             if durable:
                 await self._on_disk(index, request.parameters["timeout_ms"])
             return _appended(request, outcome, index)
-        raise _refused(outcome, checks)
+        raise refused(outcome, checks)
 
-    def _durable(self, request: Request, name: str) -> bool:
+    def durable(self, wanted: str | None, name: str) -> bool:
         """Whether the events must be on disk before the answer. Raises `PersistenceDisabled`.
 
-        What the request says counts, else what the store says (as this node knows it), else this
-        node's default.
+        What the request says (`wanted`) counts, else what the store says (as this node knows it),
+        else this node's default.
         """
-        wanted = request.parameters["durability"]
         if wanted is None:
             store = self._state.stores.get(name)
             wanted = (store.durability if store else "") or self._default_durability
-        durable: bool = wanted == commands.PERSISTED
+        durable = wanted == commands.PERSISTED
         if durable and not self._worker.enabled:
             raise PersistenceDisabled("this node keeps its data in memory only; nothing was stored")
         return durable
 
-    def _checks(self, checks: Sequence[Check]) -> list[tuple[str, int, Any]]:
+    def checked(self, checks: Sequence[Check]) -> list[tuple[str, int, Any]]:
+        """Of each check: the stream, what the state is to expect, and what the client said."""
         limit = self._limits.events_per_append_max
         if len(checks) > limit:
             raise PayloadTooLarge("too many checks", limit=limit, actual=len(checks))
@@ -220,16 +222,15 @@ class Appends:
         ]
 
 
-def _streams(events: Sequence[NewEventIn]) -> list[str]:
-    """The stream of each event; each distinct name is checked once."""
-    names = [event.stream for event in events]
+def checked_streams(names: list[str]) -> list[str]:
+    """`names` themselves; each distinct one is checked once. Raises `InvalidRequest`."""
     for name in set(names):
         checked_name(name, "stream")
     return names
 
 
-def _checkpoint(parsed: AppendManyBody) -> tuple[str, int] | None:
-    move = parsed.checkpoint
+def checkpoint_of(move: CheckpointMove | None) -> tuple[str, int] | None:
+    """The checkpoint that moves with an append. Raises `InvalidRequest`."""
     if move is None:
         return None
     return checked_name(move.name, "checkpoint"), checked_position(move.position)
@@ -243,6 +244,13 @@ def checked_position(position: int) -> int:
 
 
 def _appended(request: Request, outcome: Appended, index: int) -> Answer:
+    media = request.wants
+    body = media.encode(appended_body(outcome, index))
+    return Answer(200 if outcome.idempotent else 201, body, media.type)
+
+
+def appended_body(outcome: Appended, index: int) -> dict[str, Any]:
+    """What a client is told of its append."""
     count = len(outcome.positions)
     body: dict[str, Any] = {
         "count": count,
@@ -254,11 +262,10 @@ def _appended(request: Request, outcome: Appended, index: int) -> Answer:
     if len(outcome.streams) == 1:
         body["first_version"] = outcome.first_version
         body["last_version"] = outcome.last_version
-    media = request.wants
-    return Answer(200 if outcome.idempotent else 201, media.encode(body), media.type)
+    return body
 
 
-def _refused(outcome: Outcome, checks: Sequence[tuple[str, int, Any]]) -> ExesdbError:
+def refused(outcome: Outcome, checks: Sequence[tuple[str, int, Any]]) -> ExesdbError:
     """The error for a refusal. `expected` is told in the words of the client's own request."""
     error = refusal(outcome)
     if type(outcome) is WrongExpectedVersion:

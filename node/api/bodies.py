@@ -177,6 +177,11 @@ class BodyReader:
         self._limits = limits
         self.arriving_bytes = 0
 
+    def arrived(self, change: int) -> bool:
+        """Count what a WebSocket has of a message that is not complete; whether there is room."""
+        self.arriving_bytes += change
+        return self.arriving_bytes <= self._limits.arriving_bytes_max
+
     async def read(self, request: Request) -> bytes:
         """The whole body; empty where there is none.
 

@@ -39,7 +39,7 @@ from node.api.filters import Filter, Scan
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.names import checked_name
-from node.api.parameters import Parameter, integer, text
+from node.api.parameters import Parameter, Values, integer, text
 from node.api.reads import END, filter_parameters
 from node.api.records import Pacer, json_event
 from node.api.routes import Reply, Route
@@ -147,16 +147,20 @@ class Following:
         """`GET /v1/stores/{store}/subscribe`."""
         form = _form(request.message.headers.get("Accept"))
         store = await self._levels.store(request, name)
-        after = _start(request, store)
+        after = start(request, store)
+        self.admit()
+        follower = _Follower(self, request, store, after, form)
+        lines = b"Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
+        return Streamed(form, follower.run, lines)
+
+    def admit(self) -> None:
+        """Raise `NotReady` or `Overloaded` where nobody more can follow."""
         if self.arrivals.stopped:
             raise NotReady("this node is stopping")
         if self.followers >= self.limits.followers_max:
             raise Overloaded(
                 f"{self.limits.followers_max} clients follow already", limit="followers_max"
             )
-        follower = _Follower(self, request, store, after, form)
-        lines = b"Cache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
-        return Streamed(form, follower.run, lines)
 
     def as_it_is(self, store: Store) -> Store:
         """The store as of now: a node that was filled has another object for it."""
@@ -172,15 +176,10 @@ class _Follower:
     def __init__(
         self, shared: Following, request: Request, store: Store, after: int, form: str
     ) -> None:
-        parameters = request.parameters
         self._shared = shared
         self._request = request
         self._store = store
-        self._wanted = Filter(
-            tuple(dict.fromkeys(parameters["type"])),
-            parameters["stream_prefix"],
-            parameters["stream"],
-        )
+        self._wanted = wanted(request.parameters)
         self._written, self._heartbeat = _FORMS[form]
         self._position = after  # evaluated up to here
         self._told = after  # the client knows so from the last `id`
@@ -305,7 +304,16 @@ def _form(accept: str | None) -> str:
     )
 
 
-def _start(request: Request, store: Store) -> int:
+def wanted(parameters: Values) -> Filter:
+    """The filter that the parameters of this route ask for."""
+    return Filter(
+        tuple(dict.fromkeys(parameters["type"])),
+        parameters["stream_prefix"],
+        parameters["stream"],
+    )
+
+
+def start(request: Request, store: Store) -> int:
     """The position behind which to begin. What a client saw last outranks where it began once."""
     seen = request.message.headers.get("Last-Event-ID")
     if seen:

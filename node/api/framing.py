@@ -68,7 +68,7 @@ class Framer:
 
         Raises `InvalidEvent` (field `event`: which one, from 0) or `PayloadTooLarge`.
         """
-        self._check_count(len(events))
+        self.check_count(len(events))
         may_nest = self._may_nest(body, media)
         now_ms = now_us // 1000
         frames: list[bytes] = []
@@ -107,12 +107,13 @@ class Framer:
         add = frames.append
         try:
             for event in events:
-                add(self._frame(event, media, may_nest, now_ms))
+                add(self.frame(event, media, may_nest, now_ms))
         except InvalidEvent as error:
             at = len(frames)
             raise InvalidEvent(f"event {at}: {error.detail}", event=at) from None
 
-    def _check_count(self, count: int) -> None:
+    def check_count(self, count: int) -> None:
+        """Raise `PayloadTooLarge` if one append must not have so many events."""
         limit = self._limits.events_per_append_max
         if count > limit:
             raise PayloadTooLarge(
@@ -137,7 +138,21 @@ class Framer:
             brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
         return bool(brackets)
 
-    def _frame(self, event: NewEvent, media: Media, may_nest: bool, now_ms: int) -> bytes:
+    def frame_of_items(
+        self, event_type: str, given_id: Any, data: bytes, metadata: bytes, now_ms: int
+    ) -> bytes:
+        """The frame of an event whose data and metadata are encoded, and known to be plain.
+
+        Raises `InvalidEvent`, `PayloadTooLarge`.
+        """
+        _check_label(event_type, "event_type")
+        event_id = self._ids.fresh(now_ms) if given_id is None else _given_id(given_id, CBOR)
+        if len(data) + len(metadata) > self._limits.event_bytes_max:
+            raise self._too_large(len(data) + len(metadata))
+        return encode_frame(event_id, event_type, data, metadata, _type(data), _type(metadata))
+
+    def frame(self, event: NewEvent, media: Media, may_nest: bool, now_ms: int) -> bytes:
+        """The frame of one event. Raises `InvalidEvent`, `PayloadTooLarge`."""
         _check_label(event.event_type, "event_type")
         given_id = event.event_id
         event_id = self._ids.fresh(now_ms) if given_id is None else _given_id(given_id, media)
@@ -188,6 +203,11 @@ def _item(value: Any, octets: bytes | None, media: Media, what: str) -> tuple[by
     except NotPlain as error:
         raise InvalidEvent(f"{what}: {error}") from None
     return cbor2.dumps(value), OCTETS if type(value) is bytes else media.type
+
+
+def _type(item: bytes) -> str:
+    """The content type of an encoded item: a byte string's head is 0x40 to 0x5f."""
+    return OCTETS if item[0] >> 5 == 2 else CBOR.type
 
 
 def _given_id(given: Any, media: Media) -> bytes:

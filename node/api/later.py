@@ -16,7 +16,6 @@ _SUBSCRIPTION = _STORE + "/subscriptions/{name}"
 _LATER = (
     ("DELETE", _STORE + "/streams/{stream}", "Delete a stream."),
     ("PUT", _STORE + "/streams/{stream}/metadata", "Set what a stream keeps."),
-    ("GET", _STORE + "/ws", "Appends, reads and subscriptions over a WebSocket."),
     ("GET", _STORE + "/subscriptions", "List the persistent subscriptions."),
     ("GET", _SUBSCRIPTION, "Look at a persistent subscription."),
     ("PUT", _SUBSCRIPTION, "Make a persistent subscription."),

@@ -36,14 +36,21 @@ class ApiLimits:
     # What the node holds for all clients together. Past these it answers 503 `overloaded`.
     connections_max: int = 4_096
     waiting_reads_max: int = 1_000
-    followers_max: int = 1_000
+    followers_max: int = 1_000  # clients that follow, each subscription of a WebSocket counted
+    sockets_max: int = 1_000
     arriving_bytes_max: int = 256 * 1024 * 1024  # parts of bodies that are not complete yet
+
+    # What one WebSocket may have under way. At the first two, nothing more is read from it.
+    socket_requests_max: int = 4_096
+    socket_reads_max: int = 4  # pages that are made and sent at a time; further reads wait
+    socket_feeds_max: int = 64  # subscriptions; a further one is refused
 
     # How long a client may keep the node waiting, in seconds.
     idle_s: float = 75.0  # between requests, and from the first byte of a head to its last
     body_s: float = 60.0  # from the head of a request to the end of its body
     write_s: float = 60.0  # for taking an answer that does not fit into the socket's buffer
     slow_client_s: float = 10.0  # for taking most of what waits in the buffer of a stream
+    ping_s: float = 15.0  # of silence, until a WebSocket's client is pinged, and again; then cut
     linger_s: float = 2.0  # for sending the rest of a body that was refused
     stop_s: float = 10.0  # for running requests when the node stops
 
@@ -88,4 +95,7 @@ _PUBLISHED = (
     "connections_max",
     "waiting_reads_max",
     "followers_max",
+    "sockets_max",
+    "socket_requests_max",
+    "socket_feeds_max",
 )

@@ -30,6 +30,7 @@ from node.api.bodies import BodyReader
 from node.api.following import Following
 from node.api.ports import NodeInfo, Replica, Worker
 from node.api.routes import Reply, Route
+from node.api.talks import Talks
 from node.api.wire import Answer, Request
 from node.core.state import State
 
@@ -76,6 +77,7 @@ class Metrics(Collector):
         arrivals: Arrivals,
         bodies: BodyReader,
         following: Following,
+        talks: Talks,
         info: NodeInfo,
     ) -> None:
         self._info = info
@@ -85,6 +87,7 @@ class Metrics(Collector):
         self._arrivals = arrivals
         self._bodies = bodies
         self._following = following
+        self._talks = talks
         self._timings: dict[tuple[str, str], Timings] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -154,6 +157,12 @@ class Metrics(Collector):
         )
         yield CounterMetricFamily(
             "exesdb_slow_consumers", "Followers cut off.", following.slow_consumers
+        )
+
+        sockets = len(self._talks.conversations)
+        yield GaugeMetricFamily("exesdb_sockets", "WebSockets that are open.", value=sockets)
+        yield CounterMetricFamily(
+            "exesdb_socket_requests", "Taken over WebSockets.", self._talks.requests_taken
         )
 
     def _persistence(self) -> Iterator[Metric]:

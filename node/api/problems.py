@@ -11,7 +11,7 @@ from typing import Any
 
 from node.api.media import JSON, Media
 from node.api.wire import Answer
-from node.errors import ExesdbError, InvalidRequest
+from node.errors import ExesdbError, InvalidRequest, UpgradeRequired
 
 TYPE_PREFIX = "urn:exesdb:problem:"
 
@@ -37,6 +37,8 @@ def answer(error: ExesdbError, media: Media, close: bool = False) -> Answer:
     allow = error.fields.get("allow")
     if isinstance(allow, list):
         lines += b"Allow: %b\r\n" % ", ".join(allow).encode()
+    if isinstance(error, UpgradeRequired):
+        lines += b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     return Answer(
         error.status, media.encode(members(error)), media.problem_type, lines, close=close
     )

@@ -14,7 +14,8 @@ Every refusal is an `ExesdbError` and becomes a problem; anything else that is r
 ours: it is logged with its traceback, and the client gets a 500 that says so.
 
 Stopping: no new connections, `ready` says no, waiting reads are woken and answer with what they
-have, running requests get `stop_s` to end, then the connections are closed.
+have, WebSockets are closed once what is under way on them is answered, running requests get
+`stop_s` to end, then the connections are closed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from node.api.recovery import Recovery
 from node.api.routes import Route, Router
 from node.api.snapshots import SnapshotRoutes
 from node.api.stores import Stores
+from node.api.talks import Talks
 from node.api.wire import Answer, Connection, Heads, Request, logger
 from node.core.commands import REPLICATED
 from node.core.state import State
@@ -84,16 +86,23 @@ class ApiServer:
         self._cluster = Cluster(replica, info, self._bodies, self.limits)
         levels = Levels(replica, state, self.limits)
         following = Following(levels, state, self.arrivals, self.limits)
+        appends = Appends(
+            *(replica, worker, on_disk, clock, self._bodies, self.limits),
+            *(state, default_durability),
+        )
+        reads = Reads(levels, state, self.arrivals, self.limits)
+        self._talks = Talks(
+            *(replica, on_disk, clock, levels, self._bodies, self.limits),
+            *(appends, reads, following),
+        )
         self._metrics = Metrics(
-            replica, worker, state, self.arrivals, self._bodies, following, info
+            replica, worker, state, self.arrivals, self._bodies, following, self._talks, info
         )
         families = (
-            Appends(
-                *(replica, worker, on_disk, clock, self._bodies, self.limits),
-                *(state, default_durability),
-            ),
-            Reads(levels, state, self.arrivals, self.limits),
+            appends,
+            reads,
             following,
+            self._talks,
             Stores(replica, worker, state, clock, levels, self._bodies, self.limits),
             Checkpoints(replica, levels, self._bodies, self.limits),
             SnapshotRoutes(replica, clock, levels, self._bodies, self.limits),
@@ -104,11 +113,7 @@ class ApiServer:
             self._metrics,
         )
         document = Document(info.version)
-        routes = [
-            *(route for family in families for route in family.routes()),
-            *later.routes(),
-            *document.routes(),
-        ]
+        routes = [route for family in (*families, later, document) for route in family.routes()]
         document.describe(routes)
         self._router = Router(routes)
         self._timings = {route: self._metrics.timings(route.method, route.path) for route in routes}
@@ -148,6 +153,7 @@ class ApiServer:
         self._cluster.stop()
         self._listener.close()
         self.arrivals.stop()
+        await self._talks.stop()  # while its connections still hear what is said to them
         self._server.pre_shutdown()
         await self._server.shutdown(self.limits.stop_s)
         await self._listener.wait_closed()

@@ -24,11 +24,13 @@ a JSON object counts with its last value, as most readers of JSON have it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any, NoReturn
 
 import cbor2
+import msgspec
 
 INTEGER_BITS_MAX = 14_000  # JSON readers, Python's among them, stop at 4,300 digits
 
@@ -53,6 +55,12 @@ _TAGS_OF_CBOR2 = (
     *(100, 256, 258, 260, 261, 1004, 43000, 55799),
 )
 _REFUSED_TAGS = {tag: _refuse_tag for tag in _TAGS_OF_CBOR2}
+_REFUSED_IN_HASTE = {**_REFUSED_TAGS, 2: _refuse_tag, 3: _refuse_tag}  # big integers need a look
+
+_SEAL_VALUE = os.urandom(16)
+_SEAL = cbor2.dumps(_SEAL_VALUE)
+
+_encode_json = msgspec.json.encode
 
 
 def decode_cbor(body: bytes, nesting_max: int) -> Any:
@@ -81,6 +89,30 @@ def decode_cbor(body: bytes, nesting_max: int) -> Any:
 def _root(error: BaseException) -> str:
     cause = error.__cause__
     return str(error) if cause is None else f"{error}: {cause}"
+
+
+def are_plain_items(items: Sequence[bytes], nesting_max: int) -> bool:
+    """Whether each is exactly one encoded item of plain values: False also where that takes longer.
+
+    All are decoded in one call, as an array in which a seal that no client knows stands behind each
+    of them: an item that is cut short takes a piece of its seal, one with something behind its end
+    moves the seal. Then an encoder that knows only plain values and text keys goes through what
+    came out. Both are done in C, half a microsecond an item beside the decoding itself.
+    """
+    sealed = b"\x9a%b%b%b" % ((2 * len(items)).to_bytes(4, "big"), _SEAL.join(items), _SEAL)
+    try:
+        found = cbor2.loads(
+            sealed,
+            tag_hook=_refuse_tag,
+            semantic_decoders=_REFUSED_IN_HASTE,
+            max_depth=nesting_max + 1,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+        )
+        _encode_json(found, order="deterministic")
+    except Exception:  # whatever it is, the slow way has the words for it
+        return False
+    return bool(found[1::2].count(_SEAL_VALUE) == len(items))
 
 
 def check_plain(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The seam to aiohttp's server: the only module that goes below its public doors.
+"""The seam to aiohttp's server: with `sockets`, all that goes below its public doors.
 
 A request in aiohttp costs about 40 us of computing with `web.Application`, a third of it for HTTP
 itself. The rest goes into objects that this API has no use for: URLs, resolvers, a task and a
@@ -63,7 +63,7 @@ class Request:
 
     __slots__ = ("_connection", "message", "on_gone", "parameters", "payload", "wants")
 
-    def __init__(self, message: Head, payload: Body, connection: Connection) -> None:
+    def __init__(self, message: Head, payload: Body, connection: Connection | None) -> None:
         self.message = message
         self.payload = payload
         self.wants: Media = JSON
@@ -74,9 +74,11 @@ class Request:
     def say_continue(self) -> None:
         """Tell a client that waits for it (`Expect: 100-continue`) to send the body."""
         expect = self.message.headers.get("Expect")
-        transport = self._connection.transport
-        if expect is not None and expect.lower() == "100-continue" and transport is not None:
-            transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection = self._connection
+        if connection is None or expect is None or expect.lower() != "100-continue":
+            return
+        if connection.transport is not None:
+            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _cancel(self, error: BaseException) -> None:
         """The connection is lost: whoever reads the body, or waits to answer, ends."""
@@ -195,6 +197,16 @@ class Streamed(Answer):
         head = heads.head(self.status, self.content_type)
         transport.write(b"%b%bConnection: close\r\n\r\n" % (head, lines))
         return chunked
+
+
+class TakenOver(Answer):
+    """Gives the connection to another protocol: `talk` has it until it returns; then it ends."""
+
+    __slots__ = ("talk",)
+
+    def __init__(self, lines: bytes, talk: Callable[[Connection], Awaitable[None]]) -> None:
+        super().__init__(HTTPStatus.SWITCHING_PROTOCOLS, lines=lines, close=True)
+        self.talk = talk
 
 
 Respond = Callable[[Request], Awaitable[Answer]]
@@ -325,6 +337,9 @@ class Connection(RequestHandler):
             if isinstance(answer, Streamed):
                 await self._stream(request, answer)
                 return False
+            if isinstance(answer, TakenOver):
+                await self._hand_over(answer)
+                return False
             self._current_request = None
             self._write(request, answer)
             if self._paused:
@@ -366,6 +381,14 @@ class Connection(RequestHandler):
             outflow = Outflow(transport, self._drain_helper, chunked, self._limits)
             await answer.flow(outflow)
             outflow.end()
+
+    async def _hand_over(self, answer: TakenOver) -> None:
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        head = self._heads.head(answer.status, "")
+        transport.write(b"%b%b\r\n" % (head, answer.lines))
+        await answer.talk(self)
 
     async def _drain_within(self) -> None:
         """Wait until the client has taken enough of an answer; give up after `write_s`."""

@@ -229,7 +229,7 @@ async def test_an_upgrade_is_declined_and_ends_the_connection(node: Node):
     ask = b"GET /v1/stores/main/ws HTTP/1.1\r\nHost: n\r\nConnection: Upgrade\r\n"
     ask += b"Upgrade: websocket\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     heard = await node.talk(ask + b"\x81\x00" * 9)
-    assert heard.startswith(b"HTTP/1.1 501 ")
+    assert heard.startswith(b"HTTP/1.1 400 ")
     assert b"Connection: close\r\n" in heard
 
 

@@ -1,0 +1,377 @@
+"""One client's WebSocket: requests are taken in order, answers are sent as they come.
+
+The task of the connection reads: it takes a message apart (`socket_messages`) and starts what each
+request asks for. An append costs no task: its outcome is a future, and what it calls back adds an
+answer to those of this turn of the event loop, which leave as one message at its end. A read and a
+subscription are a task each.
+
+What is under way is counted and bounded: at `socket_requests_max` requests, or while the client
+does not take its answers, the task does not read on. A subscription that would be one too many is
+refused. Pages and batches of events are sent one after the other, each when there is room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+import cbor2
+from aiohttp import WSCloseCode
+
+from node.api import problems
+from node.api.appends import appended_body, refused
+from node.api.framing import SLICE_EVENTS
+from node.api.limits import ApiLimits
+from node.api.ports import OnDisk, Replica
+from node.api.records import Pacer
+from node.api.socket_appends import Prepared, SocketAppends
+from node.api.socket_feeds import Feed
+from node.api.socket_messages import (
+    Append,
+    AppendMany,
+    Cancel,
+    Credit,
+    Misfit,
+    Read,
+    Request,
+    Subscribe,
+    requests,
+)
+from node.api.sockets import Broken, Socket
+from node.api.values import NotPlain
+from node.api.wire import logger
+from node.core.outcomes import Appended, Outcome
+from node.errors import ExesdbError, InvalidRequest, NotReady, Overloaded
+
+_PACE_REQUESTS = 32  # so many are taken between two looks at the clock
+
+Resolved = asyncio.Future[tuple[Outcome, int]]
+
+
+class Shared(Protocol):
+    """What all conversations of a node have in common."""
+
+    limits: ApiLimits
+    replica: Replica
+    on_disk: OnDisk
+    appends: SocketAppends
+    requests_taken: int
+
+    async def page(self, store: str, request: Read) -> tuple[int, bytes]:
+        """Status and encoded body of a read. Raises `ExesdbError`."""
+        ...
+
+    async def feed(
+        self, store: str, request: Subscribe, send: Callable[[bytes], Awaitable[None]]
+    ) -> Feed:
+        """The feed that a subscription asks for. Raises `ExesdbError`."""
+        ...
+
+    async def follow(self, feed: Feed) -> None:
+        """Run a feed until it is cancelled, counted among those who follow. Raises the same."""
+        ...
+
+
+class _Followed:
+    """A subscription of a conversation; its feed is there once it has begun."""
+
+    __slots__ = ("credit", "feed", "task")
+
+    def __init__(self) -> None:
+        self.feed: Feed | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.credit = 0
+
+    def add_credit(self, events: int) -> None:
+        """Hand it on, also to a feed that is still to begin."""
+        if self.feed is None:
+            self.credit += events
+        else:
+            self.feed.add_credit(events)
+
+
+class Conversation:
+    """What is said on one WebSocket, about one store."""
+
+    def __init__(self, shared: Shared, store: str, socket: Socket) -> None:
+        self._shared = shared
+        self._store = store
+        self._socket = socket
+        self._answers: list[Any] = []
+        self._under_way = 0
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._feeds: dict[int, _Followed] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reads = asyncio.Semaphore(shared.limits.socket_reads_max)
+        self._sending = asyncio.Lock()
+        self._pacer = Pacer()
+        self._stopping = False
+        self._over = asyncio.Event()
+
+    # --- from the first message to the last ----------------------------------------------------
+
+    async def run(self) -> None:
+        """Talk until the client leaves, breaks a rule, or the node stops."""
+        socket, limits = self._socket, self._shared.limits
+        alive = asyncio.create_task(self._watch())
+        try:
+            while (message := await socket.read()) is not None:
+                await self._take(message)
+            socket.close(WSCloseCode.OK)
+        except Broken as broken:
+            await self._bye(broken.code, str(broken))
+        except ConnectionError:
+            pass
+        except Exception:
+            logger.exception("a WebSocket failed")
+            await self._bye(WSCloseCode.INTERNAL_ERROR, "an unexpected error")
+        finally:
+            alive.cancel()
+            ending = [*self._tasks, alive]
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(ending, timeout=limits.linger_s)
+            self._over.set()
+
+    async def stop(self) -> None:
+        """Let what is under way end within `stop_s`, and close."""
+        limits = self._shared.limits
+        self._stopping = True
+        for followed in self._feeds.values():
+            if followed.feed is not None:
+                followed.feed.stop()
+        try:
+            async with asyncio.timeout(limits.stop_s / 2):
+                if self._under_way:
+                    await self._until_fewer_than(1)
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+        except TimeoutError:
+            pass  # what is not answered now has an outcome that this client does not learn
+        self._flush()
+        try:
+            self._socket.close(WSCloseCode.GOING_AWAY, "this node is stopping; go on elsewhere")
+            async with asyncio.timeout(limits.linger_s):
+                await self._over.wait()
+        except (TimeoutError, ConnectionError):
+            self._socket.abort()
+
+    async def _bye(self, code: int, words: str) -> None:
+        self._flush()
+        with suppress(ConnectionError):
+            self._socket.close(code, words)
+            await self._socket.closed(self._shared.limits.linger_s)
+
+    async def _watch(self) -> None:
+        """Cut the connection if the client gives no sign of life."""
+        missed, limits, socket = 0, self._shared.limits, self._socket
+        while True:
+            heard = socket.heard
+            await asyncio.sleep(limits.ping_s)
+            waits_for_us = bool(self._waiting)
+            if socket.heard != heard or waits_for_us:
+                missed = 0
+            elif missed == 2:
+                socket.abort()
+                return
+            else:
+                missed += 1
+                socket.ping()
+
+    # --- taking requests -----------------------------------------------------------------------
+
+    async def _take(self, message: bytes) -> None:
+        limits, appends = self._shared.limits, self._shared.appends
+        try:
+            found = requests(message, limits.nesting_max)
+        except NotPlain as error:
+            raise Broken(WSCloseCode.INVALID_TEXT, str(error)) from None
+        plain = appends.are_plain(found)
+        self._shared.requests_taken += len(found)
+        for number, request in enumerate(found, 1):
+            if self._under_way >= limits.socket_requests_max:
+                await self._until_fewer_than(max(1, limits.socket_requests_max // 2))
+            if self._socket.is_full:
+                await self._socket.room()
+            await self._begin(request, plain)
+            if number % _PACE_REQUESTS == 0:
+                await self._pacer.breathe()
+
+    async def _begin(self, request: Request | Misfit, plain: bool) -> None:
+        request_id = request.id
+        try:
+            if type(request) is Append or type(request) is AppendMany:
+                await self._append(request, plain)
+            elif type(request) is Read:
+                self._start(request_id, self._read(request))
+            elif type(request) is Subscribe:
+                self._subscribe(request)
+            elif type(request) is Credit or type(request) is Cancel:
+                self._steer(request)
+            elif type(request) is Misfit:
+                raise request.error
+            else:
+                self._say((request_id, 200, None))
+        except ExesdbError as error:
+            self._refuse(request_id, error)
+
+    # --- appending -----------------------------------------------------------------------------
+
+    async def _append(self, request: Append | AppendMany, plain: bool) -> None:
+        if self._stopping:
+            raise NotReady("this node is stopping; go on at another one")
+        appends, store = self._shared.appends, self._store
+        if type(request) is Append and len(request.events) <= SLICE_EVENTS:
+            self._propose(request.id, appends.prepared_at_once(store, request, plain), _in_short)
+        else:
+            body = _in_short if type(request) is Append else appended_body
+            self._propose(request.id, await appends.prepared(store, request, plain), body)
+
+    def _propose(self, request_id: int, prepared: Prepared, body: Callable[..., Any]) -> None:
+        proposed = self._shared.replica.propose(prepared.command, prepared.timeout_ms)
+        outcome: Resolved = asyncio.ensure_future(proposed)
+        self._under_way += 1
+        outcome.add_done_callback(partial(self._resolved, request_id, prepared, body))
+
+    def _resolved(
+        self, request_id: int, prepared: Prepared, body: Callable[..., Any], resolved: Resolved
+    ) -> None:
+        """The outcome of an append is known."""
+        self._is_done()
+        try:
+            outcome, index = resolved.result()
+            if type(outcome) is not Appended:
+                raise refused(outcome, prepared.checks)
+        except ExesdbError as error:
+            self._refuse(request_id, error)
+        except Exception:
+            logger.exception("an append over a WebSocket failed")
+            self._refuse(request_id, problems.internal())
+        else:
+            answer = (request_id, 200 if outcome.idempotent else 201, body(outcome, index))
+            if prepared.durable:
+                self._start(request_id, self._on_disk(answer, index, prepared.timeout_ms))
+            else:
+                self._say(answer)
+
+    async def _on_disk(self, answer: Any, index: int, timeout_ms: int) -> None:
+        await self._shared.on_disk(index, timeout_ms)
+        self._say(answer)
+
+    # --- reading -------------------------------------------------------------------------------
+
+    async def _read(self, request: Read) -> None:
+        async with self._reads:
+            status, body = await self._shared.page(self._store, request)
+            await self._send(b"\x83%b%b%b" % (cbor2.dumps(request.id), cbor2.dumps(status), body))
+
+    def _subscribe(self, request: Subscribe) -> None:
+        limit = self._shared.limits.socket_feeds_max
+        if request.id in self._feeds:
+            raise InvalidRequest(f"a subscription {request.id} is under way")
+        if len(self._feeds) >= limit:
+            raise Overloaded(f"{limit} subscriptions on this connection", limit="socket_feeds_max")
+        followed = self._feeds[request.id] = _Followed()
+        work = self._answered(request.id, self._follow(request, followed))
+        followed.task = self._run(work, partial(self._followed, request.id, followed))
+
+    async def _follow(self, request: Subscribe, followed: _Followed) -> None:
+        feed = followed.feed = await self._shared.feed(self._store, request, self._send)
+        feed.add_credit(followed.credit)
+        if self._stopping:
+            feed.stop()
+        try:
+            await self._shared.follow(feed)
+        except ExesdbError as error:
+            error.fields["position"] = feed.position
+            raise
+
+    def _followed(self, request_id: int, followed: _Followed, task: asyncio.Task[None]) -> None:
+        """A subscription has ended."""
+        del self._feeds[request_id]
+        if task.cancelled():
+            position = None if followed.feed is None else followed.feed.position
+            self._say((request_id, 200, {"position": position}))
+
+    def _steer(self, request: Credit | Cancel) -> None:
+        """Give a subscription credit, or end it. One that has ended meanwhile needs neither."""
+        followed = self._feeds.get(request.id)
+        if followed is None:
+            return
+        if type(request) is Credit:
+            followed.add_credit(request.events)
+        elif followed.task is not None:
+            followed.task.cancel()
+
+    # --- what is under way ---------------------------------------------------------------------
+
+    def _start(self, request_id: int, work: Coroutine[Any, Any, None]) -> None:
+        """Have a task do what a request asks for; it counts as under way until it is done."""
+        self._under_way += 1
+        self._run(self._answered(request_id, work), lambda _: self._is_done())
+
+    def _run(
+        self, work: Coroutine[Any, Any, None], ended: Callable[[asyncio.Task[None]], None]
+    ) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(ended)
+        return task
+
+    async def _answered(self, request_id: int, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except ExesdbError as error:
+            self._refuse(request_id, error)
+        except ConnectionError:
+            pass  # nobody is left to tell
+        except Exception:
+            logger.exception("a request over a WebSocket failed")
+            self._refuse(request_id, problems.internal())
+
+    def _is_done(self) -> None:
+        self._under_way -= 1
+        if self._waiting:
+            for count, future in self._waiting:
+                if self._under_way < count and not future.done():
+                    future.set_result(None)
+
+    async def _until_fewer_than(self, count: int) -> None:
+        """Return when fewer requests than these are under way."""
+        waits = count, asyncio.get_running_loop().create_future()
+        self._waiting.append(waits)
+        try:
+            await waits[1]
+        finally:
+            self._waiting.remove(waits)
+
+    # --- answering -----------------------------------------------------------------------------
+
+    def _refuse(self, request_id: int, error: ExesdbError) -> None:
+        self._say((request_id, error.status, problems.members(error)))
+
+    def _say(self, answer: Any) -> None:
+        """Add an answer to those of this turn of the event loop."""
+        if not self._answers:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._answers.append(answer)
+
+    def _flush(self) -> None:
+        answers, self._answers = self._answers, []
+        if answers:
+            with suppress(ConnectionError):  # the reading task will notice
+                self._socket.send(cbor2.dumps(answers))
+
+    async def _send(self, answer: bytes) -> None:
+        """Send an encoded answer of its own when there is room for it."""
+        async with self._sending:
+            await self._socket.room()
+            self._socket.send(b"\x81" + answer)
+
+
+def _in_short(outcome: Appended, index: int) -> Any:
+    return (outcome.first_version, outcome.last_version, list(outcome.positions), index)

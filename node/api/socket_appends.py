@@ -1,0 +1,172 @@
+"""Appends over a WebSocket: from a request to a command, at as little cost as can be.
+
+What is judged, and how, is the same as over HTTP (`appends`, `framing`), in another order: the
+encoded items of all events of a message are judged together in one go (`are_plain_items`). Only
+where that says no is each looked at for itself, to find whose fault it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from node.api.appends import Appends, checked_streams, checkpoint_of, expected_code
+from node.api.bodies import UNSET
+from node.api.framing import SLICE_EVENTS, Framer
+from node.api.limits import ApiLimits
+from node.api.media import CBOR
+from node.api.names import checked_name
+from node.api.ports import Clock
+from node.api.socket_messages import Append, AppendMany, Misfit, Request, SocketEvent
+from node.api.values import NotPlain, are_plain_items, check_plain, decode_cbor
+from node.core import commands
+from node.core.commands import ANY
+from node.core.frames import ABSENT
+from node.errors import InvalidEvent, InvalidRequest
+
+_TIMEOUT_MS = 5_000
+
+Checks = Sequence[tuple[str, int, Any]]
+
+
+class Prepared(NamedTuple):
+    """A command, what must be true before it is answered, and the checks in its client's words."""
+
+    command: bytes
+    durable: bool
+    timeout_ms: int
+    checks: Checks
+
+
+class SocketAppends:
+    """Makes commands of the appends to one store over all WebSockets."""
+
+    def __init__(self, appends: Appends, clock: Clock, limits: ApiLimits) -> None:
+        self._appends = appends
+        self._clock = clock
+        self._limits = limits
+        self._framer = Framer(limits)
+        self._timeout_ms = min(_TIMEOUT_MS, limits.timeout_ms_max)
+
+    def are_plain(self, requests: Sequence[Request | Misfit]) -> bool:
+        """Whether all encoded items of these requests are known to be plain."""
+        found = list(_items(requests))
+        return not found or are_plain_items(found, self._limits.nesting_max)
+
+    def one(self, store: str, request: Append, frames: Sequence[bytes], now_us: int) -> Prepared:
+        """The command of an append to one stream. Raises `RequestError`, `PersistenceDisabled`."""
+        stream = _stream(request.stream)
+        given = request.expected_version
+        expected = ANY if given is None else expected_code(given)
+        if not frames:
+            raise InvalidRequest("events: must hold at least one event")
+        durable = self._appends.durable(request.durability, store)
+        timeout_ms = self._patience(request.timeout_ms)
+        command = commands.append(store, now_us, stream, expected, frames)
+        return Prepared(command, durable, timeout_ms, ((stream, expected, given),))
+
+    def many(
+        self, store: str, request: AppendMany, frames: Sequence[bytes], now_us: int
+    ) -> Prepared:
+        """The command of an append to several streams. Raises the same."""
+        checks = self._appends.checked(request.checks)
+        checkpoint = checkpoint_of(request.checkpoint)
+        if not frames and checkpoint is None:
+            raise InvalidRequest("events: may be empty only together with a checkpoint")
+        durable = self._appends.durable(request.durability, store)
+        timeout_ms = self._patience(request.timeout_ms)
+        streams = checked_streams([event.stream for event in request.events])
+        events = list(zip(streams, frames, strict=True))
+        pairs = [(stream, code) for stream, code, _ in checks]
+        command = commands.append_many(store, now_us, events, pairs, checkpoint)
+        return Prepared(command, durable, timeout_ms, checks)
+
+    async def prepared(self, store: str, request: Append | AppendMany, plain: bool) -> Prepared:
+        """The command of any append, also of a long one; `plain`: its encoded items were judged.
+
+        Raises the same.
+        """
+        now_us = self._clock()
+        frames: list[bytes] = []
+        self._framer.check_count(len(request.events))
+        for at in range(0, len(request.events), SLICE_EVENTS):
+            if at:
+                await asyncio.sleep(0)
+            self._add(frames, request.events[at : at + SLICE_EVENTS], plain, now_us // 1000)
+        if type(request) is Append:
+            return self.one(store, request, frames, now_us)
+        assert type(request) is AppendMany
+        return self.many(store, request, frames, now_us)
+
+    def prepared_at_once(self, store: str, request: Append, plain: bool) -> Prepared:
+        """The same for an append of few events to one stream, at half of the cost."""
+        now_us = self._clock()
+        frames: list[bytes] = []
+        self._add(frames, request.events, plain, now_us // 1000)
+        return self.one(store, request, frames, now_us)
+
+    def _patience(self, given: int | None) -> int:
+        if given is None:
+            return self._timeout_ms
+        if given > self._limits.timeout_ms_max:
+            raise InvalidRequest(f"timeout_ms: must be from 1 to {self._limits.timeout_ms_max}")
+        return given
+
+    def _add(
+        self, frames: list[bytes], events: Sequence[SocketEvent], plain: bool, now_ms: int
+    ) -> None:
+        add = frames.append
+        try:
+            for event in events:
+                add(self._frame(event, plain, now_ms))
+        except InvalidEvent as error:
+            at = len(frames)
+            raise InvalidEvent(f"event {at}: {error.detail}", event=at) from None
+
+    def _frame(self, event: SocketEvent, plain: bool, now_ms: int) -> bytes:
+        data, metadata = event.data_cbor, event.metadata_cbor
+        if data is None and metadata is None:
+            return self._framer.frame(event, CBOR, True, now_ms)
+        if not plain:
+            self._judge(data, "data_cbor")
+            self._judge(metadata, "metadata_cbor")
+        if (
+            event.data is not UNSET
+            or event.metadata is not UNSET
+            or event.data_content_type is not None
+            or event.data_base64 is not None
+            or event.metadata_base64 is not None
+        ):
+            raise InvalidEvent("data_cbor and metadata_cbor stand alone: no data, no content type")
+        return self._framer.frame_of_items(
+            event.event_type,
+            event.event_id,
+            ABSENT if data is None else data,
+            ABSENT if metadata is None else metadata,
+            now_ms,
+        )
+
+    def _judge(self, item: bytes | None, what: str) -> None:
+        if item is None:
+            return
+        try:
+            check_plain(decode_cbor(item, self._limits.nesting_max))
+        except NotPlain as error:
+            raise InvalidEvent(f"{what}: {error}") from None
+
+
+@lru_cache(4_096)  # the same streams come again and again
+def _stream(name: str) -> str:
+    return checked_name(name, "stream")
+
+
+def _items(requests: Sequence[Request | Misfit]) -> Iterator[bytes]:
+    for request in requests:
+        if type(request) is Append or type(request) is AppendMany:
+            for event in request.events:
+                if event.data_cbor is not None:
+                    yield event.data_cbor
+                if event.metadata_cbor is not None:
+                    yield event.metadata_cbor
