@@ -2,7 +2,8 @@
 
 Any node can describe the cluster, but the leader hears from everybody and so knows most. So a node
 that answers is asked who leads, and then the leader is asked; if it cannot be reached the first
-answer has to do, and the title says whose view is shown.
+answer has to do, and the title says whose view is shown. One that knows no leader may be cut off or
+removed from the cluster, so the other addresses are asked before that is believed.
 
 Two lags matter, both in entries of the replicated log. The applied lag is how far a node's memory
 is behind what is committed: reads there are so much older. The persisted lag is how far a node's
@@ -14,6 +15,7 @@ reached.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 from typing import Any, NamedTuple
@@ -73,15 +75,30 @@ def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
 
 async def look(urls: list[str]) -> Reply:
     """The cluster as its leader sees it, or as whoever answers does. Raises Unreachable."""
-    first = await request("GET", urls, "/v1/cluster", timeout_s=_ANSWER_S)
+    first = await _view(urls)
+    if _leader_address(first.body) is None:
+        first = await _view_with_leader(urls[urls.index(first.url) + 1 :]) or first
     address = _leader_address(first.body)
     if address is None or first.body.get("leader") == first.body.get("node_id"):
         return first
     try:
-        second = await request("GET", [f"http://{address}"], "/v1/cluster", timeout_s=_ANSWER_S)
+        second = await _view([f"http://{address}"])
     except Unreachable:
         return first
     return second if second.status == 200 else first
+
+
+async def _view(urls: list[str]) -> Reply:
+    return await request("GET", urls, "/v1/cluster", timeout_s=_ANSWER_S)
+
+
+async def _view_with_leader(urls: list[str]) -> Reply | None:
+    for url in urls:
+        with contextlib.suppress(Unreachable):
+            reply = await _view([url])
+            if _leader_address(reply.body) is not None:
+                return reply
+    return None
 
 
 def _leader_address(body: dict[str, Any]) -> str | None:

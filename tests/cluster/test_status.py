@@ -82,6 +82,16 @@ async def test_where_the_leader_cannot_be_asked_another_view_has_to_do() -> None
     assert "leader n2, term 7, as n1 sees it" in screen
 
 
+async def test_a_node_that_knows_no_leader_is_not_believed_before_the_others_are_asked() -> None:
+    removed = cluster("n1", None, member("n1", "follower"), member("n2", "unreachable"))
+    async with serving({PATH: (200, removed)}) as outside, serving({}) as inside:
+        leads = member("n2", "leader", http_address=inside.url.removeprefix("http://"))
+        inside.answers[PATH] = (200, cluster("n2", "n2", leads))
+        urls = ("--url", outside.url, "--url", "http://127.0.0.1:9", "--url", inside.url)
+        code, screen = await looked(*urls)
+    assert code == 0 and "as n2 sees it" in screen
+
+
 async def test_no_leader_is_exit_1() -> None:
     body = cluster("n1", None, member("n1", "candidate"))
     async with serving({PATH: (200, body)}) as server:
