@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from node.core.commands import STREAM_EXISTS
+from node.core.commands import NO_STREAM, STREAM_EXISTS
 from node.core.ids import format_id
 from node.core.outcomes import (
     CheckpointNotIncreasing,
@@ -40,11 +40,19 @@ def refusal(outcome: Outcome) -> ExesdbError:
 def _wrong_expected_version(outcome: WrongExpectedVersion) -> ExesdbError:
     expected = "stream_exists" if outcome.expected == STREAM_EXISTS else outcome.expected
     return WrongExpectedVersionError(
-        f"stream {outcome.stream!r} is at version {outcome.current}, not at {expected}",
+        f"stream {outcome.stream!r} {_standing(outcome)}",
         stream=outcome.stream,
         expected=expected,
         current=outcome.current,
     )
+
+
+def _standing(outcome: WrongExpectedVersion) -> str:
+    """How a stream stands, beside what was expected of it."""
+    if outcome.current == NO_STREAM:
+        return "does not exist"
+    expected = "new" if outcome.expected == NO_STREAM else f"at {outcome.expected}"
+    return f"is at version {outcome.current}, not {expected}"
 
 
 def _event_id_reused(outcome: EventIdReused) -> ExesdbError:

@@ -88,6 +88,8 @@ async def test_expected_version_is_judged_as_the_contract_says(node, expected, a
             "expected": expected,
             "current": 0,
         }
+        wanted = "at 1" if expected == 1 else "new"
+        assert answer.body["detail"] == f"stream 't' is at version 0, not {wanted}"
 
 
 @pytest.mark.parametrize("expected", [-2, -4, None, True, 1.0, "1", "", [], {}, 2**63, 2**80])
@@ -176,6 +178,7 @@ async def test_a_failed_check_or_checkpoint_writes_nothing(node: Node):
     answer = await node.ask("POST", APPEND, json=body)
     assert (answer.status, answer.code) == (409, "wrong_expected_version")
     assert answer.body["expected"] == "stream_exists"
+    assert answer.body["detail"] == "stream 'b' does not exist"
     body["checks"] = []
     assert (await node.ask("POST", APPEND, json=body)).status == 201
     body["events"] = [event(stream="z")]
