@@ -7,8 +7,12 @@ signals, and over HTTP. It never imports `node`, so what works from here works f
 `topology`    which nodes a local cluster has: ids, ports, directories, command lines
 `supervisor`  real node processes: start, wait until ready, stop, kill, restart
 `access`      a request to whichever node answers
-`up`, `flush`, `status`   what stands behind `scripts/cluster`, `scripts/flush`, `scripts/status`
-`__main__`, `cli`         the command line `exesdb`: those, and append, read, tail, subscribe, ...
-`backup`                  a store into a file, and back
-`demo`, `bench`           a year of real events through three nodes; figures
+`up`, `flush`, `status`, `member`   what stands behind `scripts/cluster` and those of their names
+`recover_plan`, `recover`           going on without members that are gone for good
+`client_errors`, `client_routing`, `client`, `client_sync`   the client for programs
+`__main__`, `cli`   the command line `exesdb`: those, and append, read, tail, subscribe, ...
+`demo_flights`, `demo_transfer`, `demo`   a year of real events through three nodes
+`backup`      a store into a file, and back
+`bench`       figures
+`chaos`       real nodes under real faults, and a judgement
 """

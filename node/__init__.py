@@ -11,6 +11,7 @@ Each of those has one home, and imports point one way only:
 `persistence`  the files. The only place that imports sqlite3.
 `api`          the HTTP contract. The only place that imports aiohttp's server side.
 `identity`     who this node is and what it has promised, across restarts.
+`override`     what an operator may have it do when members are gone for good.
 `service`      wires those together; the only place that names their concrete classes.
 `config` and `errors` may be imported by all of them except by `core`; `logs` says how what they log
 is written, which only `__main__` needs to know.

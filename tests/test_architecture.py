@@ -6,6 +6,7 @@ to be put there, and that is the moment to think about where it belongs.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,9 @@ OWNERS = {
     "aiohttp.web": "node.api",
 }
 """Foreign things that only one package of the node knows."""
+
+ELSEWHERE = {"cluster.cli"}
+"""Packages whose modules are listed somewhere else, as that one says."""
 
 
 def name_of(path: Path) -> str:
@@ -122,6 +126,19 @@ def test_each_foreign_library_has_one_home(path: Path) -> None:
 def test_nodes_and_the_cluster_do_not_import_each_other(path: Path) -> None:
     other = "cluster" if of_node(path) else "node"
     assert not [name for name in imports(path) if is_in(name, other)]
+
+
+@each([path for path in MODULES if path.name == "__init__.py"])
+def test_a_package_that_lists_its_modules_leaves_none_out(path: Path) -> None:
+    """Its first lines are the table of contents: `module`, or `    module  ` with what it does."""
+    contents = ast.get_docstring(ast.parse(path.read_text())) or ""
+    listed = set(re.findall(r"`([a-z_]+)`", contents))
+    for names in re.findall(r"^    ([a-z_, ]+?)  ", contents, re.MULTILINE):
+        listed.update(names.split(", "))
+    inside = {one.stem for one in path.parent.glob("*.py")}
+    inside |= {one.parent.name for one in path.parent.glob("*/__init__.py")}
+    missing = {name for name in inside - listed if not name.startswith("__")}
+    assert not missing or name_of(path) in ELSEWHERE
 
 
 @each(MODULES)

@@ -8,8 +8,9 @@ from the same minutes. What cannot be measured here is skipped with the reason a
     report      series with their spread; tables and verdicts
     wrk         load over HTTP, from C
     etcd        the peer and its load
+    ports       ports that are free
     nodes       our cluster, on free ports with data in a temporary directory
     filling     an exact number of events as a start for a measurement
-    appending, flushing, memory    the measurements
+    appending, flushing, memory, returning    the measurements
     __main__    the command line
 """

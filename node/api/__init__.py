@@ -8,9 +8,11 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
 * `appends`    the hot path: body -> frames -> command -> answer (`bodies`, `framing`, `values`)
 * `reads`      pages of events (`levels`, `filters`, `records`, `arrivals`)
 * `snapshots`  snapshots of aggregates (`snapshot_records`)
-* `stores`, `checkpoints`, `persistence`, `cluster`, `metrics`   the other families
+* `following`  a store from a position on, for as long as a client listens (`streamed`)
+* `stores`, `checkpoints`, `persistence`, `cluster`, `members`, `recovery`, `metrics`   the other
+  families
 * `later`      what the contract knows and this version does not serve yet
 * `openapi`, `schemas`   the document, made from the routes
 * `media`, `names`, `parameters`, `problems`, `refusals`, `limits`   the rules that all share
-* `wire`       the seam to aiohttp
+* `wire`       the seam to aiohttp (`known_heads`: requests whose header lines came before)
 """

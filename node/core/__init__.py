@@ -7,8 +7,10 @@ node to node (time, ids) enters as data inside a command. Read in this order:
 * `commands`  what can be asked of the replicated state, encoded where the request enters
 * `outcomes`  what the state answers; refusals are values, never exceptions
 * `stream`    one stream: the positions of its events
+* `ids`       event ids as texts and as bytes
 * `recent`    which event ids are remembered, so that a retry gets its original answer
 * `snapshots` what was folded of streams, kept by source, stream and version
 * `store`     one store: events in position order, streams, checkpoints, snapshots
 * `state`     all stores, and `apply`, the one door through which anything changes
+* `portion`   a store in parts that vouch for themselves, for a node that is filled
 """
