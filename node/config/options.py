@@ -176,7 +176,7 @@ class Config:
         unit="bytes", low=KIB, high=16 * GIB
     )  # fmt: skip
     log_tail_entries_max: int = option(
-        10_000, RAFT, "log entries kept in memory behind what is on disk, for peers that were away",
+        10_000, RAFT, "log entries kept in memory that are on disk, for peers that were away",
         unit="entries", low=100, high=10_000_000
     )  # fmt: skip
     log_tail_bytes_max: int = option(
