@@ -10,6 +10,7 @@ signals, and over HTTP. It never imports `node`, so what works from here works f
 `up`, `flush`, `status`, `member`   what stands behind `scripts/cluster` and those of their names
 `recover_plan`, `recover`           going on without members that are gone for good
 `client_errors`, `client_routing`, `client`, `client_sync`   the client for programs
+`client_ws`   one pipelined connection to one node
 `__main__`, `cli`   the command line `exesdb`: those, and append, read, tail, subscribe, ...
 `demo_flights`, `demo_transfer`, `demo`   a year of real events through three nodes
 `backup`      a store into a file, and back

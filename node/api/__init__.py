@@ -9,6 +9,8 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
 * `reads`      pages of events (`levels`, `filters`, `records`, `arrivals`)
 * `snapshots`  snapshots of aggregates (`snapshot_records`)
 * `following`  a store from a position on, for as long as a client listens (`streamed`)
+* `talks`      the WebSocket: `socket_messages` says what is spoken, `conversation` speaks it
+  (`sockets`, `socket_appends`, `socket_feeds`)
 * `stores`, `checkpoints`, `persistence`, `cluster`, `members`, `recovery`, `metrics`   the other
   families
 * `later`      what the contract knows and this version does not serve yet
