@@ -122,6 +122,15 @@ def test_each_foreign_library_has_one_home(path: Path) -> None:
                 assert is_in(name_of(path), owner), f"only {owner} imports {library}"
 
 
+@each(NODE)
+def test_no_wait_loses_a_cancellation(path: Path) -> None:
+    """`asyncio.wait_for` of Python 3.11 does, if a result comes together with it: a stop then waits
+    for ever for a task that goes on. `asyncio.timeout` does not.
+    """
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.Attribute) and node.attr == "wait_for"), node.lineno
+
+
 @each(MODULES)
 def test_nodes_and_the_cluster_do_not_import_each_other(path: Path) -> None:
     other = "cluster" if of_node(path) else "node"

@@ -42,6 +42,7 @@ EXITS_WITHOUT_DISK = (1, 70)
 
 _REQUEST = aiohttp.ClientTimeout(total=15)
 _COMMAND_LIMIT_S = 10
+_RESIZE_TRIES = 5
 
 
 class Ground:
@@ -298,7 +299,9 @@ def _unmount(layout: Topology) -> None:
 
 
 def _resize(directory: Path, size_bytes: int) -> None:
-    if not _run(["mount", "-o", f"remount,size={size_bytes}", str(directory)]):
+    words = ["mount", "-o", f"remount,size={size_bytes}", str(directory)]
+    # Now and then `mount` cannot read the list of mounts, while others are made or taken away.
+    if not any(_run(words) for _ in range(_RESIZE_TRIES)):
         raise RuntimeError(f"the disk at {directory} cannot be given another size")
 
 

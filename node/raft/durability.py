@@ -45,7 +45,8 @@ class Durability:
         if self._rounds is None:
             self._rounds = asyncio.create_task(self._run())
         try:
-            await asyncio.wait_for(wait, timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                await wait
         except TimeoutError as error:
             raise OutcomeUnknown(
                 "the events are replicated, but not known to be on the disks of a majority",

@@ -55,7 +55,8 @@ class Requests:
             raise NoAnswer(f"{peer} is not connected")
         self._waiting[number] = peer, future
         try:
-            return await asyncio.wait_for(future, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await future
         except TimeoutError as error:
             raise NoAnswer(f"{peer} did not answer within {timeout_s:g} s") from error
         finally:

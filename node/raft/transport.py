@@ -224,12 +224,12 @@ class Transport:
         session = self._session(peer)
         self._watch_stranger(session)
         with contextlib.suppress(OSError, TimeoutError):
-            await asyncio.wait_for(
-                asyncio.get_running_loop().create_connection(
+            # Not `wait_for`: in Python 3.11 it forgets a cancellation that comes together with a
+            # result, and this goes on for ever when it is to stop.
+            async with asyncio.timeout(self._settings.handshake_ms / 1000):
+                await asyncio.get_running_loop().create_connection(
                     lambda: session, host, port, ssl=self._settings.client_tls
-                ),
-                self._settings.handshake_ms / 1000,
-            )
+                )
 
     async def _watch(self) -> None:
         """Close sessions that have gone silent: a dead machine closes nothing by itself."""

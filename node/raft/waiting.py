@@ -29,7 +29,8 @@ class Waiting:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[future] = holds
         try:
-            await asyncio.wait_for(future, timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                await future
         except TimeoutError as error:
             raise ReadBarrierTimeout(f"this node did not reach {what} in time") from error
         finally:

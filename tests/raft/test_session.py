@@ -445,3 +445,27 @@ class TestTls:
         ):
             assert not await hand.greet()
             assert node.ears.told == []
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_stop_ends_a_dial_that_fails_in_the_same_moment(monkeypatch, turns):
+    """`asyncio.wait_for` of Python 3.11 forgets a cancellation that comes together with a result,
+    and the dialling went on for ever: a node that stopped as its peers did never ended.
+    """
+    refusing = asyncio.Event()
+    dialling = asyncio.Event()
+
+    async def refused(*_: Any, **__: Any) -> None:
+        dialling.set()
+        await refusing.wait()
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refused)
+    async with Node("n2", free_port(), {"n1": f"127.0.0.1:{free_port()}"}) as node:
+        await asyncio.wait_for(dialling.wait(), 2)
+        refusing.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        stopping = asyncio.ensure_future(node.transport.stop())
+        done, _ = await asyncio.wait([stopping], timeout=2)
+        assert done == {stopping}
