@@ -3,9 +3,9 @@
 The way of a request, in the order in which it can end:
 
     head parsed            by aiohttp; what is not HTTP is answered 400 and closed (`wire`)
+    answer's media chosen  for refusals, too (`media`)
     route found            404, 405 (`routes`)
-    answer's media chosen  406 (`media`)
-    names and query read   400, 413 (`names`, `parameters`)
+    names and query read   400, 406, 413 (`names`, `media`, `parameters`)
     handler                one of the families; reads the body if it needs one
     headers added          X-Served-By on every answer, position and index on those of a store
     answer written         at once, in one piece; a client that does not take it is disconnected
@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -53,6 +54,8 @@ from node.core.state import State
 from node.errors import ExesdbError, NotAcceptable
 
 LISTEN_BACKLOG = 1_024
+
+_STORES = "/v1/stores/"
 
 
 class ApiServer:
@@ -165,45 +168,62 @@ class ApiServer:
         began = time.perf_counter()
         message = request.message
         timings = self._unmatched
+        path, _, query = message.path.partition("?")
         try:
-            path, _, query = message.path.partition("?")
+            unwanted = _choose_media(request)
             route, parts = self._router.find(message.method, path)
             timings = self._timings[route]
-            answer = await self._answer(request, route, parts, query)
+            answer = await self._answer(request, route, parts, query, unwanted)
         except ExesdbError as error:
-            answer = self._problem(request, error)
+            answer = self._refusal(request, path, error)
         except ConnectionError:
             raise  # the client left; the connection ends by itself
         except Exception:
             logger.exception("%s %s failed", message.method, message.path[:200])
-            answer = self._problem(request, problems.internal())
+            answer = self._refusal(request, path, problems.internal())
         timings.add(answer.status, time.perf_counter() - began)
         return answer
 
-    async def _answer(self, request: Request, route: Route, parts: list[str], query: str) -> Answer:
+    async def _answer(
+        self,
+        request: Request,
+        route: Route,
+        parts: list[str],
+        query: str,
+        unwanted: NotAcceptable | None,
+    ) -> Answer:
         names = [decode(part) for decode, part in zip(route.decoders, parts, strict=True)]
-        try:
-            request.wants = media.wanted(request.message.headers)
-        except NotAcceptable:
-            if route.negotiates:
-                raise
-        try:
-            request.parameters = route.values(query)
-            answer = await route.handler(request, *names)
-        except ExesdbError as error:
-            answer = self._problem(request, error)
+        if unwanted is not None and route.negotiates:
+            raise unwanted
+        request.parameters = route.values(query)
+        answer = await route.handler(request, *names)
         if route.in_store:
             answer.lines += store_headers(self._state, names[0])
         return answer
 
-    def _problem(self, request: Request, error: ExesdbError) -> Answer:
-        """The error as an answer. A body that was not read to its end cannot be skipped: close."""
-        unread = not request.payload.is_eof()
-        return problems.answer(error, request.wants, close=unread)
+    def _refusal(self, request: Request, path: str, error: ExesdbError) -> Answer:
+        """The error as an answer, with the headers of the store that the path names.
+
+        A body that was not read to its end cannot be skipped: close.
+        """
+        answer = problems.answer(error, request.wants, close=not request.payload.is_eof())
+        if path.startswith(_STORES):
+            name, _, _ = path[len(_STORES) :].partition("/")
+            answer.lines += store_headers(self._state, unquote(name))
+        return answer
 
     def routes(self) -> Iterator[Route]:
         """All that is offered, for documents and tests."""
         return iter(self._router.routes)
+
+
+def _choose_media(request: Request) -> NotAcceptable | None:
+    """Set how the answer is written, refusals included; the refusal where nothing will do."""
+    try:
+        request.wants = media.wanted(request.message.headers)
+    except NotAcceptable as error:
+        return error
+    return None
 
 
 async def _unused(request: web.BaseRequest) -> web.StreamResponse:

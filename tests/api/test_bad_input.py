@@ -363,10 +363,38 @@ async def test_accept_chooses_the_answer(node: Node, accept, kind):
         assert answer.headers["Content-Type"] == f"application/{kind}"
 
 
-async def test_problems_come_in_the_encoding_that_was_asked_for(node: Node):
-    answer = await node.ask("GET", "/v1/stores/none", headers={"Accept": "application/cbor"})
+@pytest.mark.parametrize(
+    ("method", "target", "code"),
+    [
+        ("GET", "/v1/stores/none", "store_not_found"),
+        ("GET", "/v1/stores/None", "invalid_request"),
+        ("GET", "/v1/none", "route_not_found"),
+        ("PATCH", "/v1/stores", "method_not_allowed"),
+    ],
+)
+async def test_problems_come_in_the_encoding_that_was_asked_for(node: Node, method, target, code):
+    answer = await node.ask(method, target, headers={"Accept": "application/cbor"})
     assert answer.headers["Content-Type"] == "application/problem+cbor"
-    assert answer.code == "store_not_found"
+    assert answer.code == code
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "accept", "status"),
+    [
+        ("GET", "/v1/stores/main/streams/$s", "*/*", 400),
+        ("GET", "/v1/stores/main/streams/s?no=1", "*/*", 400),
+        ("GET", "/v1/stores/main/streams/s", "text/html", 406),
+        ("GET", "/v1/stores/main/none", "*/*", 404),
+        ("GET", "/v1/stores/m%61in/none", "*/*", 404),
+        ("PATCH", "/v1/stores/main", "*/*", 405),
+    ],
+)
+async def test_refusals_of_a_store_tell_its_position(node: Node, method, target, accept, status):
+    await node.append("s")
+    answer = await node.ask(method, target, headers={"Accept": accept})
+    assert answer.status == status
+    assert answer.headers["X-Position"] == "1"
+    assert answer.headers["X-Applied-Index"] == str(node.state.applied_index)
 
 
 async def test_routes_of_a_later_version_are_501(node: Node):
