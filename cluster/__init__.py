@@ -11,6 +11,7 @@ signals, and over HTTP. It never imports `node`, so what works from here works f
 `recover_plan`, `recover`           going on without members that are gone for good
 `client_errors`, `client_routing`, `client`, `client_sync`   the client for programs
 `client_ws`   one pipelined connection to one node
+`client_snapshots`, `client_values`       snapshots of aggregates; values as they travel
 `__main__`, `cli`   the command line `exesdb`: those, and append, read, tail, subscribe, ...
 `demo_flights`, `demo_transfer`, `demo`   a year of real events through three nodes
 `backup`      a store into a file, and back

@@ -19,6 +19,8 @@ append, so that a client never misses what it wrote itself, whichever node it as
 **Following.** A subscription keeps the position of the last thing it was told and goes on behind it
 at another node when a connection ends: every event once, in order, for as long as the process that
 reads it lives. Keep `position` together with what you made of the events to go on after a restart.
+
+**Snapshots** of aggregates are recorded and read as `client_snapshots` shows.
 """
 
 from __future__ import annotations
@@ -30,13 +32,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
 
 import aiohttp
 import msgspec
 
 from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable, of_problem
 from cluster.client_routing import Routing
+from cluster.client_snapshots import SnapshotCalls
+from cluster.client_values import plain_values, quoted, value_of
 
 ANY, NO_STREAM, STREAM_EXISTS = "any", "no_stream", "stream_exists"
 
@@ -58,13 +61,8 @@ class Event:
 
     def plain(self) -> dict[str, Any]:
         """As the API wants it."""
-        plain: dict[str, Any] = {"event_id": self.id, "event_type": self.type}
-        for name, value in (("data", self.data), ("metadata", self.metadata)):
-            if isinstance(value, bytes):
-                plain[f"{name}_base64"] = value  # written as base64
-            elif value is not None:
-                plain[name] = value
-        return plain
+        values = plain_values(data=self.data, metadata=self.metadata)
+        return {"event_id": self.id, "event_type": self.type, **values}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +88,8 @@ class Recorded:
             plain["position"],
             plain["event_id"],
             plain["event_type"],
-            _value(plain, "data"),
-            _value(plain, "metadata"),
+            value_of(plain, "data"),
+            value_of(plain, "metadata"),
             plain["created_epoch"],
         )
 
@@ -119,7 +117,7 @@ class Filter:
         return [*query, ("stream_prefix", self.stream_prefix)] if self.stream_prefix else query
 
 
-class Client:
+class Client(SnapshotCalls):
     """A client of one store of a cluster; see the module.
 
     `nodes` are addresses, `timeout_s` bounds every call with all its retries. Use it as an
@@ -170,7 +168,7 @@ class Client:
             "expected_version": expected_version,
             "events": [event.plain() for event in events],
         }
-        return await self._append(f"/streams/{_quoted(stream)}/events", body, durability)
+        return await self._append(f"/streams/{quoted(stream)}/events", body, durability)
 
     async def append_many(
         self,
@@ -205,7 +203,7 @@ class Client:
         self, stream: str, start: int = 0, backward: bool = False
     ) -> AsyncIterator[Recorded]:
         """The events of a stream from number `start` on; backward, from its end to its first."""
-        path = f"/streams/{_quoted(stream)}/events"
+        path = f"/streams/{quoted(stream)}/events"
         query = [("limit", str(_PAGE_EVENTS))]
         following = "end" if backward else str(start)
         if backward:
@@ -231,13 +229,13 @@ class Client:
 
     async def version(self, stream: str) -> int:
         """The number of the stream's last event; -1 if it has none."""
-        page = await self._read(f"/streams/{_quoted(stream)}/events", [("limit", "1")])
+        page = await self._read(f"/streams/{quoted(stream)}/events", [("limit", "1")])
         return int(page["version"])
 
     async def checkpoint(self, name: str) -> int | None:
         """Where a checkpoint stands; None if there is none of this name."""
         try:
-            found = await self._read(f"/checkpoints/{_quoted(name)}", [])
+            found = await self._read(f"/checkpoints/{quoted(name)}", [])
         except ClientError as error:
             if error.code == "checkpoint_not_found":
                 return None
@@ -263,11 +261,12 @@ class Client:
     ) -> Any:
         """The answer, from whichever node gives it; retried while that is safe and there is time.
 
-        Everything that is asked may be repeated: appends are known by their event ids.
+        Everything that is asked may be repeated: appends are known by their event ids, and a
+        snapshot that is recorded again replaces itself.
         """
         attempts = Attempts(self._timeout_s, self._chance)
         while True:
-            url = await self._node(for_append=method == "POST")
+            url = await self._node(for_change=method != "GET")
             try:
                 return await self._once(method, url, path, query, body, attempts.left_s())
             except (Unavailable, OutcomeUnknown) as error:
@@ -297,18 +296,20 @@ class Client:
                 ) as answer,
             ):
                 content = await answer.read()
-                found = msgspec.json.decode(content) if content else {}
+                # What was only done is told by how far the node has applied.
+                done = {"raft_index": int(answer.headers.get("X-Applied-Index", 0))}
+                found = msgspec.json.decode(content) if content else done
         except aiohttp.ClientConnectorError as error:
             raise Unavailable(f"{url}: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
-            kind = Unavailable if body is None else OutcomeUnknown
+            kind = Unavailable if method == "GET" else OutcomeUnknown
             raise kind(f"{url}: {error or type(error).__name__}") from error
         if answer.status >= 400:
             raise of_problem(answer.status, found)
         return found
 
-    async def _node(self, for_append: bool) -> str:
-        if for_append and self._routing.stale:
+    async def _node(self, for_change: bool) -> str:
+        if for_change and self._routing.stale:
             url = self._routing.pick(for_append=False)
             try:
                 async with (
@@ -318,7 +319,7 @@ class Client:
                     self._routing.learned(await answer.json())
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
                 self._routing.failed(url)
-        return self._routing.pick(for_append)
+        return self._routing.pick(for_change)
 
     def _url(self, node: str, path: str) -> str:
         return f"{node}/v1/stores/{self.store}{path}"
@@ -428,14 +429,3 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         for line in lines:
             if line:
                 yield line
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="")
-
-
-def _value(plain: Mapping[str, Any], name: str) -> Any:
-    encoded = plain.get(f"{name}_base64")
-    if encoded is None:
-        return plain.get(name)
-    return msgspec.convert(encoded, bytes)

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from cluster.client import ANY, Appended, Client, Event, Filter, Recorded
+from cluster.client_snapshots import Snapshot
 
 T = TypeVar("T")
 
@@ -87,13 +88,41 @@ class SyncClient:
         """Where a checkpoint stands; None if there is none of this name."""
         return self._wait(self._client.checkpoint(name))
 
+    def record_snapshot(
+        self,
+        source: str,
+        stream: str,
+        version: int,
+        source_type: str,
+        data: Any,
+        metadata: Any = None,
+    ) -> bool:
+        """Record a snapshot; True if it stands in place of an earlier one."""
+        return self._wait(
+            self._client.record_snapshot(source, stream, version, source_type, data, metadata)
+        )
+
+    def latest_snapshot(
+        self, source: str, stream: str, max_version: int | None = None
+    ) -> Snapshot | None:
+        """The one with the greatest version; None if there is none."""
+        return self._wait(self._client.latest_snapshot(source, stream, max_version))
+
+    def snapshots(self, source: str, stream: str, min_version: int = 0) -> Iterator[Snapshot]:
+        """All of a source and stream from a version on, the smallest first."""
+        return self._iterate(self._client.snapshots(source, stream, min_version))
+
+    def delete_snapshot(self, source: str, stream: str, version: int) -> bool:
+        """Delete a snapshot; False if there was none."""
+        return self._wait(self._client.delete_snapshot(source, stream, version))
+
     def subscribe(
         self, after: int = 0, wanted: Filter | None = None, stream: str | None = None
     ) -> Iterator[Recorded]:
         """Every event behind `after`, and then every one that comes, for ever."""
         return self._iterate(aiter(self._client.subscribe(after, wanted, stream)))
 
-    def _iterate(self, events: AsyncIterator[Recorded]) -> Iterator[Recorded]:
+    def _iterate(self, events: AsyncIterator[T]) -> Iterator[T]:
         try:
             while True:
                 try:
@@ -107,7 +136,7 @@ class SyncClient:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-async def _next(events: AsyncIterator[Recorded]) -> Recorded:
+async def _next(events: AsyncIterator[T]) -> T:
     return await anext(events)
 
 

@@ -233,7 +233,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         },
         ["source_type"],
     ),
-    "SnapshotSummary": _all(_SNAPSHOT),
+    "SnapshotRecorded": _all({**_SNAPSHOT, "raft_index": _COUNT, "replaced": _FLAG}),
     "RecordedSnapshot": object_schema({**_SNAPSHOT, **_VALUES}, _SNAPSHOT),
     "SnapshotSeries": _all(
         {

@@ -109,8 +109,8 @@ class SnapshotRoutes:
                 self.put,
                 "Record a snapshot, in place of one of the same version.",
                 (
-                    Reply(201, "It is recorded.", "SnapshotSummary"),
-                    Reply(200, "It is recorded in place of another.", "SnapshotSummary"),
+                    Reply(201, "It is recorded.", "SnapshotRecorded"),
+                    Reply(200, "It is recorded in place of another.", "SnapshotRecorded"),
                 ),
                 (self._timeout,),
                 body="SnapshotBody",
@@ -138,10 +138,11 @@ class SnapshotRoutes:
         content = self._framer.snapshot(self._decode(raw, media), raw, media)
         now_us = self._clock()
         command = commands.put_snapshot(store, now_us, source, stream, version, content)
-        outcome, _ = await self._replica.propose(command, request.parameters["timeout_ms"])
+        outcome, index = await self._replica.propose(command, request.parameters["timeout_ms"])
         if not isinstance(outcome, SnapshotRecorded):
             raise refusal(outcome)
-        body = summary(Snapshot(source, stream, version, now_us, 0, content))
+        recorded = summary(Snapshot(source, stream, version, now_us, 0, content))
+        body = {**recorded, "raft_index": index, "replaced": outcome.replaced}
         wants = request.wants
         return Answer(200 if outcome.replaced else 201, wants.encode(body), wants.type)
 

@@ -35,7 +35,8 @@ async def test_a_snapshot_is_recorded_read_replaced_and_deleted(node: Node):
         "created_epoch": NOW_US,
     }
     answer = await put(node, 7, data={"total": 3}, metadata=[1])
-    assert (answer.status, answer.body) == (201, named)
+    at = {"raft_index": node.state.applied_index, "replaced": False}
+    assert (answer.status, answer.body) == (201, named | at)
     assert answer.headers["X-Applied-Index"] == str(node.state.applied_index)
     answer = await node.ask("GET", SERIES + "/7")
     assert (answer.status, answer.body) == (200, {**named, "data": {"total": 3}, "metadata": [1]})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import textwrap
+from typing import Any
 
 import pytest
 
-from cluster import client_sync
+from cluster import client_snapshots, client_sync
 from cluster.client import NO_STREAM, Client, Event, Filter
 from cluster.client_errors import WrongExpectedVersion
 from cluster.client_sync import SyncClient
@@ -90,6 +91,47 @@ async def test_the_example_of_the_synchronous_client_works(cluster: Cluster, cap
     names = {"SyncClient": SyncClient, "Event": Event, "nodes": addresses(cluster)}
     await asyncio.to_thread(exec, textwrap.dedent(example.replace(given, "*nodes")), names)
     assert capsys.readouterr().out == "0 OrderPlaced\n"
+
+
+async def test_the_example_of_folding_from_a_snapshot_reads_only_what_came_since(cluster: Cluster):
+    example = textwrap.dedent((client_snapshots.__doc__ or "").split("\n\n")[1])
+    fold = "async def fold(client):\n" + textwrap.indent(example, "    ") + "\n    return total\n"
+    names: dict[str, Any] = {}
+    exec(fold, names)
+    async with Client(*addresses(cluster), timeout_s=30) as client:
+        read: list[int] = []
+        whole = client.read_stream
+
+        def counted(stream: str, start: int) -> Any:
+            read.append(start)
+            return whole(stream, start)
+
+        client.read_stream = counted  # type: ignore[assignment, method-assign]
+        for amounts, total in (([1, 2, 3], 6), ([4], 10), ([5, 6], 21)):
+            await client.append("payments-7", [Event("Paid", {"amount": one}) for one in amounts])
+            assert await names["fold"](client) == total
+        assert read == [0, 3, 4]
+        assert [one.version async for one in client.snapshots("order-7", "payments-7")] == [2, 3, 5]
+        await cluster.supervisor[await cluster.leader()].kill()
+        latest = await client.latest_snapshot("order-7", "payments-7", max_version=4)
+        assert latest is not None
+        assert (latest.version, latest.data, latest.source_type) == (3, 10, "Order")
+        assert await client.record_snapshot("order-7", "payments-7", 3, "Order", b"\x00", {"a": 1})
+        assert await client.delete_snapshot("order-7", "payments-7", 2)
+        assert not await client.delete_snapshot("order-7", "payments-7", 2)
+        found = [one async for one in client.snapshots("order-7", "payments-7", min_version=1)]
+        assert [(one.version, one.data) for one in found] == [(3, b"\x00"), (5, 21)]
+
+
+async def test_the_synchronous_client_records_snapshots(cluster: Cluster):
+    def work() -> tuple[Any, ...]:
+        with SyncClient(*addresses(cluster)) as client:
+            made = client.record_snapshot("o", "s", 4, "Order", {"total": 1})
+            latest = client.latest_snapshot("o", "s")
+            versions = [one.version for one in client.snapshots("o", "s")]
+            return made, latest and latest.data, versions, client.delete_snapshot("o", "s", 4)
+
+    assert await asyncio.to_thread(work) == (False, {"total": 1}, [4], True)
 
 
 async def test_the_synchronous_client_follows(cluster: Cluster):
