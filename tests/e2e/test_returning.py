@@ -15,6 +15,7 @@ from tests.e2e.client import STORE
 from tests.e2e.conftest import INTERVAL_MS, NODES, Cluster
 
 EVENTS_IN_APPEND = 20
+SNAPSHOTS = f"/v1/stores/{STORE}/snapshots"
 
 
 @pytest.fixture
@@ -31,11 +32,16 @@ def layout(tmp_path: Path) -> Topology:
 
 
 async def append(cluster: Cluster, node_id: str, appends: int) -> None:
-    """Appends one after the other, so that each is an entry of its own."""
+    """Appends one after the other, so that each is an entry of its own; some snapshots between."""
     for number in range(appends):
         labels = [f"{number}-{at}" for at in range(EVENTS_IN_APPEND)]
         answer = await cluster.clients[node_id].append(f"stream-{number % 7}", *labels)
         assert answer.status == 201, answer
+        if number % 10 == 0:
+            path = f"{SNAPSHOTS}/o-{number % 3}/stream/{number}"
+            body = {"source_type": "Order", "data": "x" * 20_000}
+            answer = await cluster.clients[node_id].request("PUT", path, body)
+            assert answer.status in (200, 201), answer
 
 
 async def filled(cluster: Cluster, node_id: str) -> float:
@@ -51,6 +57,10 @@ async def compare(cluster: Cluster, events: int) -> None:
     histories = [await client.events(min_position=events) for client in cluster.clients.values()]
     assert len(histories[0]) == events
     assert all(history == histories[0] for history in histories)
+    path = f"{SNAPSHOTS}?limit=1000&consistency=leader"
+    lists = [(await client.request("GET", path)).body for client in cluster.clients.values()]
+    assert len(lists[0]["snapshots"]) >= 15
+    assert all(one == lists[0] for one in lists)
 
 
 def flip(path: Path) -> None:
