@@ -14,6 +14,7 @@ from tests.mutants import (
     recovery,
     replication,
     sessions,
+    snapshots,
 )
 from tests.mutants.defect import Defect
 
@@ -28,5 +29,6 @@ DEFECTS: tuple[Defect, ...] = (
     *proposals.DEFECTS,
     *persistence.DEFECTS,
     *core.DEFECTS,
+    *snapshots.DEFECTS,
     *contract.DEFECTS,
 )

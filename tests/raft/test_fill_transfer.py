@@ -331,6 +331,15 @@ async def test_own_snapshots_that_changed_meanwhile_are_not_installed() -> None:
     pair.check()
 
 
+async def test_the_disk_is_told_that_other_snapshots_are_there_now() -> None:
+    pair = Pair(60)
+    before = pair.state.applied_index
+    await pair.fill()
+    held = pair.state.stores["a"].snapshots
+    assert held.changed_index == pair.state.applied_index > before
+    assert held.gone_after(before) is None, "what went is to be found by comparing"
+
+
 async def test_snapshots_that_were_brought_are_not_brought_again() -> None:
     pair = Pair(0)
     whole = Pair(0)
