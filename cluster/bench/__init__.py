@@ -7,10 +7,11 @@ from the same minutes. What cannot be measured here is skipped with the reason a
     machine     processor, memory, versions; resident bytes of a process
     report      series with their spread; tables and verdicts
     wrk         load over HTTP, from C
-    etcd        the peer and its load
+    pipelining  load over one WebSocket, from Python, in a process of its own
+    etcd, nats  the peers and their load
     ports       ports that are free
     nodes       our cluster, on free ports with data in a temporary directory
     filling     an exact number of events as a start for a measurement
-    appending, flushing, memory, returning    the measurements
+    appending, websockets, flushing, memory, returning    the measurements
     __main__    the command line
 """

@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.access import Unreachable
-from cluster.bench import appending, flushing, machine, memory, returning, wrk
+from cluster.bench import appending, flushing, machine, memory, returning, websockets, wrk
 from cluster.bench.report import JsonReport, Report
 from cluster.demo_transfer import TransferFailed
 from cluster.supervisor import NodeFailed, PortBusy
 
-MEASUREMENTS = ("append", "flush-delay", "flush-cost", "memory", "comeback", "return")
+MEASUREMENTS = ("append", "websocket", "flush-delay", "flush-cost", "memory", "comeback", "return")
 
 PROG = "scripts/bench"
 
@@ -29,6 +29,7 @@ examples:
   {prog} all > figures.txt
 
 append        one event a request at 1 and 64 connections, and batches of 100, beside etcd
+websocket     the same over one WebSocket, and a follower that catches up, beside NATS JetStream
 flush-delay   p99 of appends with a flush every 100 ms against persistence disabled
 flush-cost    flushing 1,000 new events with 10,000 and with 1,000,000 stored
 memory        resident bytes an event at 1,000,000 events
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Measure the event store on this machine, beside etcd where it is installed.",
+        description="Measure the event store on this machine, beside etcd and NATS where they are.",
         epilog=EPILOG.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -91,6 +92,12 @@ def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
         metavar="PATH",
         help="etcd's load generator (default: built from ../shared/peers, if it is there)",
     )
+    parser.add_argument(
+        "--nats-bench",
+        type=Path,
+        metavar="PATH",
+        help="NATS' load generator (default: built from ../shared/peers, if it is there)",
+    )
     parser.add_argument("--json", action="store_true", help="the figures as JSON, an object a line")
     options = parser.parse_args(arguments)
     options.repetitions = options.repetitions or (2 if options.quick else 5)
@@ -111,6 +118,8 @@ async def _measure(what: str, report: Report, options: argparse.Namespace) -> No
     match what:
         case "append":
             await appending.measure(report, repetitions, seconds, options.etcd_bench)
+        case "websocket":
+            await websockets.measure(report, repetitions, seconds, many, options.nats_bench)
         case "flush-delay":
             await flushing.measure_delay(report, repetitions, seconds)
         case "flush-cost":

@@ -42,6 +42,12 @@ def resident_bytes(pid: int) -> int:
     return _kib_of(Path(f"/proc/{pid}/status").read_text(), "VmRSS") * 1024
 
 
+def processor_s(pid: int) -> float:
+    """Return the seconds of processor time that the process has used, in user and kernel mode."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def stored_bytes(directory: Path) -> int:
     """Return the bytes of all files below the directory."""
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
