@@ -36,7 +36,7 @@ DEFECTS = (
         "durable-append-answers-from-memory",
         "durability=persisted: answered when a majority has it on disk",
         "api/appends.py",
-        "        durable: bool = wanted == commands.PERSISTED\n",
+        "        durable = wanted == commands.PERSISTED\n",
         "        durable = False\n",
         (_APPENDING,),
     ),
@@ -47,12 +47,12 @@ DEFECTS = (
         """\
                 await self._on_disk(index, request.parameters["timeout_ms"])
             return _appended(request, outcome, index)
-        raise _refused(outcome, checks)
+        raise refused(outcome, checks)
 """,
         """\
                 pass
             return _appended(request, outcome, index)
-        raise _refused(outcome, checks)
+        raise refused(outcome, checks)
 """,
         (_APPENDING,),
     ),
