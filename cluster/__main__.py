@@ -35,6 +35,7 @@ COMMANDS = {
     "subscribe": Command("cluster.cli.reading", "subscribe", "every event, then every new one"),
     "flush": Command("cluster.flush", "main", "have everything on disk, on all nodes"),
     "backup": Command("cluster.cli.backing", "backup", "a store, as it is now, into a file"),
+    "restore": Command("cluster.cli.backing", "restore", "a file into an empty store"),
     "bench": Command("cluster.bench.__main__", "main", "measure the event store on this machine"),
 }
 

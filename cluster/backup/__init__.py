@@ -16,6 +16,7 @@ it has compared what is there.
 `file`      the SQLite file: written, finished, checked, read
 `door`      requests to whichever node answers, in CBOR
 `taking`    store -> file
+`restoring` file -> store
 
 What a backup does not hold: the aggregate snapshots and the subscriptions of the store, and those
 of its checkpoints that were not named, because the API has no list of them. What a restore cannot

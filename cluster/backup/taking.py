@@ -59,7 +59,7 @@ async def take(door: Door, written: Written, advance: Advance) -> None:
         return
     page = await door.page(max(0, written.position - 1), until)
     while True:
-        events, following, is_end = await asyncio.to_thread(_decoded, page)
+        events, following, is_end = await asyncio.to_thread(decoded, page)
         if following >= until or is_end:
             advance(await asyncio.to_thread(written.add, events))
             break
@@ -74,6 +74,7 @@ async def take(door: Door, written: Written, advance: Advance) -> None:
         raise BackupFailed(f"the store ended at {written.position}, before position {until}")
 
 
-def _decoded(page: bytes) -> tuple[list[StoredEvent], int, bool]:
+def decoded(page: bytes) -> tuple[list[StoredEvent], int, bool]:
+    """The events of a page, the last position that it covers, and whether the store ends there."""
     plain = cbor2.loads(page)
     return list(map(StoredEvent.of, plain["events"])), plain["next"], plain["is_end"]

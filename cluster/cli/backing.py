@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from cluster.access import urls_or_default
-from cluster.backup import BackupFailed, taking
+from cluster.backup import BackupFailed, restoring, taking
 from cluster.backup.door import Door
 from cluster.backup.file import Advance, Finished
 from cluster.cli import options as shared
@@ -39,6 +39,16 @@ _BACKUP_EXAMPLES = """\
 
 The store stays in use meanwhile: the file holds it as of the beginning. Interrupted, it is
 orders.backup.partial; the same command goes on with it.
+"""
+
+_RESTORE_EXAMPLES = """\
+  exesdb restore orders.backup
+  exesdb restore orders.backup --store orders-copy
+  exesdb restore orders.backup --url http://10.0.0.1:8101      another cluster
+
+Events keep their ids, numbers, positions, data and content types. Their times are those of the
+restore: the API lets nobody choose them; the file keeps the old ones. Nobody else may write to the
+store meanwhile. Interrupted, the same command goes on where it ended.
 """
 
 
@@ -104,6 +114,49 @@ async def _check(options: argparse.Namespace) -> None:
         )
 
 
+def restore(argv: list[str], prog: str = "exesdb restore") -> int:
+    """The exit code of `exesdb restore`."""
+    made = shared.parser(prog, "Bring a backup back, into an empty store.", _RESTORE_EXAMPLES)
+    made.set_defaults(timeout_ms=TIMEOUT_MS)
+    add = made.add_argument
+    add("file", type=Path, help="a finished backup")
+    add("--store", metavar="STORE", help="default: the name of the store that it is of")
+    options = made.parse_args(argv)
+    return run(prog, _told(_restore(options)), options.json)
+
+
+async def _restore(options: argparse.Namespace) -> None:
+    start = time.monotonic()
+    with Finished.open(options.file) as found:
+        until = found.head.until
+        with bar(options, "checking", until) as advance:
+            await asyncio.to_thread(found.check, advance)
+        store = options.store or found.head.store
+        urls = urls_or_default(options.url)
+        async with Door(urls, store, options.timeout_ms / 1000) as door:
+            with bar(options, "looking", until) as advance:
+                begun = await restoring.begin(door, found, advance)
+            with bar(options, "appending", until, begun.position) as advance:
+                await restoring.restore(door, found, begun.position, advance)
+            with bar(options, "comparing", until, begun.position) as advance:
+                answered = await restoring.digest(door, begun, until, advance)
+        if answered != found.link:
+            raise BackupFailed(
+                f"store {store} answers other events than {options.file} holds:"
+                f" digest {answered.hex()}, not {found.link.hex()}"
+            )
+        show(
+            options,
+            f"store {store} is as {options.file} has it",
+            events=until,
+            resumed_at=begun.position,
+            checkpoints=len(found.head.checkpoints),
+            seconds=round(time.monotonic() - start, 2),
+            digest_of_file=found.link.hex(),
+            digest_of_store=answered.hex(),
+        )
+
+
 @contextmanager
 def bar(options: argparse.Namespace, what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """A progress bar on stderr where that is a terminal; nothing otherwise."""
@@ -128,4 +181,4 @@ def show(options: argparse.Namespace, title: str, **facts: Any) -> None:
     say(title)
     for name, value in facts.items():
         if value or name == "events":
-            say(f"  {name.replace('_', ' '):<12} {f'{value:,}' if type(value) is int else value}")
+            say(f"  {name.replace('_', ' '):<16} {f'{value:,}' if type(value) is int else value}")

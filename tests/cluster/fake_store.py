@@ -20,7 +20,7 @@ OCTETS = "application/octet-stream"
 
 class FakeStore:
     def __init__(self, events: list[dict[str, Any]] | None = None) -> None:
-        self.events = events or []
+        self.events = [] if events is None else events
         self.there = events is not None
         self.durability: str | None = None
         self.checkpoints: dict[str, int] = {}

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
+import cbor2
 import pytest
 
-from cluster.backup import taking
+from cluster import topology
+from cluster.backup import restoring, taking
 from cluster.backup.digest import StoredEvent
 from cluster.backup.door import Door
-from cluster.backup.file import Finished
+from cluster.backup.file import Advance, Finished
+from cluster.bench.ports import free_ports
 from cluster.client import Client, Event
+from cluster.supervisor import Supervisor
 from tests.e2e.conftest import Cluster
 
 pytestmark = pytest.mark.e2e
@@ -73,3 +78,57 @@ async def test_a_backup_under_load_is_the_store_as_of_its_beginning_though_nodes
 
 def _of(event: StoredEvent) -> tuple[int, str, object, object]:
     return event.position, event.event_id, event.data, event.metadata
+
+
+async def test_a_backup_comes_back_the_same_in_a_second_store_and_in_a_new_cluster(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    path = tmp_path / "b"
+    async with Client(*addresses(cluster), timeout_s=30) as client:
+        await fill(client, EVENTS // 4)
+    async with Door(addresses(cluster), "my_store", timeout_s=30) as door:
+        await door.ask("POST", "/append", [], as_cbor())
+        await door.ask("PUT", "/checkpoints/reader", [], cbor2.dumps({"position": 77}))
+        with await taking.begin(door, path, ["reader"]) as written:
+            await taking.take(door, written, lambda _: None)
+            await asyncio.to_thread(written.finish, lambda _: None)
+    victim = cluster.supervisor[await cluster.leader()]
+    killed: list[asyncio.Task[int]] = []
+
+    def kill(_: int) -> None:
+        if not killed:
+            killed.append(asyncio.create_task(victim.kill()))
+
+    with Finished.open(path) as found:
+        assert found.head.checkpoints == (("reader", 77),)
+        await restored_alike(found, addresses(cluster), "copy", kill)
+        assert await killed[0] == -9
+        await cluster.supervisor.kill()
+        ports = free_ports(2)
+        fresh = topology.local(1, tmp_path / "fresh", ports[0], ports[1])
+        async with Supervisor(fresh, tmp_path / "logs") as other:
+            await restored_alike(found, other.topology.urls, "my_store", lambda _: None)
+            await restored_alike(found, other.topology.urls, "my_store", lambda _: None)
+
+
+async def restored_alike(found: Finished, urls: list[str], store: str, advance: Advance) -> None:
+    """Restore, and compare every field but the times; once more changes nothing."""
+    async with Door(urls, store, timeout_s=60) as door:
+        begun = await restoring.begin(door, found, lambda _: None)
+        await restoring.restore(door, found, begun.position, advance)
+        answered = await restoring.digest(door, restoring.NOTHING, found.head.until, lambda _: None)
+        assert answered == found.link
+        assert (await door.facts())["position"] == found.head.until
+        assert (await door.ask("GET", "/checkpoints/reader", []))["position"] == 77
+
+
+def as_cbor() -> bytes:
+    """What only a CBOR request can say."""
+    values = [math.inf, {"nested": b"\x01"}, {1: "a"}, b"", None, 2**70, -0.0]
+    events = [
+        {"stream": "cbor", "event_type": "T", "data": value, "metadata": metadata}
+        for value in values
+        for metadata in (None, b"\x00", {2: [b"x"]})
+    ]
+    typed = {"stream": "cbor", "event_type": "T", "data": "a,b", "data_content_type": "text/csv"}
+    return cbor2.dumps({"events": [*events, typed]})
