@@ -73,9 +73,11 @@ async def request(
 
 
 async def _body(answer: aiohttp.ClientResponse) -> dict[str, Any]:
-    """The body, which is a JSON object in every answer that is read here."""
+    """The body, which is a JSON object in every answer that is read here; 204 has none."""
     if (answer.content_length or 0) > _BODY_BYTES_MAX:
         raise ValueError("the answer is too long")
+    if answer.status == 204:
+        return {}
     body = await answer.json(content_type=None)
     if not isinstance(body, dict):
         raise ValueError("the answer is not a JSON object")

@@ -15,10 +15,8 @@ import asyncio
 import dataclasses
 import os
 import stat
-import sys
 import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -110,8 +108,8 @@ def _expected(text: str) -> int | str:
 async def _one(options: argparse.Namespace) -> None:
     event = Event(
         options.event_type,
-        _value(options.data, options.bytes, "data"),
-        _value(options.metadata, False, "metadata"),
+        shared.value(options.data, options.bytes, "data"),
+        shared.value(options.metadata, False, "metadata"),
         str(options.id or uuid.uuid4()),
     )
     async with shared.client(options) as client:
@@ -122,25 +120,6 @@ async def _one(options: argparse.Namespace) -> None:
     before = " already, by an earlier try" if done.idempotent else ""
     version = done.streams[options.stream]
     say(f"stored{before}: event {version} of {options.stream}, position {done.positions[0]}")
-
-
-def _value(given: str | None, as_bytes: bool, what: str) -> Any:
-    """The value that an argument stands for."""
-    if given is None:
-        return None
-    content = given.encode()
-    if given.startswith("@"):
-        try:
-            content = sys.stdin.buffer.read() if given == "@-" else Path(given[1:]).read_bytes()
-        except OSError as error:
-            raise Failure(f"{what}: {error}", WRONG_USAGE, "wrong_usage") from None
-    if as_bytes:
-        return content
-    try:
-        return msgspec.json.decode(content)
-    except msgspec.DecodeError as error:
-        words = f"{what} is not JSON: {error} (a text needs its quotes: '\"text\"')"
-        raise Failure(words, WRONG_USAGE, "wrong_usage") from None
 
 
 class _Progress:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
 
 from cluster.access import DEFAULT_URLS, urls_or_default
 from cluster.cli.ending import WRONG_USAGE, Failure, complain
@@ -84,6 +88,25 @@ def count(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError("must be at least 0")
     return number
+
+
+def value(given: str | None, as_bytes: bool, what: str) -> Any:
+    """The value that an argument stands for: JSON, or bytes; @FILE holds it, @- is stdin."""
+    if given is None:
+        return None
+    content = given.encode()
+    if given.startswith("@"):
+        try:
+            content = sys.stdin.buffer.read() if given == "@-" else Path(given[1:]).read_bytes()
+        except OSError as error:
+            raise Failure(f"{what}: {error}", WRONG_USAGE, "wrong_usage") from None
+    if as_bytes:
+        return content
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
+        words = f"{what} is not JSON: {error} (a text needs its quotes: '\"text\"')"
+        raise Failure(words, WRONG_USAGE, "wrong_usage") from None
 
 
 def _timeout_ms(text: str) -> int:

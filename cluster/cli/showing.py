@@ -58,7 +58,12 @@ def text_line(event: Recorded) -> str:
 def _data(event: Recorded) -> str:
     if isinstance(event.data, bytes):
         return f"{len(event.data):,} bytes"
-    text = msgspec.json.encode(event.data).decode()
+    return shortened(event.data)
+
+
+def shortened(value: Any) -> str:
+    """A value as JSON; cut where it is long, and then with its length."""
+    text = msgspec.json.encode(value).decode()
     if len(text) <= _DATA_SHOWN_MAX:
         return text
     return f"{text[:_DATA_SHOWN_MAX]}... ({len(text):,} characters)"

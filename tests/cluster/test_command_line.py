@@ -90,6 +90,9 @@ def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         ["read", "s", "--after", "3"],
         ["read", "--backward"],
         ["tail", "-n", "-1"],
+        ["snapshot", "b"],
+        ["snapshot", "b", "s", "--delete"],
+        ["snapshot", "b", "s", "3", "--up-to", "4"],
         ["subscribe", "--now", "--after", "3"],
         ["streams", "--nonsense"],
         ["flush", "--timeout-ms", "0"],
@@ -263,3 +266,51 @@ def test_a_program_learns_the_addresses_of_a_cluster_that_is_up() -> None:
     said = ready_line(topology.local(2, Path("/d")), "orders")
     assert said["store"] == "orders"
     assert said["nodes"][1] == {"id": "n2", "url": "http://127.0.0.1:8102", "data_dir": "/d/n2"}
+
+
+def snapshot(version: int) -> dict[str, Any]:
+    return {
+        "source_uuid": "billing",
+        "stream_uuid": "s/1",
+        "source_version": version,
+        "source_type": "Order",
+        "created_at": "1970-01-01T00:00:01.000000Z",
+        "created_epoch": 1_000_000,
+        "data": {"total": version},
+        "metadata": None,
+    }
+
+
+async def test_snapshots_are_read_recorded_listed_and_deleted(exesdb: Exesdb) -> None:
+    series = f"{STORE}/snapshots/billing/s/1"  # the fake sees what was decoded
+    answers: dict[tuple[str, str], tuple[int, Any]] = {
+        ("GET", series): (200, {"snapshots": [snapshot(40)], "next": None}),
+        ("GET", f"{series}/30"): (200, snapshot(30)),
+        ("PUT", f"{series}/30"): (201, snapshot(30)),
+        ("DELETE", f"{series}/30"): (204, ""),
+        ("GET", f"{STORE}/snapshots"): (200, {"snapshots": [snapshot(1)] * 2, "next": None}),
+    }
+    async with serving(answers) as server:
+        code, out, _ = await exesdb(server, "snapshot", "billing", "s/1", "--up-to", "45")
+        assert code == 0 and out.split()[1:] == ["billing", "s/1@40", "Order", '{"total":40}']
+        assert server.asked[-1][1] == {"max_version": "45"}
+        code, out, _ = await exesdb(server, "snapshot", "billing", "s/1", "30", "--json")
+        assert code == 0 and json.loads(out) == snapshot(30)
+        ended = await exesdb(server, "snapshot", "billing", "s/1", "30", "--record", '{"t": 1}')
+        assert ended.code == 0 and ended.out.endswith("recorded\n")
+        assert (await exesdb(server, "snapshot", "billing", "s/1", "30", "--delete")).code == 0
+        assert server.asked[-1][0] == f"DELETE {series}/30"
+        listed = await exesdb(server, "snapshot", "--list", "--json")
+        assert [json.loads(line) for line in listed.out.splitlines()] == [snapshot(1)] * 2
+
+
+async def test_no_snapshot_is_exit_4(exesdb: Exesdb) -> None:
+    missing = {"code": "snapshot_not_found", "detail": "none", "status": 404}
+    answers: dict[tuple[str, str], tuple[int, Any]] = {
+        ("GET", f"{STORE}/snapshots/b/s"): (200, {"snapshots": [], "next": None}),
+        ("GET", f"{STORE}/snapshots/b/s/3"): (404, missing),
+    }
+    async with serving(answers) as server:
+        for words in (["b", "s"], ["b", "s", "3"]):
+            code, out, err = await exesdb(server, "snapshot", *words)
+            assert (code, out) == (4, "") and "snapshot_not_found" in err
