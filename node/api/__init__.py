@@ -8,6 +8,7 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
 * `appends`    the hot path: body -> frames -> command -> answer (`bodies`, `framing`, `values`)
 * `reads`      pages of events (`levels`, `filters`, `records`, `arrivals`)
 * `snapshots`  snapshots of aggregates (`snapshot_records`)
+* `folds`      a stream folded from its latest snapshot on
 * `following`  a store from a position on, for as long as a client listens (`streamed`)
 * `talks`      the WebSocket: `socket_messages` says what is spoken, `conversation` speaks it
   (`sockets`, `socket_appends`, `socket_feeds`)

@@ -235,6 +235,25 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "SnapshotRecorded": _all({**_SNAPSHOT, "raft_index": _COUNT, "replaced": _FLAG}),
     "RecordedSnapshot": object_schema({**_SNAPSHOT, **_VALUES}, _SNAPSHOT),
+    "Fold": _all(
+        {
+            "stream": _TEXT,
+            "version": {**_VERSION, "description": "The last event that is in the state."},
+            "state": {
+                **_OBJECT,
+                "description": 'What the events came to. A value `{"$sum": n}` in an event\'s data '
+                'is added to what stands under its key, `{"$overwrite": v}` and '
+                '`{"$replace": v}` put `v` there, anything else is put there as it is.',
+            },
+            "snapshot_version": {
+                **_or_null(_COUNT),
+                "description": "The version of the snapshot that it began with.",
+            },
+            "folded": {**_COUNT, "description": "How many events were folded."},
+            "skipped": {**_COUNT, "description": "How many were not, because they are no maps."},
+            "is_end": {**_FLAG, "description": "False: there is more than one answer may fold."},
+        }
+    ),
     "SnapshotSeries": _all(
         {
             "snapshots": _list(_ref("RecordedSnapshot")),

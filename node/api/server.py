@@ -33,6 +33,7 @@ from node.api.arrivals import Arrivals
 from node.api.bodies import BodyReader
 from node.api.checkpoints import Checkpoints
 from node.api.cluster import Cluster
+from node.api.folds import Folds
 from node.api.following import Following
 from node.api.known_heads import KnownHeads
 from node.api.levels import Levels, store_headers
@@ -109,6 +110,7 @@ class ApiServer:
             Stores(replica, worker, state, clock, levels, self._bodies, self.limits),
             Checkpoints(replica, levels, self._bodies, self.limits),
             SnapshotRoutes(replica, clock, levels, self._bodies, self.limits),
+            Folds(levels, self.limits),
             Persistence(replica, worker, force_on, state, levels, self._bodies, self.limits),
             self._cluster,
             Members(replica, self._bodies, self.limits),

@@ -9,6 +9,7 @@ node to node (time, ids) enters as data inside a command. Read in this order:
 * `stream`    one stream: the positions of its events
 * `ids`       event ids as texts and as bytes
 * `recent`    which event ids are remembered, so that a retry gets its original answer
+* `folding`   what events come to, key by key
 * `snapshots` what was folded of streams, kept by source, stream and version
 * `store`     one store: events in position order, streams, checkpoints, snapshots
 * `state`     all stores, and `apply`, the one door through which anything changes

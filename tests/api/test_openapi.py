@@ -109,6 +109,7 @@ async def test_real_answers_are_as_the_document_says(node: Node):
         ("PUT", "/v1/stores/main/checkpoints/d", 409, {"position": 1}),
         ("GET", "/v1/stores/main/checkpoints/d", 200, None),
         ("GET", "/v1/stores/main/checkpoints/none", 404, None),
+        ("GET", f"{STREAM}/fold?source=o-1", 200, None),
         ("PUT", SNAPSHOT, 201, {"source_type": "Order", "data": {"total": 7}}),
         ("PUT", SNAPSHOT, 200, {"source_type": "Order", "data_base64": "AA==", "metadata": 1}),
         ("PUT", SNAPSHOT, 400, {"source_type": ""}),
