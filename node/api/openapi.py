@@ -174,6 +174,7 @@ def _headers(route: Route) -> dict[str, Any]:
 _HEADERS = {
     "X-Served-By": {
         "description": "The id of the node that answered.",
+        "required": True,
         "schema": {"type": "string"},
     },
     "X-Position": {
@@ -182,6 +183,7 @@ _HEADERS = {
     },
     "X-Applied-Index": {
         "description": "The Raft index that this node has applied.",
+        "required": True,
         "schema": {"type": "integer"},
     },
     "Retry-After": {

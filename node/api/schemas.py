@@ -47,6 +47,10 @@ def _all(properties: dict[str, Any]) -> dict[str, Any]:
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 255}
+_ID: dict[str, Any] = {
+    **_NAME,
+    "pattern": "^[^$\\u0000-\\u001f\\u007f-\\u009f][^\\u0000-\\u001f\\u007f-\\u009f]*$",
+}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 _VERSION: dict[str, Any] = {"type": "integer", "minimum": -1}
 _NUMBER: dict[str, Any] = {"type": "number"}
@@ -132,7 +136,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "oneOf": [_VERSION, {"enum": ["any", "no_stream", "stream_exists"]}],
     },
     "NewEvent": object_schema(_NEW_EVENT, ["event_type"]),
-    "NewEventIn": object_schema({"stream": _NAME, **_NEW_EVENT}, ["stream", "event_type"]),
+    "NewEventIn": object_schema({"stream": _ID, **_NEW_EVENT}, ["stream", "event_type"]),
     "AppendBody": object_schema(
         {
             "expected_version": _ref("ExpectedVersion"),
@@ -145,10 +149,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "events": _list(_ref("NewEventIn")),
             "checks": _list(
                 object_schema(
-                    {"stream": _NAME, "expected_version": _ref("ExpectedVersion")}, ["stream"]
+                    {"stream": _ID, "expected_version": _ref("ExpectedVersion")}, ["stream"]
                 )
             ),
-            "checkpoint": _or_null(_all({"name": _NAME, "position": _COUNT})),
+            "checkpoint": _or_null(_all({"name": _ID, "position": _COUNT})),
         },
         ["events"],
     ),
@@ -364,7 +368,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 _STREAM_NAME = {
     "description": "1 to 255 bytes of UTF-8, no control characters, not beginning with `$`.",
-    "schema": _NAME,
+    "schema": _ID,
 }
 
 PATH_PARTS: dict[str, dict[str, Any]] = {
@@ -379,5 +383,5 @@ PATH_PARTS: dict[str, dict[str, Any]] = {
         "description": "The version of a snapshot: the number of the last event that is in it.",
         "schema": {**_COUNT, "maximum": 2**62},
     },
-    "id": {"description": "The id of a member.", "schema": _NAME},
+    "id": {"description": "The id of a member.", "schema": _ID},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -46,6 +47,18 @@ async def test_the_document_is_openapi_3_1(node: Node):
 async def test_the_official_validator_accepts_the_document(node: Node):
     validator = pytest.importorskip("openapi_spec_validator")
     validator.validate(await document(node))
+
+
+@pytest.mark.parametrize("name", ["a", "a/b $ü", "x" * 255, "", "$a", "a\x00", "\x85a", "x" * 256])
+async def test_the_document_knows_which_names_are_taken(node: Node, name):
+    found = await document(node)
+    answer = await node.ask("GET", f"/v1/stores/main/streams/{quote(name, safe='')}/events")
+    for part in found["paths"]["/v1/stores/{store}/streams/{stream}/events"]["get"]["parameters"]:
+        if part["name"] == "stream":
+            schema = part["schema"]
+    fitting = schema["minLength"] <= len(name) <= schema["maxLength"]
+    fitting = fitting and re.search(schema["pattern"], name) is not None
+    assert (answer.status == 200) == fitting
 
 
 async def test_every_reference_leads_somewhere_and_every_component_is_used(node: Node):
