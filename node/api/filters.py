@@ -5,8 +5,7 @@ enough matches, enough bytes, the edge of the range, or `positions_per_scan_max`
 always tells the last position that it *evaluated*, which is where the next page begins: a filtered
 reader never sees a position twice and never skips one, even where nothing matched.
 
-Matching compares ordinals: the store numbers its event types and streams, so a filter looks up each
-type once, and each stream's name at most once a scan.
+What matches is said in `core.filters`.
 """
 
 from __future__ import annotations
@@ -17,49 +16,10 @@ from dataclasses import dataclass
 
 from node.api.limits import ApiLimits
 from node.api.records import Pacer
+from node.core.filters import Filter, Matcher
 from node.core.store import Record, Row, Store
 
 _SLICE_POSITIONS = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which events a reader wants: of one of these types (all, if none is named), of streams whose
-    names begin so, and of this stream, if it is named."""
-
-    types: tuple[str, ...] = ()
-    stream_prefix: str = ""
-    stream: str | None = None
-
-    @property
-    def takes_all(self) -> bool:
-        """Whether every event matches."""
-        return not self.types and not self.stream_prefix and self.stream is None
-
-
-class _Matcher:
-    """A filter in the ordinals of one store, for one scan."""
-
-    __slots__ = ("_prefix", "_store", "_streams", "_types", "_types_matter")
-
-    def __init__(self, store: Store, wanted: Filter) -> None:
-        found = (store.find_type(name) for name in wanted.types)
-        self._types = {ordinal for ordinal in found if ordinal is not None}
-        self._types_matter = bool(wanted.types)
-        self._prefix = wanted.stream_prefix
-        self._streams: dict[int, bool] = {}
-        self._store = store
-
-    def matches(self, row: Row) -> bool:
-        if self._types_matter and row[4] not in self._types:
-            return False
-        if not self._prefix:
-            return True
-        known = self._streams.get(row[1])
-        if known is None:
-            name = self._store.stream_name(row[1])
-            known = self._streams[row[1]] = name.startswith(self._prefix)
-        return known
 
 
 @dataclass(slots=True)
@@ -92,7 +52,7 @@ class Scan:
 
     async def run(self, store: Store, limits: ApiLimits, pacer: Pacer, evaluate_max: int) -> None:
         """Go on, for at most `evaluate_max` positions (of one stream: events)."""
-        matcher = None if self.wanted.takes_all else _Matcher(store, self.wanted)
+        matcher = None if self.wanted.takes_all else Matcher(store, self.wanted)
         if self.wanted.stream is not None:
             self._run_stream(store, limits, matcher, evaluate_max)
             return
@@ -109,7 +69,7 @@ class Scan:
             await pacer.breathe()
 
     def _run_stream(
-        self, store: Store, limits: ApiLimits, matcher: _Matcher | None, evaluate_max: int
+        self, store: Store, limits: ApiLimits, matcher: Matcher | None, evaluate_max: int
     ) -> None:
         """Go on forward in one stream, whose positions are known: nothing between them matters."""
         stream = store.streams.get(self.wanted.stream or "")

@@ -18,7 +18,7 @@ from node.api.parameters import integer, page_limit, text
 from node.api.records import Pacer
 from node.api.routes import Reply, Route
 from node.api.wire import Answer, Request
-from node.core.commands import NUMBER_MAX
+from node.core.fields import NUMBER_MAX
 from node.core.folding import fold
 from node.core.frames import decode_frame
 from node.core.snapshots import decode_content

@@ -35,7 +35,7 @@ import msgspec
 
 from node.api import problems
 from node.api.arrivals import Arrivals, canceller
-from node.api.filters import Filter, Scan
+from node.api.filters import Scan
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.names import checked_name
@@ -45,6 +45,7 @@ from node.api.records import Pacer, json_event
 from node.api.routes import Reply, Route
 from node.api.streamed import Outflow, TooSlow
 from node.api.wire import Answer, Request, Streamed
+from node.core.filters import Filter
 from node.core.state import State
 from node.core.store import Record, Store
 from node.errors import (

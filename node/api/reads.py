@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from node.api.arrivals import Arrivals, canceller
-from node.api.filters import Filter, Scan
+from node.api.filters import Scan
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.names import NAME_BYTES_MAX
@@ -24,6 +24,7 @@ from node.api.parameters import Parameter, choice, flag, integer, page_limit, te
 from node.api.records import Pacer, written_page
 from node.api.routes import Reply, Route
 from node.api.wire import Answer, Request
+from node.core.filters import Filter
 from node.core.state import State
 from node.core.store import Record, Store
 from node.core.stream import Stream

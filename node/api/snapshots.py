@@ -31,7 +31,7 @@ from node.api.snapshot_records import summary, written, written_page
 from node.api.stores import CHANGE_PROBLEMS
 from node.api.wire import Answer, Request
 from node.core import commands
-from node.core.commands import NUMBER_MAX
+from node.core.fields import NUMBER_MAX
 from node.core.outcomes import SnapshotDeleted, SnapshotRecorded
 from node.core.snapshots import Snapshot, Snapshots
 from node.errors import (

@@ -18,9 +18,10 @@ from struct import Struct
 
 import cbor2
 
-from node.api.filters import Filter, Scan
+from node.api.filters import Scan
 from node.api.following import Following
 from node.api.records import Pacer
+from node.core.filters import Filter
 from node.core.store import Row, Store
 from node.errors import NotReady
 

@@ -4,6 +4,7 @@ Nothing here does IO, reads a clock, draws a random number, logs or awaits. What
 node to node (time, ids) enters as data inside a command. Read in this order:
 
 * `frames`    how one event is encoded, once, for the log, memory, disk and CBOR readers
+* `fields`    what the fields of a command may hold
 * `commands`  what can be asked of the replicated state, encoded where the request enters
 * `outcomes`  what the state answers; refusals are values, never exceptions
 * `stream`    one stream: the positions of its events
@@ -12,6 +13,9 @@ node to node (time, ids) enters as data inside a command. Read in this order:
 * `folding`   what events come to, key by key
 * `snapshots` what was folded of streams, kept by source, stream and version
 * `store`     one store: events in position order, streams, checkpoints, snapshots
+* `filters`   which events somebody wants
+* `subscription_commands`, `subscription`, `subscription_state`, `subscriptions`
+              who was handed which event, and what became of it; its commands, and it as bytes
 * `state`     all stores, and `apply`, the one door through which anything changes
 * `portion`   a store in parts that vouch for themselves, for a node that is filled
 """

@@ -6,7 +6,8 @@ by the node that took the request stands in it as data: the time (`created_us`, 
 1970) and the event ids (inside the frames).
 
 `decode` is the gate of `apply`: it checks the type and range of every field, so that what is behind
-it cannot fail. A new kind gets a number, an encoder, a decoder and a place in `state.State`.
+it cannot fail. A new kind gets a number, an encoder, a decoder and a place in `state.State`. The
+commands of persistent subscriptions stand in `subscription_commands`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,22 @@ from typing import Any, NamedTuple
 
 import cbor2
 
+from node.core.fields import NUMBER_MAX, MalformedCommand, is_name, is_number, is_time, need
 from node.core.frames import is_frame
 from node.core.snapshots import KEPT_MAX, is_content
+from node.core.subscription_commands import (
+    FETCH,
+    REPLAY,
+    SETTLE,
+    SUBSCRIBE,
+    UNSUBSCRIBE,
+    SubscriptionCommand,
+    decode_fetch,
+    decode_replay,
+    decode_settle,
+    decode_subscribe,
+    decode_unsubscribe,
+)
 
 FORMAT = 1
 
@@ -33,10 +48,6 @@ _EXPECTED_CODES = (NO_STREAM, ANY, STREAM_EXISTS)
 REPLICATED, PERSISTED, BY_NODE = "replicated", "persisted", ""
 DURABILITIES = (REPLICATED, PERSISTED, BY_NODE)
 
-NAME_BYTES_MAX = 255
-TIME_US_MAX = 253_402_300_799_999_999  # the end of the year 9999: readers show times as dates
-NUMBER_MAX = 2**62
-
 # A store's name becomes a file name on every node. Commands other than its creation need no such
 # check: they name a store that exists, or are answered that it does not.
 _STORE_NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}")
@@ -45,10 +56,6 @@ _APPEND, _APPEND_MANY, _CREATE_STORE, _DELETE_STORE, _PUT_CHECKPOINT, _BARRIER, 
     7
 )
 _PUT_SNAPSHOT, _DELETE_SNAPSHOT = 7, 8
-
-
-class MalformedCommand(ValueError):
-    """The bytes are no command of this version; the text says which field."""
 
 
 class Append(NamedTuple):
@@ -134,6 +141,7 @@ Command = (
     | PutCheckpoint
     | PutSnapshot
     | DeleteSnapshot
+    | SubscriptionCommand
     | Barrier
 )
 
@@ -222,9 +230,9 @@ def _decode_append(fields: list[Any]) -> Append:
     _, _, store, created_us, stream, expected, frames = fields
     # One command in a hundred thousand fails here, so the good case is a single expression.
     if not (
-        _is_name(store)
-        and _is_time(created_us)
-        and _is_name(stream)
+        is_name(store)
+        and is_time(created_us)
+        and is_name(stream)
         and _is_expected(expected)
         and type(frames) is list
         and frames
@@ -236,14 +244,14 @@ def _decode_append(fields: list[Any]) -> Append:
 
 def _decode_append_many(fields: list[Any]) -> AppendMany:
     _, _, store, created_us, streams, refs, frames, checks, checkpoint = fields
-    _need(_is_name(store), "store")
-    _need(_is_time(created_us), "created_us")
-    _need(type(streams) is list and all(map(_is_name, streams)), "streams")
-    _need(type(frames) is list and all(map(is_frame, frames)), "frames")
-    _need(type(refs) is list and len(refs) == len(frames), "refs")
-    _need(all(type(ref) is int and 0 <= ref < len(streams) for ref in refs), "refs")
-    _need(type(checks) is list and all(map(_is_check, checks)), "checks")
-    _need(checkpoint is None or _is_checkpoint(checkpoint), "checkpoint")
+    need(is_name(store), "store")
+    need(is_time(created_us), "created_us")
+    need(type(streams) is list and all(map(is_name, streams)), "streams")
+    need(type(frames) is list and all(map(is_frame, frames)), "frames")
+    need(type(refs) is list and len(refs) == len(frames), "refs")
+    need(all(type(ref) is int and 0 <= ref < len(streams) for ref in refs), "refs")
+    need(type(checks) is list and all(map(_is_check, checks)), "checks")
+    need(checkpoint is None or _is_checkpoint(checkpoint), "checkpoint")
     return AppendMany(
         store,
         created_us,
@@ -255,52 +263,52 @@ def _decode_append_many(fields: list[Any]) -> AppendMany:
 
 def _decode_create_store(fields: list[Any]) -> CreateStore:
     _, _, store, created_us = fields
-    _need(type(store) is str and _STORE_NAME.fullmatch(store) is not None, "store")
-    _need(_is_time(created_us), "created_us")
+    need(type(store) is str and _STORE_NAME.fullmatch(store) is not None, "store")
+    need(is_time(created_us), "created_us")
     return CreateStore(store, created_us)
 
 
 def _decode_put_store(fields: list[Any]) -> PutStore:
     _, _, store, created_us, durability, kept = fields
-    _need(type(store) is str and _STORE_NAME.fullmatch(store) is not None, "store")
-    _need(_is_time(created_us), "created_us")
-    _need(durability is None or type(durability) is str, "durability")
-    _need(durability is None or durability in DURABILITIES, "durability")
-    _need(kept is None or (_is_number(kept) and 1 <= kept <= KEPT_MAX), "snapshots_kept")
+    need(type(store) is str and _STORE_NAME.fullmatch(store) is not None, "store")
+    need(is_time(created_us), "created_us")
+    need(durability is None or type(durability) is str, "durability")
+    need(durability is None or durability in DURABILITIES, "durability")
+    need(kept is None or (is_number(kept) and 1 <= kept <= KEPT_MAX), "snapshots_kept")
     return PutStore(store, created_us, durability, kept)
 
 
 def _decode_delete_store(fields: list[Any]) -> DeleteStore:
     _, _, store = fields
-    _need(_is_name(store), "store")
+    need(is_name(store), "store")
     return DeleteStore(store)
 
 
 def _decode_put_checkpoint(fields: list[Any]) -> PutCheckpoint:
     _, _, store, name, position = fields
-    _need(_is_name(store), "store")
-    _need(_is_name(name), "name")
-    _need(_is_number(position), "position")
+    need(is_name(store), "store")
+    need(is_name(name), "name")
+    need(is_number(position), "position")
     return PutCheckpoint(store, name, position)
 
 
 def _decode_put_snapshot(fields: list[Any]) -> PutSnapshot:
     _, _, store, created_us, source, stream, version, content = fields
-    _need(_is_name(store), "store")
-    _need(_is_time(created_us), "created_us")
-    _need(_is_name(source), "source")
-    _need(_is_name(stream), "stream")
-    _need(_is_number(version), "version")
-    _need(is_content(content), "content")
+    need(is_name(store), "store")
+    need(is_time(created_us), "created_us")
+    need(is_name(source), "source")
+    need(is_name(stream), "stream")
+    need(is_number(version), "version")
+    need(is_content(content), "content")
     return PutSnapshot(store, created_us, source, stream, version, content)
 
 
 def _decode_delete_snapshot(fields: list[Any]) -> DeleteSnapshot:
     _, _, store, source, stream, version = fields
-    _need(_is_name(store), "store")
-    _need(_is_name(source), "source")
-    _need(_is_name(stream), "stream")
-    _need(_is_number(version), "version")
+    need(is_name(store), "store")
+    need(is_name(source), "source")
+    need(is_name(stream), "stream")
+    need(is_number(version), "version")
     return DeleteSnapshot(store, source, stream, version)
 
 
@@ -327,30 +335,12 @@ _DECODERS: dict[bytes, Callable[[list[Any]], Command]] = {
     _head(_PUT_SNAPSHOT, 8): _decode_put_snapshot,
     _head(_DELETE_SNAPSHOT, 6): _decode_delete_snapshot,
     _head(_BARRIER, 2): _decode_barrier,
+    _head(SUBSCRIBE, 6): decode_subscribe,
+    _head(UNSUBSCRIBE, 4): decode_unsubscribe,
+    _head(FETCH, 7): decode_fetch,
+    _head(SETTLE, 6): decode_settle,
+    _head(REPLAY, 6): decode_replay,
 }
-
-
-def _need(condition: bool, field: str) -> None:
-    if not condition:
-        raise MalformedCommand(f"{field} is not as it must be")
-
-
-def _is_name(value: object) -> bool:
-    # The limit is in bytes; most names are short, so ask the cheap thing first.
-    if type(value) is not str or not value:
-        return False
-    try:
-        return len(value) * 4 <= NAME_BYTES_MAX or len(value.encode()) <= NAME_BYTES_MAX
-    except UnicodeEncodeError:
-        return False
-
-
-def _is_time(value: object) -> bool:
-    return type(value) is int and 0 <= value <= TIME_US_MAX
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is int and 0 <= value <= NUMBER_MAX
 
 
 def _is_expected(value: object) -> bool:
@@ -358,8 +348,8 @@ def _is_expected(value: object) -> bool:
 
 
 def _is_check(value: object) -> bool:
-    return type(value) is list and len(value) == 2 and _is_name(value[0]) and _is_expected(value[1])
+    return type(value) is list and len(value) == 2 and is_name(value[0]) and _is_expected(value[1])
 
 
 def _is_checkpoint(value: object) -> bool:
-    return type(value) is list and len(value) == 2 and _is_name(value[0]) and _is_number(value[1])
+    return type(value) is list and len(value) == 2 and is_name(value[0]) and is_number(value[1])

@@ -106,6 +106,62 @@ class SnapshotNotFound(NamedTuple):
     version: int
 
 
+class Subscribed(NamedTuple):
+    """The subscription exists as asked for; `created` is False if it did before."""
+
+    name: str
+    created: bool
+
+
+class Unsubscribed(NamedTuple):
+    """The subscription and all that it remembered is gone."""
+
+    name: str
+
+
+class SubscriptionNotFound(NamedTuple):
+    """No such subscription at this point of the history."""
+
+    store: str
+    name: str
+
+
+class SubscriptionExists(NamedTuple):
+    """The subscription exists with another filter or start (`field`), which never change."""
+
+    name: str
+    field: str
+
+
+class SubscriptionsFull(NamedTuple):
+    """The store has as many subscriptions as it may."""
+
+    limit: int
+
+
+class Fetched(NamedTuple):
+    """Events were handed out: (position, attempt) each, of the life `uid` of the subscription.
+
+    `has_more` says that the command ended at its own bounds: another one may find more at once.
+    """
+
+    uid: int
+    deliveries: Sequence[tuple[int, int]]
+    has_more: bool
+
+
+class Settled(NamedTuple):
+    """Deliveries are settled, but for those at these places of the request: they were over."""
+
+    stale: Sequence[int]
+
+
+class Replayed(NamedTuple):
+    """So many parked events will be delivered again."""
+
+    events: int
+
+
 class BarrierPassed(NamedTuple):
     """A command that changes nothing has come through the log."""
 
@@ -129,6 +185,14 @@ Outcome = (
     | SnapshotTooOld
     | SnapshotDeleted
     | SnapshotNotFound
+    | Subscribed
+    | Unsubscribed
+    | SubscriptionNotFound
+    | SubscriptionExists
+    | SubscriptionsFull
+    | Fetched
+    | Settled
+    | Replayed
     | BarrierPassed
     | Malformed
 )

@@ -18,7 +18,7 @@ from hashlib import sha256
 from itertools import accumulate
 from typing import NamedTuple
 
-from node.core.commands import TIME_US_MAX
+from node.core.fields import TIME_US_MAX
 from node.core.frames import frame_type_bytes, is_frame
 from node.core.store import Store
 

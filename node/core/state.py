@@ -24,11 +24,11 @@ from node.core.commands import (
     CreateStore,
     DeleteSnapshot,
     DeleteStore,
-    MalformedCommand,
     PutCheckpoint,
     PutSnapshot,
     PutStore,
 )
+from node.core.fields import MalformedCommand
 from node.core.outcomes import (
     Appended,
     BarrierPassed,
@@ -43,6 +43,14 @@ from node.core.outcomes import (
 )
 from node.core.snapshots import PLACE_BITS, Snapshot
 from node.core.store import Store
+from node.core.subscription_commands import (
+    Fetch,
+    Replay,
+    Settle,
+    Subscribe,
+    SubscriptionCommand,
+    Unsubscribe,
+)
 
 _CHANGES = (CheckpointMoved, SnapshotRecorded, SnapshotDeleted)
 
@@ -72,6 +80,11 @@ class State:
             PutCheckpoint: self._put_checkpoint,
             PutSnapshot: self._put_snapshot,
             DeleteSnapshot: self._delete_snapshot,
+            Subscribe: self._on_subscription,
+            Unsubscribe: self._on_subscription,
+            Fetch: self._on_subscription,
+            Settle: self._on_subscription,
+            Replay: self._on_subscription,
             Barrier: self._barrier,
         }
 
@@ -92,6 +105,7 @@ class State:
         for name, store in self.stores.items():
             assert store.name == name
             store.check()
+            store.subscriptions.check(store)
 
     def _apply_one(self, encoded: bytes, place: int) -> Outcome:
         try:
@@ -142,6 +156,15 @@ class State:
             return StoreNotFound(name)
         outcome = store.snapshots.delete(source, stream, version, place >> PLACE_BITS)
         return self._noting(outcome, store)
+
+    def _on_subscription(self, command: SubscriptionCommand, place: int) -> Outcome:
+        store = self.stores.get(command.store)
+        if store is None:
+            return StoreNotFound(command.store)
+        outcome, changed = store.subscriptions.apply(command, store, place, place >> PLACE_BITS)
+        if changed:
+            self._changed.add(store.name)
+        return outcome
 
     def _create_store(self, command: CreateStore, place: int) -> Outcome:
         if command.store in self.stores:

@@ -42,6 +42,7 @@ from node.core.outcomes import (
 from node.core.recent import RecentIds, first_remembered
 from node.core.snapshots import Snapshots
 from node.core.stream import Stream
+from node.core.subscriptions import Subscriptions
 
 Row = tuple[int, int, int, int, int, bytes]
 Columns = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[bytes]]
@@ -85,6 +86,7 @@ class Store:
         self.checkpoints: dict[str, int] = {}
         self.checkpoint_index: dict[str, int] = {}
         self.snapshots = Snapshots()
+        self.subscriptions = Subscriptions()
         self._type_ordinals: dict[bytes, int] = {}
         self._frames: list[bytes] = []
         self._stream_of = array("I")

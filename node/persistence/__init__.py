@@ -14,6 +14,7 @@ Read in this order:
 * `checksums`   rolling checksums, so that a flipped bit is found at load
 * `schema`      the tables, and how a connection is opened
 * `snapshot_rows` snapshots of aggregates: which row counts at which mark
+* `subscription_rows` persistent subscriptions: a row for each state that a cycle saw
 * `store_file`  one store's database: roll back to a mark, append what is new, read it all
 * `wal`         whether SQLite's write-ahead log still says all that it once said
 * `node_file`   the node's database: the cut, and which store files belong to it

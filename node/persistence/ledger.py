@@ -21,6 +21,7 @@ from node.core.commands import BY_NODE
 from node.core.snapshots import KEPT_MAX
 from node.core.state import State
 from node.core.store import Store
+from node.core.subscription_state import take
 from node.persistence.breaker import Breaker, BreakerState, worst
 from node.persistence.database import CyclePlan, CycleResult
 from node.persistence.node_file import Cut, StoreEntry
@@ -47,9 +48,9 @@ class Account:
     """One store, as far as this node's disk is concerned.
 
     `origin` is that of the store whose contents are in the file. `moves_after` is the raft index up
-    to which checkpoint moves and snapshots are in it; `snapshot_bytes` is how much of those the
-    store had ever been given by then. `failing_since` is the raft index that its file covered
-    when it began to fail; None while it does not.
+    to which checkpoint moves, snapshots and subscriptions are in it; `snapshot_bytes` is how much
+    of snapshots the store had ever been given by then. `failing_since` is the raft index that its
+    file covered when it began to fail; None while it does not.
     """
 
     name: str
@@ -284,6 +285,8 @@ def _differs(store: Store, account: Account) -> bool:
         return True
     if store.snapshots.changed_index > account.moves_after:
         return True
+    if store.subscriptions.changed_index > account.moves_after:
+        return True
     return any(index > account.moves_after for index in store.checkpoint_index.values())
 
 
@@ -297,6 +300,12 @@ def _cut(store: Store, account: Account) -> StoreCut:
         durability=store.durability,
         moves=_moves(store, account.moves_after),
         snapshots=cut_of(store.snapshots, account.moves_after),
+        subscriptions=tuple(
+            take(one)
+            for one in store.subscriptions.by_name.values()
+            if one.changed_index > account.moves_after
+        ),
+        subscription_names=frozenset(store.subscriptions.by_name),
     )
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 
 from node.core.state import State
 from node.core.store import Store
+from node.core.subscription_state import decode
 from node.persistence.checksums import Checksums
 from node.persistence.directory import DataDirectory
 from node.persistence.faults import FileFault, StoreDamaged
@@ -169,6 +170,11 @@ def _fill(store: Store, file: StoreFile, clock: Callable[[], float]) -> Checksum
     store.load_checkpoints(file.checkpoints())
     store.snapshots.load(file.snapshots())
     store.loaded()
+    subscriptions = {
+        name: decode(name, changed_index, state, store)
+        for name, changed_index, state in file.subscriptions.states()
+    }
+    store.subscriptions.load(subscriptions, file.mark.raft_index)
     return contents._replace(snapshots=store.snapshots.digest)
 
 

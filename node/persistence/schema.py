@@ -101,6 +101,17 @@ CREATE TABLE IF NOT EXISTS snapshots_kept (
 ) WITHOUT ROWID
 """
 
+# In a store's file, for the same reason.
+SUBSCRIPTIONS_TABLE = """
+CREATE TABLE IF NOT EXISTS subscriptions (
+    name       TEXT NOT NULL,
+    raft_index INTEGER NOT NULL,
+    state      BLOB,
+    checksum   INTEGER NOT NULL,
+    PRIMARY KEY (name, raft_index)
+)
+"""
+
 # What SQLite says when the system, not the file, is the trouble.
 _SYSTEM_TROUBLE = {
     sqlite3.SQLITE_PERM,

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from node.core.snapshots import Snapshot
 from node.core.store import Row, Store
+from node.core.subscription_state import Taken
 from node.persistence import snapshot_rows
 from node.persistence.checksums import EVENT_COLUMNS, Checksums, parse_checksums, row_checksum
 from node.persistence.faults import StoreDamaged
@@ -40,6 +41,7 @@ from node.persistence.schema import (
     ensure_tables,
 )
 from node.persistence.snapshot_rows import SNAPSHOTS_TABLES, SnapshotsCut
+from node.persistence.subscription_rows import SubscriptionRows
 
 # Rows taken from memory at a time, and rows of one statement: the largest that fits is used. Each
 # is a multiple of the next.
@@ -75,6 +77,7 @@ class StoreCut:
 
     Taken on the event loop in one step; `store` is then read from the persistence thread, which is
     safe below these counts because a store's columns only grow. `frame_bytes` is the store's total.
+    `subscriptions` are those that changed, `subscription_names` all that there are.
     `anew` says that what is in the file may not be the beginning of it.
     """
 
@@ -86,6 +89,8 @@ class StoreCut:
     durability: str
     moves: tuple[CheckpointMove, ...]
     snapshots: SnapshotsCut
+    subscriptions: tuple[Taken, ...]
+    subscription_names: frozenset[str]
     anew: bool = False
 
 
@@ -103,6 +108,7 @@ class StoreFile:
             self.created = ensure_tables(self._connection, path, STORE_FILE, STORE_TABLES)
             for statement in SNAPSHOTS_TABLES.split(";\n"):
                 self._connection.execute(statement)
+            self.subscriptions = SubscriptionRows(self._connection, path)
             self.mark = self._roll_back(mark_index)
         except BaseException:
             self.close()
@@ -121,6 +127,7 @@ class StoreFile:
         contents = self._insert_names(cut)
         contents = self._insert_events(cut, contents)
         self._insert_moves(cut.moves, safe_index)
+        self.subscriptions.write(cut.subscriptions, cut.subscription_names, raft_index, safe_index)
         contents = self._insert_snapshots(cut.snapshots, contents, raft_index, safe_index)
         mark = Mark(raft_index, term, cut.position, cut.streams, cut.types, contents)
         self._insert_mark(mark, safe_index)
@@ -196,6 +203,7 @@ class StoreFile:
         execute("DELETE FROM streams WHERE stream_id >= ?", (mark.streams,))
         execute("DELETE FROM types WHERE type_id >= ?", (mark.types,))
         execute("DELETE FROM checkpoints WHERE raft_index > ?", (raft_index,))
+        self.subscriptions.roll_back(raft_index)
         execute("DELETE FROM cuts WHERE raft_index > ?", (raft_index,))
         snapshot_rows.roll_back(self._connection, raft_index)
         execute("COMMIT")

@@ -39,7 +39,8 @@ from node.core.portion import Digest, Portion
 from node.core.snapshots import Snapshot, Snapshots
 from node.core.state import State
 from node.core.store import Store
-from node.raft import fill_snapshots, plain
+from node.core.subscription import Subscription
+from node.raft import fill_snapshots, fill_subscriptions, plain
 from node.raft.fill_digests import SLICE_EVENTS, Digests
 from node.raft.library import now
 from node.raft.requests import Requests
@@ -71,6 +72,7 @@ class _Offered(NamedTuple):
     position: int
     checkpoints: dict[str, tuple[int, int]]
     snapshots: fill_snapshots.Description
+    subscriptions: dict[str, int]  # by name, the Raft index of the last change
 
 
 class _Staged:
@@ -86,7 +88,7 @@ class Filled(NamedTuple):
 
     raft_index: int
     term: int
-    stores: list[tuple[Store, Snapshots, _Offered]]
+    stores: list[tuple[Store, Snapshots, dict[str, Subscription], _Offered]]
 
 
 class FillReceiver:
@@ -120,7 +122,9 @@ class FillReceiver:
         for one in offered:
             link = _Link(self._requests, source, number, one.at)
             store = await self._bring(link, one)
-            stores.append((store, await self._bring_snapshots(link, one), one))
+            snapshots = await self._bring_snapshots(link, one)
+            subscriptions = await self._bring_subscriptions(link, one, store)
+            stores.append((store, snapshots, subscriptions, one))
         return Filled(index, term, stores)
 
     def install(self, filled: Filled) -> None:
@@ -130,17 +134,18 @@ class FillReceiver:
             raise FillRefused(f"this node has reached {state.applied_index} meanwhile")
         # Those that are this node's own may have changed since they were compared.
         if any(
-            not fill_snapshots.fits(one, offered.snapshots) for _, one, offered in filled.stores
+            not fill_snapshots.fits(one, offered.snapshots) for _, one, _, offered in filled.stores
         ):
             raise FillRefused("the snapshots of this node have changed meanwhile")
         before, after = state.stores, {}
         changed = set(before)
-        for store, snapshots, one in filled.stores:
+        for store, snapshots, subscriptions, one in filled.stores:
             after[store.name] = store
             if store is before.get(store.name) and _facts(store) == _offered_facts(one):
                 changed.discard(store.name)
             else:
                 changed.add(store.name)
+                store.subscriptions.load(subscriptions, filled.raft_index)
             store.durability = one.durability
             store.load_checkpoints(one.checkpoints)
             if snapshots is not store.snapshots:
@@ -200,6 +205,24 @@ class FillReceiver:
             fresh = list(brought.values())[known:]
             self.counters["fill_bytes_received"] += sum(len(found.content) for found in fresh)
         return made
+
+    async def _bring_subscriptions(
+        self, link: _Link, one: _Offered, store: Store
+    ) -> dict[str, Subscription]:
+        """Its subscriptions as offered; those that did not change are this node's own."""
+        live = self._state.stores.get(one.name)
+        same = live if live is not None and live.origin is store.origin else None
+
+        async def ask(places: list[int]) -> Any:
+            self._used_at = now()
+            return await self._ask(
+                link.source, "fill_subscriptions", [link.number, link.at, places]
+            )
+
+        try:
+            return await fill_subscriptions.bring(ask, one.subscriptions, store, same)
+        except ValueError as error:
+            raise FillRefused(f"{link.source}: {error}") from error
 
     async def _goes_on(
         self, link: _Link, one: _Offered, staged: _Staged, live: Store | None
@@ -358,11 +381,12 @@ def _events_a_chunk(taken: Portion) -> int:
 def _facts(store: Store) -> tuple[Any, ...]:
     """What of a store is small, and may change without an event."""
     snapshots = fill_snapshots.described(store.snapshots)
-    return store.durability, _checkpoints(store), tuple(snapshots)
+    subscriptions = fill_subscriptions.changes(store)
+    return store.durability, _checkpoints(store), tuple(snapshots), subscriptions
 
 
 def _offered_facts(one: _Offered) -> tuple[Any, ...]:
-    return one.durability, one.checkpoints, one.snapshots
+    return one.durability, one.checkpoints, one.snapshots, one.subscriptions
 
 
 def _checkpoints(store: Store) -> dict[str, tuple[int, int]]:
@@ -388,7 +412,7 @@ def _offer(answer: Any) -> tuple[int, int, int, list[_Offered]]:
 
 
 def _offered(at: int, described: Any) -> _Offered:
-    name, uid, created_us, durability, position, checkpoints, snapshots = described
+    name, uid, created_us, durability, position, checkpoints, snapshots, subscribed = described
     description = fill_snapshots.Description(*snapshots)
     # Raises for what cannot be created.
     decode(put_store(name, created_us, durability, description.kept))
@@ -399,7 +423,8 @@ def _offered(at: int, described: Any) -> _Offered:
     for checkpoint, where, when in checkpoints:
         _need(type(checkpoint) is str and _is_count(where) and _is_count(when))
         moved[checkpoint] = (where, when)
-    return _Offered(at, name, uid, created_us, durability, position, moved, description)
+    settled = position, moved, description, fill_subscriptions.parsed(subscribed)
+    return _Offered(at, name, uid, created_us, durability, *settled)
 
 
 def _portion(answer: Any) -> _Chunk:

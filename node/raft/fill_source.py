@@ -5,15 +5,15 @@ stores. It asks (see `requests`), and the source answers:
 
     fill_begin                       an offer: its number, what the state is at this moment (index,
                                      term, and of each store name, uid, time of creation,
-                                     settings, position, checkpoints, and what its snapshots are),
-                                     and a SHA-256 of all this
+                                     settings, position, checkpoints, and what its snapshots and
+                                     subscriptions are), and a SHA-256 of all this
     fill_digest (offer, store, at)   the digest of a store at a position, against which the asking
                                      node compares what it holds already
     fill_rows (offer, store, after, until)
                                      events that follow position `after`: as many as fit a chunk, at
                                      least one; and the digest of the store behind the last of them
 
-How snapshots are brought stands in `fill_snapshots`.
+How snapshots are brought stands in `fill_snapshots`, how subscriptions in `fill_subscriptions`.
 
 An offer is the id of the transfer, a position is an offset in it, and the digest behind a chunk
 vouches for the chunk and for all before it (see `core.portion`). Stream and type ordinals are
@@ -41,7 +41,7 @@ from node.core import portion
 from node.core.snapshots import Snapshot
 from node.core.state import State
 from node.core.store import Store
-from node.raft import fill_snapshots
+from node.raft import fill_snapshots, fill_subscriptions
 from node.raft.fill_digests import REST_S, SLICE_EVENTS, Digests
 from node.raft.library import now
 
@@ -65,6 +65,7 @@ class _Offer:
         self.raft_index, self.term = state.applied_index, state.applied_term
         self.stores = [(store, store.position) for store in state.stores.values()]
         self.snapshots = [store.snapshots.all() for store in state.stores.values()]
+        self.subscriptions = [fill_subscriptions.taken_of(store) for store in state.stores.values()]
         self.asked_at = now()
 
 
@@ -138,6 +139,15 @@ class FillSource:
         self.counters["fill_bytes_sent"] += sum(len(fields[-1]) for fields in taken)
         return taken
 
+    async def subscriptions(self, peer: str, body: Any) -> Any:
+        """Answer `fill_subscriptions`."""
+        number, at, places = body
+        offered = self._offer(peer, number).subscriptions[at]
+        async with self._one_at_a_time:
+            answer = fill_subscriptions.chunk(offered, places, CHUNK_BYTES_MAX)
+            await asyncio.sleep(REST_S)
+        return answer
+
     # --- what the replica asks ---------------------------------------------------------------
 
     def expire(self) -> None:
@@ -165,7 +175,8 @@ def _described(store: Store, position: int) -> list[Any]:
         [name, at, store.checkpoint_index[name]] for name, at in store.checkpoints.items()
     ]
     facts = [store.name, store.uid, store.created_us, store.durability]
-    return [*facts, position, checkpoints, fill_snapshots.described(store.snapshots)]
+    snapshots = fill_snapshots.described(store.snapshots)
+    return [*facts, position, checkpoints, snapshots, fill_subscriptions.described(store)]
 
 
 def _need(condition: bool) -> None:

@@ -69,6 +69,7 @@ class Filling:
         requests.serve("fill_rows", self.source.rows)
         requests.serve("fill_places", self.source.places)
         requests.serve("fill_snapshots", self.source.snapshots)
+        requests.serve("fill_subscriptions", self.source.subscriptions)
 
     @property
     def active(self) -> bool:

@@ -8,6 +8,7 @@ from node.core import commands
 from node.core.frames import ABSENT, encode_frame
 from node.core.state import State
 from node.core.store import Store
+from node.core.subscription_state import encode, take
 
 JSON = "application/json"
 
@@ -75,6 +76,10 @@ def store_contents(store: Store) -> dict[str, Any]:
         "checkpoints": dict(store.checkpoints),
         "checkpoint_index": dict(store.checkpoint_index),
         "snapshots": (store.snapshots.kept, store.snapshots.digest, store.snapshots.all()),
+        "subscriptions": [
+            (take(one).name, take(one).changed_index, encode(take(one)))
+            for one in store.subscriptions.by_name.values()
+        ],
         "remembered": remembered(store),
         "generations": (dict(store._recent._older), dict(store._recent._younger)),
     }

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.core import commands
+from node.core.fields import TIME_US_MAX
 from node.core.outcomes import (
     Appended,
     BarrierPassed,
@@ -311,7 +312,7 @@ def test_longer_names_and_values_that_are_no_names_are_malformed(name):
         assert isinstance(apply_and_compare(filled(), cbor2.dumps(fields)), Malformed)
 
 
-@pytest.mark.parametrize("created_us", [commands.TIME_US_MAX + 1, -1, 5.0, None])
+@pytest.mark.parametrize("created_us", [TIME_US_MAX + 1, -1, 5.0, None])
 def test_a_time_that_is_no_date_is_malformed(created_us):
     encoded = cbor2.dumps([1, 0, "main", created_us, "s", -2, [frame(1)]])
     assert isinstance(apply_and_compare(filled(), encoded), Malformed)

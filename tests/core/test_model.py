@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from node.core import commands, recent, snapshots
 from node.core.commands import Append, AppendMany
+from node.core.fields import TIME_US_MAX
 from node.core.outcomes import Appended, EventIdReused
 from node.core.snapshots import encode_content
 from node.core.state import State
@@ -30,7 +31,7 @@ streams = st.sampled_from(["a", "b", "order-1", "ß" * 127, "日本"])
 versions = st.sampled_from([commands.ANY, CURRENT, CURRENT, CURRENT - 1, CURRENT + 1]) | (
     st.sampled_from([commands.NO_STREAM, commands.STREAM_EXISTS, 0, 1, 2**62])
 )
-times = st.integers(0, 50) | st.just(commands.TIME_US_MAX - 1)
+times = st.integers(0, 50) | st.just(TIME_US_MAX - 1)
 types = st.sampled_from(["T", "OrderPlaced", "é" * 12, "x" * 255])
 sources = st.sampled_from(["o-1", "o-2"])
 versions_of_snapshots = st.integers(0, 6) | st.just(2**62)

@@ -121,7 +121,7 @@ DEFECTS = (
         "malformed-command-raises",
         "A6: apply is total",
         "core/commands.py",
-        '    _need(all(type(ref) is int and 0 <= ref < len(streams) for ref in refs), "refs")\n',
+        '    need(all(type(ref) is int and 0 <= ref < len(streams) for ref in refs), "refs")\n',
         "",
         ("core/test_apply_is_total.py::test_an_event_of_a_stream_that_is_not_listed_is_malformed",),
     ),

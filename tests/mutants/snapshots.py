@@ -94,7 +94,7 @@ DEFECTS = (
         "own-snapshots-change-before-the-fill-is-installed",
         "I13: what a fill installs is the state at its index",
         "raft/fill_receiver.py",
-        "            not fill_snapshots.fits(one, offered.snapshots) for _, one, offered in "
+        "            not fill_snapshots.fits(one, offered.snapshots) for _, one, _, offered in "
         "filled.stores\n",
         "            False for _ in filled.stores\n",
         (_TRANSFER,),

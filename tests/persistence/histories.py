@@ -6,9 +6,13 @@ import random
 from typing import Any
 
 from node.core import commands
+from node.core import subscription_commands as asked
+from node.core.filters import Filter
 from node.core.frames import ABSENT, encode_frame
 from node.core.snapshots import KEPT_MAX, encode_content
 from node.core.state import State
+from node.core.subscription_commands import Definition, Delivery
+from node.core.subscription_state import encode, take
 
 CREATED_US = 1_700_000_000_000_000
 
@@ -51,6 +55,25 @@ class History:
     def keep_snapshots(self, store: str, kept: int) -> None:
         self.apply(commands.put_store(store, CREATED_US + self.index, None, kept))
 
+    def subscribe(self, store: str, name: str, max_in_flight: int = 50) -> None:
+        definition = Definition(Filter(), 0, 1_000, 1, max_in_flight)
+        self.apply(asked.subscribe(store, CREATED_US + self.index, name, definition))
+
+    def unsubscribe(self, store: str, name: str) -> None:
+        self.apply(asked.unsubscribe(store, name))
+
+    def consume(self, store: str, name: str, count: int = 10) -> None:
+        """Fetch, and acknowledge or refuse some of what is in flight."""
+        now_us = CREATED_US + self.index * 100_000
+        one = self.state.stores[store].subscriptions.by_name[name]
+        self.apply(asked.fetch(store, now_us, name, "consumer", count))
+        some = [
+            (Delivery(one.uid, position, handed.attempt), self._ids.randrange(asked.SKIP + 1))
+            for position, handed in one.in_flight.items()
+            if self._ids.random() < 0.7
+        ]
+        self.apply(asked.settle(store, now_us, name, some))
+
     def barrier(self) -> None:
         self.apply(commands.barrier())
 
@@ -84,9 +107,21 @@ class History:
                 self.forget_snapshot(store, choices.choice("pq"), choices.randrange(20))
             elif choices.random() < 0.05:
                 self.keep_snapshots(store, choices.choice([1, 3, KEPT_MAX]))
+            elif choices.random() < 0.3:
+                self.wander_subscribed(store, choices)
             else:
                 stream = f"stream-{choices.randrange(6)}"
                 self.append(store, stream, choices.randrange(1, 40), choices.randrange(60))
+
+    def wander_subscribed(self, store: str, choices: random.Random) -> None:
+        """Random things with one of two subscriptions."""
+        name = choices.choice("st")
+        if name not in self.state.stores[store].subscriptions.by_name:
+            self.subscribe(store, name)
+        elif choices.random() < 0.2:
+            self.unsubscribe(store, name)
+        else:
+            self.consume(store, name)
 
 
 def contents(state: State) -> dict[str, Any]:
@@ -102,6 +137,10 @@ def contents(state: State) -> dict[str, Any]:
             dict(store.checkpoints),
             dict(store.checkpoint_index),
             (store.snapshots.kept, store.snapshots.digest, store.snapshots.all()),
+            {
+                name: (one.changed_index, encode(take(one)))
+                for name, one in store.subscriptions.by_name.items()
+            },
         )
         for name, store in state.stores.items()
     }

@@ -25,6 +25,8 @@ async def persisted(directory: DataDirectory, stores: int = 2) -> History:
         history.append(name, "one", count=300)
         history.append(name, "two", count=5)
         history.checkpoint(name, "reader", 4)
+        history.subscribe(name, "consumers")
+        history.consume(name, "consumers")
     async with working(history, directory, final_cycle=True):
         pass
     return history
@@ -174,6 +176,8 @@ async def test_any_flipped_bit_of_a_store_is_found_or_harmless(directory: DataDi
         ("alpha", "UPDATE cuts SET term = term + 1"),
         ("alpha", "UPDATE cuts SET position = position - 1"),
         ("alpha", "UPDATE checkpoints SET position = position + 1"),
+        ("alpha", "UPDATE subscriptions SET raft_index = raft_index - 1"),
+        ("alpha", "UPDATE subscriptions SET state = zeroblob(length(state))"),
         ("alpha", "UPDATE events SET created_us = created_us + 1 WHERE position = 7"),
         ("alpha", "UPDATE events SET type_id = type_id + 1 WHERE position = 7"),
         ("alpha", "DELETE FROM events WHERE position = (SELECT max(position) FROM events)"),

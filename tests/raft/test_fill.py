@@ -31,6 +31,7 @@ class Direct(Requests):
             "fill_rows": source.rows,
             "fill_places": source.places,
             "fill_snapshots": source.snapshots,
+            "fill_subscriptions": source.subscriptions,
         }
         self.asked: Counter[str] = Counter()
         self.spoil: Callable[[str, Any], Any] = lambda _, answer: answer

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from node.core import commands
+from node.core import subscription_commands as asked
+from node.core.filters import Filter
 from node.core.portion import Digest, Portion
 from node.core.snapshots import encode_content
 from node.core.state import State
+from node.core.subscription_commands import Definition
 from node.raft import fill_digests, fill_receiver, fill_snapshots, fill_source
 from node.raft.fill_digests import Digests
 from node.raft.fill_receiver import FillReceiver, FillRefused
@@ -63,10 +66,24 @@ def history(entries: int, seed: int = 1) -> list[list[bytes]]:
             made.append([commands.delete_snapshot(store, f"o-{(number - 3) % 5}", "s", number - 3)])
         if number == entries // 3:
             made.append([commands.put_store("a", 1, None, 4)])
+        made[-1].append(consumed(chance, store, number))
         if number == entries // 2:
             made.append([commands.delete_store("b")])
             made.append([commands.create_store("b", number)])
     return made
+
+
+def consumed(chance: random.Random, store: str, number: int) -> bytes:
+    """Something that happens to one of three subscriptions, if it is there."""
+    name = chance.choice("xyz")
+    match chance.randrange(6):
+        case 0 | 1:
+            definition = Definition(Filter(), 0, 1_000, 1, 1_000)
+            return asked.subscribe(store, number, name, definition)
+        case 2 if chance.random() < 0.5:
+            return asked.unsubscribe(store, name)
+        case _:
+            return asked.fetch(store, number * 100_000, name, "consumer", 3)
 
 
 def state_of(entries: list[list[bytes]]) -> State:
