@@ -39,7 +39,10 @@ class FakeStore:
             request.transport.abort()
             return web.Response()
         status, body = await self._answer(request, path)
-        return web.Response(status=status, body=cbor2.dumps(body), content_type="application/cbor")
+        if "cbor" not in request.headers.get("Accept", ""):
+            return web.json_response(body, status=status)
+        content = cbor2.dumps(body)
+        return web.Response(status=status, body=content, content_type="application/cbor")
 
     async def _answer(self, request: web.Request, path: str) -> tuple[int, Any]:
         if (request.method, path) == ("PUT", ""):
@@ -95,6 +98,7 @@ class FakeStore:
             "positions": [event["position"] for event in stored],
             "streams": {event["event_stream_id"]: event["event_number"] for event in stored},
             "idempotent": bool(again),
+            "raft_index": 1,
         }
 
     def version(self, stream: str) -> int:

@@ -145,7 +145,7 @@ async def test_a_history_with_gaps_is_refused(tmp_path: Path, field: str, value:
     store = filled(30)
     store.events[20][field] = value
     async with serving_store(store) as url:
-        with pytest.raises(BackupFailed, match="gaps"):
+        with pytest.raises(BackupFailed, match="a history with gaps"):
             await take(tmp_path / "b", url)
     assert not (tmp_path / "b").exists()
 

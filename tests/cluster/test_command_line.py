@@ -18,6 +18,7 @@ from cluster.__main__ import COMMANDS, main
 from cluster.bench.report import JsonReport
 from cluster.up import ready_line
 from tests.cluster.fake_http import FakeServer, serving
+from tests.cluster.fake_store import FakeStore, serving_store
 
 PROJECT = Path(__file__).resolve().parents[2]
 STORE = "/v1/stores/my_store"
@@ -38,9 +39,12 @@ Exesdb = Callable[..., Any]
 def exesdb(capsys: pytest.CaptureFixture[str]) -> Exesdb:
     """Runs a command as in a process of its own: on an event loop in another thread."""
 
-    async def run(server: FakeServer | None, *words: str) -> Ended:
-        url = server.url if server else "http://127.0.0.1:9"
-        code = await asyncio.to_thread(main, [*words, "--url", url, "--timeout-ms", "400"])
+    async def run(server: FakeServer | str | None, *words: str) -> Ended:
+        url = server.url if isinstance(server, FakeServer) else server or "http://127.0.0.1:9"
+        code = await asyncio.to_thread(
+            main,
+            [*words, "--url", url, "--timeout-ms", "4000" if isinstance(server, str) else "400"],
+        )
         return Ended(code, *capsys.readouterr())
 
     return run
@@ -157,13 +161,15 @@ async def test_lines_are_appended_in_requests_that_expect_one_another(
     file = tmp_path / "events.jsonl"
     lines = [{"event_type": "T", "data": number} for number in range(1_100)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    async with serving({("POST", f"{STORE}/append"): (201, STORED)}) as server:
-        code, out, _ = await exesdb(
-            server, "append", "s", "--lines", str(file), "--expect", "2", "--json"
-        )
-        asked = [what for what, _ in server.asked if what.startswith("POST")]
-    done = json.loads(out)
-    assert code == 0 and done["events"] == 1_100 and done["requests"] == len(asked) == 3
+    store = FakeStore([])
+    async with serving_store(store) as url:
+        words = ["append", "a", "--lines", str(file), "--expect", "-1", "--store", "s", "--json"]
+        ended = await exesdb(url, *words)
+        again = await exesdb(url, *words)
+    done = json.loads(ended.out)
+    assert ended.code == 0 and (done["events"], done["requests"]) == (1_100, 3)
+    assert [event["data"] for event in store.events] == list(range(1_100))
+    assert again.code == 3 and len(store.events) == 1_100
 
 
 async def test_a_wrong_line_is_named_and_what_was_stored_before_is_told(

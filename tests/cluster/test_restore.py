@@ -143,6 +143,8 @@ def test_a_batch_ends_where_the_way_of_writing_changes_and_within_its_bounds(
         *((1, 3, JSON), (4, 1, JSON), (5, 2, CBOR), (7, 1, JSON), (8, 1, JSON))
     ]
     assert [one.versions["s"] for one in made] == [2, 3, 5, 6, 7]
+    checks = [json.loads(one.body)["checks"] for one in made if one.media == JSON]
+    assert [check["expected_version"] for (check,) in checks] == [-1, 2, 5, 6]
 
 
 async def test_the_command_compares_both_sides_and_shows_them(
