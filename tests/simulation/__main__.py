@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from types import FrameType
 
 from tests.simulation.simulation import Report, run
 
 MINUTES = 1.0
 FIRST_SEED = 1
 SIZES = (3, 5)
+CPU_S = 60.0  # a seed takes about one; more than this is a run that does not end
+_AGAIN_S = 10.0
 
 
 def main() -> int:
@@ -67,6 +71,27 @@ class Summary:
         print(f"{self.broken} seeds broke a rule")
 
 
+class Endless(KeyboardInterrupt):
+    """A run has used too much of the processor. Of the kind that no event loop holds back."""
+
+
+def bounded(seed: int, size: int, cpu_s: float = CPU_S) -> Report:
+    """One run; one that uses more of the processor than `cpu_s` has broken a rule by that."""
+
+    def ended(_: int, frame: FrameType | None) -> None:
+        raise Endless
+
+    before = signal.signal(signal.SIGPROF, ended)
+    signal.setitimer(signal.ITIMER_PROF, cpu_s, _AGAIN_S)
+    try:
+        return run(seed, size)
+    except Endless:
+        return Report(seed, size, violations=[f"not over after {cpu_s:g} s of a processor"])
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, before)
+
+
 def _reports(options: argparse.Namespace) -> Iterator[Report]:
     """Run the seeds; no new one is begun when the time is over."""
     end = time.monotonic() + options.minutes * 60
@@ -78,7 +103,7 @@ def _reports(options: argparse.Namespace) -> Iterator[Report]:
                 following = next(seeds, None)
                 if following is None:
                     break
-                running.add(pool.submit(run, *following))
+                running.add(pool.submit(bounded, *following))
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)

@@ -18,7 +18,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from node.errors import ExesdbError
-from node.raft.messages import Message, Vote
+from node.raft.messages import Message, TimeoutNow, Vote
 from tests.simulation.nodes import Life, Node
 
 if TYPE_CHECKING:
@@ -37,14 +37,21 @@ class Director:
         self._simulation = simulation
         self._chance = chance
         self._nodes = simulation.nodes
-        self._ids = list(simulation.nodes)
         self._links = simulation.links
         self._loop = simulation.loop
-        self._minority = (len(self._ids) - 1) // 2
         self._voters_end = ""
+        self._successor_sleeps = False
         self._uncalm_until = 0.0
         self._context = copy_context()
-        self._links.watchers.append(self._on_vote)
+        self._links.watchers += [self._on_vote, self._on_hand_over]
+
+    @property
+    def _ids(self) -> list[str]:
+        return list(self._nodes)
+
+    @property
+    def _minority(self) -> int:
+        return (len(self._simulation.chronicle.membership.voters) - 1) // 2
 
     async def run(self) -> None:
         """Faults and clients, for `FAULTS_S`."""
@@ -91,7 +98,10 @@ class Director:
             kinds.remove(self._rot)
         drawn = self._chance.sample(kinds, self._chance.randint(*KINDS_DRAWN))
         extra = {"lossy": self._all_end, "kills": self._many_killed}.get(profile)
-        return drawn + ([extra] * max(1, len(drawn) // 3) if extra else [])
+        drawn += [extra] * max(1, len(drawn) // 3) if extra else []
+        if self._simulation.late_hand_overs:
+            drawn += [self._late_hand_over] * 2
+        return drawn + self._simulation.operator.kinds(len(drawn))
 
     # --- what may be lost --------------------------------------------------------------------
 
@@ -99,7 +109,10 @@ class Director:
         """Whether these may end so now, and still only a minority lacks its memory."""
         lacking = {node.node_id for node in self._nodes.values() if node.lacks_memory}
         lacking |= {node.node_id for node in victims if node.forgets(how)}
-        return len(lacking) <= self._minority
+        return all(
+            2 * len(lacking & one.voter_ids) < len(one.voters)
+            for one in self._simulation.electorates()
+        )
 
     def _way_to_end(self) -> str:
         """One of the ways in which a process may end without warning."""
@@ -253,17 +266,64 @@ class Director:
         if not ready or leader is None:
             return
         self._note("squeezes")
-        others = chance.sample([one for one in self._ids if one != leader], len(self._ids) - 1)
-        keepers, slow = others[: self._minority], others[self._minority :]
+        keepers, slow = self._keepers_of(leader)
         links.cut(*slow)
         await asyncio.sleep(chance.uniform(0.1, 1.0))
-        victim = self._nodes[keepers[0]]
+        victim = self._nodes[keepers[0] if keepers else leader]
         await self._take_memory(victim)
         await self._start(victim)
         await asyncio.sleep(chance.choice([0.0, 0.003, 0.01, 0.05, 0.3]))
         links.heal()
         links.cut(leader, *keepers[1:])
         await asyncio.sleep(chance.uniform(1.0, 3.0))
+
+    async def _late_hand_over(self) -> None:
+        """A follower that is told to lead sleeps over it, and stands, with no word before it, when
+        the others have gone on and one of a bare majority of them has just lost its memory.
+        """
+        chance, links = self._chance, self._links
+        leader = self._simulation.leader() if await self._all_well() else None
+        if leader is None:
+            return
+        keepers, slow = self._keepers_of(leader)
+        if not keepers:
+            return
+        self._note("late hand-overs")
+        life, victim = self._nodes[leader].life, self._nodes[keepers[0]]
+        assert life is not None
+        self._successor_sleeps = True
+        await self._ask(life, lambda: life.replica.transfer_leadership(slow[0], 300))
+        self._successor_sleeps = False
+        for one in slow[1:]:
+            self._silence(one)
+        await asyncio.sleep(chance.uniform(0.1, 0.5))
+        if self._may_end([victim], "wipe"):
+            hear = [*slow, victim.node_id]
+            victim.end("power")
+            if chance.random() < 0.5:
+                victim.wipe()
+            for one in (leader, *keepers[1:]):
+                self._silence(one)  # a cut would take back what the successor was told
+            links.blackholes -= {(one, other) for one in hear for other in hear}
+            await self._start(victim)
+        await asyncio.sleep(chance.uniform(1.0, 2.0))
+
+    def _silence(self, node_id: str) -> None:
+        others = [one for one in self._ids if one != node_id]
+        self._links.blackholes |= {(node_id, one) for one in others}
+        self._links.blackholes |= {(one, node_id) for one in others}
+
+    def _on_hand_over(self, _: str, receiver: str, message: Message) -> None:
+        life = self._nodes[receiver].life if receiver in self._nodes else None
+        if self._successor_sleeps and isinstance(message, TimeoutNow) and life is not None:
+            self._stall_for(life, self._chance.uniform(0.8, 1.2))
+
+    def _keepers_of(self, leader: str) -> tuple[list[str], list[str]]:
+        """Voters who make a bare majority with the leader, and the others."""
+        voters = self._simulation.chronicle.membership.voter_ids
+        others = [one for one in self._ids if one != leader and one in voters]
+        others = self._chance.sample(others, len(others))
+        return others[: self._minority], others[self._minority :]
 
     async def _fall_behind(self) -> None:
         """A node misses so much that it is filled, and somebody ends while it is."""
@@ -333,6 +393,7 @@ class Director:
         for node in nodes:
             node.end(how)
         if lossy:
+            nodes = self._simulation.only_members_are_left()
             self._note("losses")
             self._lost_after(max(node.reported_cut for node in nodes), applied)
         await self._come_back_in_turn()
@@ -355,12 +416,8 @@ class Director:
         simulation = self._simulation
         bound_s = simulation.interval_ms / 1000 + 0.5
         healthy = self._uncalm_until < self._loop.time() - bound_s - 3.0
-        entry = simulation.chronicle.entries.get(certain)
         simulation.chronicle.nothing_is_certain_after(certain)
-        for operation in simulation.history.operations:
-            if operation.acked_at is None or operation.index <= certain or operation.may_be_lost:
-                continue
-            operation.may_be_lost = True
+        for operation in simulation.may_be_lost_after(certain):
             if operation.persisted:
                 simulation.fail(f"I15: index {operation.index} was acknowledged as persisted, "
                                 f"the furthest disk is at {certain}")  # fmt: skip
@@ -368,10 +425,6 @@ class Director:
             if healthy and late and operation.index <= applied:
                 simulation.fail(f"I15: what was acknowledged at {operation.acked_at:.3f} s "
                                 f"(index {operation.index}) is on no disk")  # fmt: skip
-        position = entry.after.get("main", (0, {}, 0))[0] if entry else 0
-        simulation.history.acked_position = min(simulation.history.acked_position, position)
-        for client in simulation.clients:
-            client.forget(position)
 
     # --- small things ------------------------------------------------------------------------
 
@@ -386,10 +439,13 @@ class Director:
         self._links.heal()
         await self._simulation.all_up()
         for _ in range(20):
-            if not any(node.lacks_memory for node in self._nodes.values()):
+            if not any(map(self._lacks_memory, self._nodes.values())):
                 return True
             await asyncio.sleep(0.1)
         return False
+
+    def _lacks_memory(self, node: Node) -> bool:
+        return node.lacks_memory and self._simulation.is_member(node)
 
     def _uncalm(self, for_s: float = 0.0) -> None:
         self._uncalm_until = max(self._uncalm_until, self._loop.time() + for_s)

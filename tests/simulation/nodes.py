@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 from node.config.options import Config
 from node.config.values import Address, Peer
 from node.identity import EXIT_PROMISE_LOST
+from node.override import Override
 from node.persistence.faults import FileFault
-from node.raft.messages import Message
-from node.raft.ports import Listener, RaftSettings
+from node.raft.membership import Membership
+from node.raft.ports import RaftSettings
 from node.raft.replica import Replica
 from node.raft.session import Identity as SessionIdentity
 from node.service import Service, World
-from tests.raft.links import Port
 from tests.simulation import threads
 from tests.simulation.disk import Disk
+from tests.simulation.ends import Api, SimulatedPort
 from tests.simulation.loop import CURRENT, Died, SimulatedLoop
 from tests.simulation.wires import Wires
 
@@ -36,59 +37,14 @@ if TYPE_CHECKING:
 STORE = "main"
 
 
-class SimulatedPort(Port):
-    """A node's end of the links; what happens on them it learns in its own time."""
-
-    def __init__(self, links: Wires, life: Life, incarnation: int) -> None:
-        super().__init__(links, life.node_id, incarnation)
-        self.context = life.context
-        seed = life.chance.random()
-        # One a peer: a node may speak to its peers in any order.
-        self._chances = {peer: random.Random(f"{seed}/{peer}") for peer in life.node.members}
-        self._wires = links
-        self._loop = life.node.loop
-
-    def send(self, peer: str, message: Message) -> bool:
-        refusing = self._wires.refusing
-        if refusing and self._chances[peer].random() < refusing:
-            return False
-        return super().send(peer, message)
-
-    def part(self, peer: str) -> None:
-        listener = self._listener
-        if listener is not None:
-            self._loop.call_soon(listener.disconnected, peer, context=self.context)
-
-    async def start(self, listener: Listener) -> None:
-        life = CURRENT.get()
-        if life is not None and life.alive:
-            await super().start(listener)
-
-
-class Api:
-    """What stands in the place of the HTTP API: nobody calls."""
-
-    def __init__(self, *_: Any) -> None:
-        life: Any = CURRENT.get()
-        life.built()
-        self.arrivals = self
-
-    def arrived(self, store: str) -> None:
-        """A store has changed."""
-
-    async def start(self, host: str, port: int) -> None:
-        """Nothing to bind."""
-
-    async def stop(self) -> None:
-        """Nothing to close."""
-
-
 class Life:
     """One start of a node, up to its end."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.node_id = node.node_id
+        self.chronicle = node.chronicle
+        self.override: Override
         self.disk = node.disk
         self.chance = random.Random(node.chance.random())
         self.alive = True
@@ -145,6 +101,11 @@ class Life:
         return self.chance.choice([0.0005, 0.002]) * self.disk.faults.slowness
 
     @property
+    def lineage(self) -> str:
+        """The lineage that the node followed when this life began, or has come to follow."""
+        return self.service._identity.standing.lineage
+
+    @property
     def tail_whole(self) -> bool:
         """Whether a kill would make the node forget nothing, by its own word."""
         tail = getattr(self.service, "_tail", None)
@@ -160,15 +121,18 @@ class Life:
         raise Died
 
     def _network(self, settings: RaftSettings, me: SessionIdentity) -> SimulatedPort:
-        self.port = SimulatedPort(self.node.links, self, me.incarnation)
+        self.port = SimulatedPort(self.node.links, self, me)
         return self.port
 
     def built(self) -> None:
         """All parts are there, none has begun: watch them."""
-        chronicle, replica, state = self.node.chronicle, self.replica, self.replica.state
+        chronicle = self.chronicle = self.node.chronicle.of(self.lineage)
+        replica, state = self.replica, self.replica.state
         self.commit_index = replica._engine.commit_index
         chronicle.check_state(self, state)
         self.node.found_again(self)
+        if self.service._identity.quarantined:
+            self.node.reported_cut = 0  # what it held stands aside
         apply, seen = state.apply, state.applied_index
 
         def watched(index: int, term: int, encoded: Sequence[bytes]) -> Any:
@@ -185,6 +149,25 @@ class Life:
 
         state.apply = watched  # type: ignore[method-assign]
         self._watch_cuts(chronicle)
+        self._watch_members(chronicle)
+
+    def _watch_members(self, chronicle: Chronicle) -> None:
+        memberships = self.replica._journal.memberships
+        learn = memberships.learned
+        chronicle.members_are(self, memberships.committed)
+
+        def watched(committed: Membership) -> None:
+            learn(committed)
+            chronicle.members_are(self, memberships.committed)
+
+        memberships.learned = watched  # type: ignore[method-assign]
+
+    def memberships(self) -> tuple[Membership, ...]:
+        """The memberships that the node knows to be committed, or to have stood in a log."""
+        if not hasattr(self.service, "_replica"):
+            return ()
+        known = self.replica._journal.memberships
+        return known.committed, known.heard, known.current
 
     def _watch_cuts(self, chronicle: Chronicle) -> None:
         journal = self.replica._journal
@@ -210,6 +193,7 @@ class Node:
         chronicle: Chronicle,
         seed: str,
         fail: Any,
+        joins: bool = False,
         **options: Any,
     ) -> None:
         self.node_id = node_id
@@ -231,6 +215,10 @@ class Node:
         self.stopped_cleanly = False
         self.damage_expected = False
         self.refusal: BaseException | None = None
+        self._joins = joins
+        self._context = copy_context()
+        self._watching: asyncio.Task[None] | None = None
+        self._known: tuple[Membership, ...] = ()
         self._options = options
 
     def config(self) -> Config:
@@ -244,13 +232,28 @@ class Node:
             peers=tuple(peers),
             cluster_secret="simulated-secret",
             data_dir=self.disk.path,
+            join=self._joins,
             **self._options,
         )
+
+    @property
+    def lineage(self) -> str | None:
+        """The lineage that the node follows; None if it is down."""
+        return self.life.lineage if self.life is not None and self.life.serving else None
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether the node knows that what it held was given up."""
+        return self.up and bool(self.life and self.life.service._identity.quarantined)
 
     @property
     def up(self) -> bool:
         """Whether a life of the node has come up."""
         return self.life is not None and self.life.serving
+
+    def memberships(self) -> tuple[Membership, ...]:
+        """The memberships that the node knows of, in its memory or on its disk."""
+        return (self.life.memberships() if self.life else ()) or self._known
 
     @property
     def lacks_memory(self) -> bool:
@@ -279,12 +282,23 @@ class Node:
         if error is None:
             life.serving = True
             self._loaded(life)
+            self._watching = self.loop.create_task(
+                self._start_again(life), context=self._context.copy()
+            )
             return True
         if not isinstance(error, FileFault | OSError):
             self.fail(f"{self.node_id} does not start: {error!r}")
         self.end("kill")
         self.refusal = error
         return False
+
+    async def _start_again(self, life: Life) -> None:
+        """A node that follows another lineage now stops by itself, and starts anew."""
+        await life.service.again.wait()
+        if self.life is life:
+            await self.stop()
+        if self.life is None and life.alive is False:
+            await self.start()
 
     def _loaded(self, life: Life) -> None:
         cut = life.service._worker.persisted_index
@@ -317,7 +331,7 @@ class Node:
         if not life.alive:
             return
         clean = not stopping.cancelled() and stopping.exception() is None and stopping.result()
-        clean = clean and not life.replica.recovering
+        clean = clean and not life.replica.recovering and not life.service.again.is_set()
         self._note_cut()
         journal = life.replica._journal
         self.log_end = (journal.last_index, journal.last_term) if clean else None
@@ -330,10 +344,10 @@ class Node:
         life = self.life
         if life is not None:
             remembers = life.serving and how == "kill" and life.tail_whole
+            remembers = remembers and not life.service.again.is_set()
             if life.serving:
                 self._note_cut()
-            journal = life.replica._journal if remembers else None
-            self.log_end = (journal.last_index, journal.last_term) if journal else None
+            self.log_end = _log_end(life) if remembers else None
             self._over(life)
             self.forgetful, self.stopped_cleanly = not remembers, False
         if how == "power":
@@ -348,6 +362,7 @@ class Node:
     def wipe(self) -> None:
         """Give the node, which is down, an empty disk; setting it up takes an operator a while."""
         self.disk.wipe()
+        self._known = ()
         self.forgetful, self.log_end, self.stopped_cleanly = True, None, False
         self.reported_cut = 0
         self.skew_s += 100.0
@@ -359,6 +374,9 @@ class Node:
             self.reported_cut = max(self.reported_cut, cut)
 
     def _over(self, life: Life) -> None:
+        self._known = life.memberships() or self._known
+        if self._watching is not None and not life.service.again.is_set():
+            self._watching.cancel()
         self.life = None
         life.alive = False
         life.serving = False
@@ -379,3 +397,14 @@ class Node:
 
     def __repr__(self) -> str:
         return self.node_id
+
+
+def _log_end(life: Life) -> tuple[int, int]:
+    """Index and term of the last entry of a log that is whole in its tail.
+
+    A process that ends while it makes a change of members durable has not written its entry yet.
+    """
+    journal, tail = life.replica._journal, life.service._tail
+    assert tail is not None
+    index = min(journal.last_index, tail._last)
+    return index, journal.term_at(index) or 0

@@ -10,35 +10,42 @@ The same seed gives the same run, message by message: `Report.trace` is a digest
     lossy      now and then all processes or all machines end at once: what comes back is a prefix,
                with everything that was acknowledged as persisted, and the rest up to one interval
                and flush before the end
+    override   as minority; then a majority is lost for good, and the survivors go on by an
+               operator's order: all that the furthest of them held is kept (see `rescue`)
+
+In some seeds of each profile an operator changes the members meanwhile (see `members`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import random
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from node.raft.membership import Membership, founding
 from node.raft.messages import Ask, Message
 from tests.raft import virtual_time
 from tests.simulation import doors
-from tests.simulation.clients import Client, History, judge
+from tests.simulation.clients import Client, History, Operation, judge
 from tests.simulation.faults import Director
+from tests.simulation.listening import listening
 from tests.simulation.loop import SimulatedLoop
+from tests.simulation.members import Operator
 from tests.simulation.nodes import STORE, Life, Node
+from tests.simulation.rescue import Rescue
 from tests.simulation.snapshots import SnapshotClient
 from tests.simulation.watch import Chronicle
 from tests.simulation.wires import Wires
 
 CALM_S = 40.0
+SPARES = 6  # so many nodes may be added in a run
 STOP_S = 90.0  # a stop that is under way on a slow disk ends within it
 PROFILES = ("minority", "minority", "kills", "lossy")
 
@@ -68,36 +75,49 @@ class Simulation:
         self.profile = self.report.profile = self.chance.choice(PROFILES)
         self.interval_ms = self.chance.choice([100, 300, 1000, 3000])
         ids = [f"n{number}" for number in range(1, size + 1)]
-        self.links = Wires(ids, seed, loop.time, root)
-        self.chronicle = Chronicle(self.fail)
+        spare_ids = [f"n{number}" for number in range(size + 1, size + SPARES + 1)]
+        self.links = Wires([*ids, *spare_ids], seed, loop.time, root)
+        founders = founding({node_id: f"{node_id}:1" for node_id in ids})
+        self.chronicle = Chronicle(self.fail, founders)
         self.history = History()
         options = {
             "persistence_interval": self.interval_ms,
             "log_tail_entries_max": self.chance.choice([5, 20, 200, 10_000]),
         }
-        self.nodes = {
-            node_id: Node(
+
+        def node(node_id: str, members: list[str], joins: bool) -> Node:
+            return Node(
                 node_id,
-                ids,
+                members,
                 root,
                 loop,
                 self.links,
                 self.chronicle,
                 f"{seed}/{node_id}",
                 self.fail,
+                joins,
                 **options,
             )
-            for node_id in ids
-        }
-        nodes = list(self.nodes.values())
+
+        self._node = node
+        self._spare_ids = spare_ids
+        self.nodes = {node_id: node(node_id, ids, False) for node_id in ids}
+        self.asked = list(self.nodes.values())  # whom clients ask
+        self.retired: list[Node] = []
         self.snapshot_clients = [
-            SnapshotClient(source, nodes, loop, self.history, self._chance(), self.fail)
+            SnapshotClient(source, self.asked, loop, self.history, self._chance(), self.fail)
             for source in ("p", "q")
         ]
         self.clients = [
-            *(Client(nodes, loop, self.history, self._chance(), self.fail) for _ in range(4)),
+            *(Client(self.asked, loop, self.history, self._chance(), self.fail) for _ in range(4)),
             *self.snapshot_clients,
         ]
+        # Of chances of their own, so that what is added leaves the other seeds as they are.
+        self.late_hand_overs = random.Random(f"{seed}/{size}/hand-overs").random() < 0.2
+        self.rescue = Rescue(self, random.Random(f"{seed}/{size}/rescue"))
+        if self.rescue.due:
+            self.profile, self.report.profile = "minority", "override"
+        self.operator = Operator(self, random.Random(f"{seed}/{size}/of members"))
         self.links.watchers.append(self._watch)
         self.bounds = {
             "entries_in_flight_max": self.chance.choice([1, 2, 2, 8]),
@@ -116,11 +136,14 @@ class Simulation:
         return random.Random(self.chance.random())
 
     def _watch(self, sender: str, receiver: str, message: Message) -> None:
-        speaks, hears = self.nodes[sender].life, self.nodes[receiver].life
+        speaks, hears = (
+            node.life if node else None
+            for node in (self.nodes.get(sender), self.nodes.get(receiver))
+        )
         if isinstance(message, Ask) and message.topic == "fill_begin":
             self.report.counts["fills"] += 1
         if speaks is not None:
-            self.chronicle.said(speaks, _built(hears), receiver, message)
+            speaks.chronicle.said(speaks, _built(hears), receiver, message)
 
     async def run(self) -> None:
         """All of it."""
@@ -133,6 +156,10 @@ class Simulation:
         director = Director(self, self._chance())
         await self._begin()
         await director.run()
+        await self.operator.done()
+        if self.sound and self.rescue.due:
+            self._no_more_faults()
+            await self.rescue.run()
         if self.sound:
             await self._calm()
         if self.sound and self.chance.random() < 0.5:
@@ -164,12 +191,7 @@ class Simulation:
 
     async def _calm(self) -> None:
         """No more faults: everything comes back, and writes succeed."""
-        self.links.loss, self.links.refusing, self.links.delay_s = 0.0, 0.0, lambda _: 0.001
-        self.links.heal()
-        for node in self.nodes.values():
-            node.disk.faults.mend()
-            if node.life is not None:
-                self.loop.resume(node.life)
+        self._no_more_faults()
         await self.all_up()
         await self.until(self.settled, "I14: the cluster does not settle")
         if self.sound:
@@ -179,6 +201,14 @@ class Simulation:
                 if operation.acked_at is None and self.loop.time() - began > 5.0:
                     self.fail("I14: no append succeeded within 5 s of calm")
             await self.until(self.settled, "I14: the cluster does not settle again")
+
+    def _no_more_faults(self) -> None:
+        self.links.loss, self.links.refusing, self.links.delay_s = 0.0, 0.0, lambda _: 0.001
+        self.links.heal()
+        for node in self.nodes.values():
+            node.disk.faults.mend()
+            if node.life is not None:
+                self.loop.resume(node.life)
 
     async def all_up(self) -> None:
         """Start whoever is down, by all that an operator may do."""
@@ -206,7 +236,7 @@ class Simulation:
         for node in self.nodes.values():
             await node.stop()
         for node in self.nodes.values():
-            if node.forgetful:
+            if node.forgetful and self.is_member(node):
                 self.fail(f"I13: {node} could not stop cleanly in calm")
             if self.chance.random() < 0.5:
                 node.disk.lose_power()
@@ -214,6 +244,11 @@ class Simulation:
         await self.until(self.settled, "I14: the cluster does not settle after a clean stop")
 
     def _reckon(self) -> None:
+        self.operator.judge()
+        self.rescue.judge()
+        for node in self.retired:
+            if node.alarms:
+                self.fail(f"alarms of {node}: {node.alarms}")
         for node in self.nodes.values():
             life = node.life
             assert life is not None
@@ -227,6 +262,72 @@ class Simulation:
         judge(self.history, self.chronicle.state.stores[STORE], self.fail)
         for client in self.snapshot_clients:
             client.judge(self.chronicle.state.stores[STORE])
+
+    # --- members -----------------------------------------------------------------------------
+
+    def spare(self) -> Node | None:
+        """A node that has never run, to be added as a member; None if there is none any more."""
+        if not self._spare_ids:
+            return None
+        node_id = self._spare_ids.pop(0)
+        members = sorted({node_id, *self.chronicle.membership.voter_ids})
+        node = self.nodes[node_id] = self._node(node_id, members, True)
+        self.asked.append(node)
+        return node
+
+    def retire(self, node: Node) -> None:
+        """A node that is no member any more is taken away, and its disk with it."""
+        node.end("kill")
+        del self.nodes[node.node_id]
+        self.asked[:] = [one for one in self.asked if one is not node]
+        self.retired.append(node)
+
+    def begins_anew(self, lineage: str, certain: int, membership: Membership) -> None:
+        """The survivors go on in a lineage of their own, with what is certain up to this index."""
+        old = self.chronicle
+        self.chronicle = old.branch(lineage, certain, membership)
+        self.may_be_lost_after(certain)
+
+    def may_be_lost_after(self, certain: int) -> list[Operation]:
+        """Let clients forget what they were told of later entries; which appends those are."""
+        lost = [
+            operation
+            for operation in self.history.operations
+            if operation.acked_at is not None
+            and operation.index > certain
+            and not operation.may_be_lost
+        ]
+        for operation in lost:
+            operation.may_be_lost = True
+        entry = self.chronicle.entries.get(certain)
+        position = entry.after.get(STORE, (0, {}, 0))[0] if entry else 0
+        self.history.acked_position = min(self.history.acked_position, position)
+        for client in self.clients:
+            client.forget(position)
+        return lost
+
+    def only_members_are_left(self) -> list[Node]:
+        """All power was lost: what is not on the disk of a member may never have been."""
+        self.operator.forget()
+        known = [one for node in self.nodes.values() for one in node.memberships()[:1]]
+        self.chronicle.forget_memberships_after(max(one.version for one in known))
+        wanted = {node_id for one in self.electorates() for node_id in one.addresses}
+        for node in [node for name, node in self.nodes.items() if name not in wanted]:
+            node.wipe()
+        return [node for node in self.nodes.values() if self.is_member(node)]
+
+    def is_member(self, node: Node) -> bool:
+        """Whether the cluster counts the node, or is about to."""
+        return node.node_id in self.chronicle.membership.addresses
+
+    def electorates(self) -> list[Membership]:
+        """The newest committed membership, and those that may come after it: each of them may be
+        the one by which a majority is counted.
+        """
+        newest = self.chronicle.membership
+        known = {one for node in self.nodes.values() for one in node.memberships()}
+        later = [one for one in known if one.version > newest.version]
+        return [newest, *sorted(later, key=Membership.plain)]
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -244,12 +345,18 @@ class Simulation:
         return max(leading)[1] if leading else None
 
     def settled(self) -> bool:
-        """Whether all are up, none recovers, and all have applied the same, which is all."""
-        lives = list(self.lives())
+        """Whether all are up, none recovers, and all have applied the same, which is all.
+
+        Of nodes that are no members only the first is asked.
+        """
+        everyone, membership = list(self.lives()), self.chronicle.membership
+        lives = [life for life in everyone if self.is_member(life.node)]
+        if any(life.memberships()[0] != membership for life in lives) or membership.learner:
+            return False
         ends = {life.replica._journal.last_index for life in lives}
         ends |= {life.replica.applied_index for life in lives}
         recovering = any(life.replica.recovering for life in lives)
-        up = len(lives) == len(self.nodes)
+        up = len(everyone) == len(self.nodes) and len(lives) == len(membership.voters)
         return up and not recovering and len(ends) == 1 and self.leader() is not None
 
     async def until(self, holds: Callable[[], object], otherwise: str) -> None:
@@ -259,7 +366,7 @@ class Simulation:
             if self.loop.time() > end:
                 states = [
                     f"{life} at {life.replica.applied_index} of {life.replica._journal.last_index} "
-                    f"{life.replica.not_ready_reasons()}"
+                    f"{life.replica.not_ready_reasons()} {life.memberships()[:1]}"
                     for life in self.lives()
                 ]
                 self.fail(f"{otherwise}: {'; '.join(states)}")
@@ -268,39 +375,6 @@ class Simulation:
 
 def _built(life: Life | None) -> Life | None:
     return life if life is not None and hasattr(life.service, "_replica") else None
-
-
-class _Listener(logging.Handler):
-    """What is logged with an exception is a defect, wherever it was caught."""
-
-    def __init__(self, fail: Callable[[str], None]) -> None:
-        super().__init__(logging.ERROR)
-        self._fail = fail
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info:
-            self._fail(f"{record.name}: {record.getMessage()}: {record.exc_info[1]!r}")
-
-
-@contextmanager
-def _listening(fail: Callable[[str], None]) -> Iterator[None]:
-    ours, theirs, handler = (
-        logging.getLogger("node"),
-        logging.getLogger("pysyncobj"),
-        _Listener(fail),
-    )
-    before = ours.level, ours.propagate, theirs.level
-    ours.addHandler(handler)
-    ours.setLevel(logging.ERROR)
-    ours.propagate = False
-    theirs.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-        ours.setLevel(before[0])
-        ours.propagate = before[1]
-        theirs.setLevel(before[2])
 
 
 def run(seed: int, size: int, script: Mapping[str, Any] | None = None) -> Report:
@@ -312,7 +386,7 @@ def run(seed: int, size: int, script: Mapping[str, Any] | None = None) -> Report
             simulation = Simulation(seed, size, root, loop)
             for name, value in (script or {}).items():
                 setattr(simulation, name, value)
-            with _listening(simulation.fail), doors.raft_bounds(simulation.bounds):
+            with listening(simulation.fail), doors.raft_bounds(simulation.bounds):
                 try:
                     loop.run_until_complete(simulation.run())
                 finally:
@@ -341,7 +415,9 @@ def _report(simulation: Simulation) -> Report:
         simulation.fail(failure)
     report.acknowledged, report.refused, report.unknown = simulation.history.counts()
     report.counts["reads"] = simulation.history.reads
-    report.counts["starts"] = sum(node.starts for node in simulation.nodes.values())
+    report.counts["starts"] = sum(
+        node.starts for node in [*simulation.nodes.values(), *simulation.retired]
+    )
     report.counts["terms"] = len(simulation.chronicle.leaders)
     report.counts["entries"] = len(simulation.chronicle.entries)
     return report

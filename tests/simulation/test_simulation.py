@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.simulation.__main__ import bounded
 from tests.simulation.simulation import run
 
 SEEDS = [(1, 3), (2, 3), (1, 5), (2, 5)]
@@ -33,3 +34,8 @@ def test_a_seed_is_one_run_whatever_hashes_are_like() -> None:
         check=True,
     )
     assert run(*REPEATED).trace == elsewhere.stdout.strip()
+
+
+def test_a_seed_that_does_not_end_breaks_a_rule() -> None:
+    report = bounded(*REPEATED, cpu_s=0.01)
+    assert report.violations == ["not over after 0.01 s of a processor"]

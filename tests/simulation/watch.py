@@ -9,22 +9,30 @@ the run; the node that broke it is not stopped, so that nothing but the check de
     I10  one leader a term, one vote a node and term; commit and applied never go back
     I11  nobody acknowledges what it does not hold, or what the leader does not have there
     I12  no entry at or below the commit index is ever cut off
+    I1   what a leader calls committed, a majority of the voters has said it holds
     I13  what a node comes up with is the history up to its cut, and so is what it is filled with;
          and the cut is not before what it had reported
+    M    all know the same committed memberships, each one step from the one before; a leader has
+         at most one change under way; nobody votes for a candidate that lacks a committed entry
+         which the voter has acknowledged
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from node.core.outcomes import Appended, Outcome
 from node.core.state import State
+from node.raft.membership import NOBODY, Membership
 from node.raft.messages import Ack, AppendEntries, Message, RequestVote, Vote
 
 if TYPE_CHECKING:
     from tests.simulation.nodes import Life
+
+ACKS_KEPT = 20
 
 # Of each store its position, its checkpoints, and the digest of its snapshots.
 Snapshot = dict[str, tuple[int, dict[str, int], int]]
@@ -39,10 +47,20 @@ class Entry(NamedTuple):
     after: Snapshot
 
 
+class AckedEntry(NamedTuple):
+    """What a node has acknowledged: in which term, the entry, and its own term."""
+
+    in_term: int
+    index: int
+    term: int | None
+
+
 class Chronicle:
     """The one history, and the rules."""
 
-    def __init__(self, fail: Callable[[str], None]) -> None:
+    def __init__(self, fail: Callable[[str], None], founding: Membership = NOBODY) -> None:
+        self.memberships: dict[int, Membership] = {founding.version: founding}
+        self._lineages: dict[str, Chronicle] = {}
         self.entries: dict[int, Entry] = {}
         self.end = 1
         self.leaders: dict[int, str] = {}
@@ -52,6 +70,23 @@ class Chronicle:
         self._certain: int | None = None
         self._votes: dict[tuple[str, int], str] = {}
         self._reigns: dict[int, int] = {}  # term -> the leader's commit index as it began
+        self._acks: dict[str, deque[AckedEntry]] = {}
+
+    # --- lineages ----------------------------------------------------------------------------
+
+    def of(self, lineage: str) -> Chronicle:
+        """The history of a lineage."""
+        return self._lineages.get(lineage, self)
+
+    def branch(self, lineage: str, certain: int, membership: Membership) -> Chronicle:
+        """The history of a lineage that goes on from this one; all of it is certain up to there,
+        and what its first leader finds behind it may be as here, or not.
+        """
+        branch = self._lineages[lineage] = Chronicle(self._fail, membership)
+        for index, entry in sorted(self.entries.items()):
+            if index <= certain:
+                branch._write(index, entry.term, entry.batch)
+        return branch
 
     # --- applying ----------------------------------------------------------------------------
 
@@ -130,6 +165,8 @@ class Chronicle:
         engine = sender.replica._engine
         if engine.commit_index < sender.commit_index:
             self._fail(f"I10: the commit index of {sender} went back to {engine.commit_index}")
+        if engine.leads and engine.commit_index > sender.commit_index:
+            self._committed(sender, engine.commit_index)
         sender.commit_index = engine.commit_index
         if isinstance(message, AppendEntries):
             self._entries_sent(sender, receiver, receiver_id, message)
@@ -137,6 +174,7 @@ class Chronicle:
             self._acknowledged(sender, receiver, message)
         elif isinstance(message, Vote):
             self._voted(sender.node_id, receiver_id, message.term)
+            self._elects(sender, receiver, message.term)
         elif isinstance(message, RequestVote):
             self._voted(sender.node_id, sender.node_id, message.term)
 
@@ -165,6 +203,8 @@ class Chronicle:
             return
         index, journal = message.next_index - 1, sender.replica._journal
         sender.acknowledged = message.term, index
+        said = self._acks.setdefault(sender.node_id, deque(maxlen=ACKS_KEPT))
+        said.append(AckedEntry(message.term, index, journal.term_at(index)))
         if journal.last_index < index:
             self._fail(f"I11: {sender} acknowledges {index}, and holds {journal.last_index}")
         if receiver is None or not receiver.replica.leads:
@@ -173,6 +213,62 @@ class Chronicle:
         comparable = message.term == receiver.replica._engine.term and None not in (theirs, ours)
         if comparable and theirs != ours:
             self._fail(f"I11: {sender} acknowledges {index} of term {theirs}, not {ours}")
+
+    # --- members -----------------------------------------------------------------------------
+
+    @property
+    def membership(self) -> Membership:
+        """The newest that any node ever knew to be committed."""
+        return self.memberships[max(self.memberships)]
+
+    def members_are(self, life: Life, committed: Membership) -> None:
+        """A node knows a membership to be committed."""
+        if not committed.voters:
+            return  # it has not joined yet
+        known = self.memberships.setdefault(committed.version, committed)
+        if known != committed:
+            self._fail(f"M: {life} knows {committed}, others {known}")
+        before = self.memberships.get(committed.version - 1)
+        if before is not None and len(before.voter_ids ^ committed.voter_ids) > 1:
+            self._fail(f"M: {committed} follows {before}")
+
+    def forget_memberships_after(self, version: int) -> None:
+        """All power was lost: what is on no disk was never committed."""
+        self.memberships = {at: one for at, one in self.memberships.items() if at <= version}
+
+    def _committed(self, leader: Life, index: int) -> None:
+        """A leader says that an entry of its own term is committed."""
+        engine, memberships = leader.replica._engine, leader.replica._journal.memberships
+        if leader.replica._journal.term_at(index) != engine.term:
+            return
+        hold = {
+            voter
+            for voter, said in self._acks.items()
+            if any(one.in_term == engine.term and one.index >= index for one in said)
+        }
+        hold.add(leader.node_id)
+        possible = [memberships.current, memberships.committed]
+        possible += [self.memberships.get(memberships.current.version - 1, NOBODY)]
+        if not any(2 * len(one.voter_ids & hold) > len(one.voters) for one in possible):
+            self._fail(f"I1: {leader} calls {index} committed, it is held by {sorted(hold)}")
+        open_at = [at for at, _ in memberships._in_log if at > index]
+        if len(open_at) > 1:
+            self._fail(f"M: {leader} has the changes at {open_at} under way at once")
+
+    def _elects(self, voter: Life, candidate: Life | None, term: int) -> None:
+        if candidate is None or candidate.replica._engine.term != term:
+            return
+        journal = candidate.replica._journal
+        log = journal.last_term, journal.last_index
+        for said in self._acks.get(voter.node_id, ()):
+            entry = self.entries.get(said.index)
+            if entry is None or entry.term != said.term:
+                continue
+            certain = self._certain is None or said.index <= self._certain
+            if certain and log < (entry.term, said.index):
+                self._fail(f"M: {voter} has acknowledged {said.index}, and votes for {candidate}, "
+                           f"whose log ends at {log[1]} of term {log[0]}")  # fmt: skip
+                return
 
     def forgets_votes(self, node_id: str) -> None:
         """A node lost its state file: it may vote again, but must still elect no second leader."""
