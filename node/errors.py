@@ -244,6 +244,13 @@ class PersistenceDisabled(Conflict):
     title = "Persistence is disabled"
 
 
+class SubscriptionExists(Conflict):
+    """A subscription of this name has another filter or start; `subscription`, `field`."""
+
+    code = "subscription_exists"
+    title = "Subscription exists"
+
+
 class RecoveryRefused(Conflict):
     """The cluster must not, or need not, be rebuilt without the members that are left out."""
 

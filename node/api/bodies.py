@@ -135,6 +135,51 @@ class MemberBody(msgspec.Struct, forbid_unknown_fields=True):
     raft_address: str
 
 
+class FilterBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Which events a subscription delivers."""
+
+    types: list[str] = []
+    stream_prefix: str = ""
+    stream: str | None = None
+
+
+class SubscriptionBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`PUT .../subscriptions/{name}`."""
+
+    filter: FilterBody = msgspec.field(default_factory=FilterBody)
+    start_after: Annotated[int, msgspec.Meta(ge=0, le=2**62)] | Literal["end"] = 0
+    ack_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=86_400_000)] = 30_000
+    max_retries: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 10
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000
+
+
+class FetchBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST .../subscriptions/{name}/fetch`."""
+
+    consumer: str
+    max: Annotated[int, msgspec.Meta(ge=1)] = 10
+    wait_ms: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class AckBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST .../subscriptions/{name}/ack`."""
+
+    delivery_ids: list[str]
+
+
+class NackBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST .../subscriptions/{name}/nack`."""
+
+    delivery_ids: list[str]
+    action: Literal["retry", "park", "skip"] = "retry"
+
+
+class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST .../subscriptions/{name}/parked/replay`. Without positions: all."""
+
+    positions: list[int] | None = None
+
+
 T = TypeVar("T")
 
 

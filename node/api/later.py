@@ -11,20 +11,10 @@ from node.api.wire import Answer, Request
 from node.errors import NotImplementedYet
 
 _STORE = "/v1/stores/{store}"
-_SUBSCRIPTION = _STORE + "/subscriptions/{name}"
 
 _LATER = (
     ("DELETE", _STORE + "/streams/{stream}", "Delete a stream."),
     ("PUT", _STORE + "/streams/{stream}/metadata", "Set what a stream keeps."),
-    ("GET", _STORE + "/subscriptions", "List the persistent subscriptions."),
-    ("GET", _SUBSCRIPTION, "Look at a persistent subscription."),
-    ("PUT", _SUBSCRIPTION, "Make a persistent subscription."),
-    ("DELETE", _SUBSCRIPTION, "Remove a persistent subscription."),
-    ("POST", _SUBSCRIPTION + "/fetch", "Fetch events of a persistent subscription."),
-    ("POST", _SUBSCRIPTION + "/ack", "Acknowledge events."),
-    ("POST", _SUBSCRIPTION + "/nack", "Refuse events."),
-    ("GET", _SUBSCRIPTION + "/parked", "List parked events."),
-    ("POST", _SUBSCRIPTION + "/parked/replay", "Deliver parked events again."),
 )
 
 

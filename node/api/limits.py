@@ -37,6 +37,7 @@ class ApiLimits:
     connections_max: int = 4_096
     waiting_reads_max: int = 1_000
     followers_max: int = 1_000  # clients that follow, each subscription of a WebSocket counted
+    settlements_waiting_max: int = 100_000  # delivery ids that wait to be settled
     sockets_max: int = 1_000
     arriving_bytes_max: int = 256 * 1024 * 1024  # parts of bodies that are not complete yet
 

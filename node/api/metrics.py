@@ -28,8 +28,9 @@ from prometheus_client.registry import Collector
 from node.api.arrivals import Arrivals
 from node.api.bodies import BodyReader
 from node.api.following import Following
-from node.api.ports import NodeInfo, Replica, Worker
+from node.api.ports import Clock, NodeInfo, Replica, Worker
 from node.api.routes import Reply, Route
+from node.api.subscriptions import status as subscription_status
 from node.api.talks import Talks
 from node.api.wire import Answer, Request
 from node.core.state import State
@@ -79,7 +80,9 @@ class Metrics(Collector):
         following: Following,
         talks: Talks,
         info: NodeInfo,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._info = info
         self._replica = replica
         self._worker = worker
@@ -109,6 +112,7 @@ class Metrics(Collector):
         """Called by prometheus-client at each scrape."""
         yield from self._requests()
         yield from self._stores()
+        yield from self._subscriptions()
         yield from self._node()
         yield from self._persistence()
         yield from self._raft()
@@ -139,6 +143,28 @@ class Metrics(Collector):
             streams.add_metric((name,), len(store.stream_list))
             frame_bytes.add_metric((name,), store.frame_bytes)
         yield from (position, streams, frame_bytes)
+
+    def _subscriptions(self) -> Iterator[Metric]:
+        names = ("lag", "in_flight", "waiting", "parked", "overdue")
+        labels = ("store", "subscription")
+        gauges = {
+            name: GaugeMetricFamily(f"exesdb_subscription_{name}", "Events.", labels=labels)
+            for name in names
+        }
+        stalls = GaugeMetricFamily(
+            "exesdb_subscription_stalled", "1 if nothing moves although it should.", labels=labels
+        )
+        progress = GaugeMetricFamily(
+            "exesdb_subscription_progress_seconds", "When an event was settled.", labels=labels
+        )
+        for store_name, store in self._state.stores.items():
+            for name, one in store.subscriptions.by_name.items():
+                found = subscription_status(one, store, self._clock())
+                for gauge, family in gauges.items():
+                    family.add_metric((store_name, name), found[gauge])
+                stalls.add_metric((store_name, name), float(found["stalled"] is not None))
+                progress.add_metric((store_name, name), found["last_progress_epoch"] / 1e6)
+        yield from (*gauges.values(), stalls, progress)
 
     def _node(self) -> Iterator[Metric]:
         for name, words, value in (

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import cbor2
@@ -69,15 +70,29 @@ class Pacer:
 
 
 async def written_page(
-    records: Iterable[Record], fields: dict[str, Any], media: Media, pacer: Pacer
+    records: Iterable[Record],
+    fields: dict[str, Any],
+    media: Media,
+    pacer: Pacer,
+    beside: Iterable[dict[str, Any]] = (),
 ) -> bytes:
-    """A page: the other fields of the answer, and the events under `events`, in order."""
+    """A page: the other fields of the answer, and the events under `events`, in order.
+
+    `beside` are further fields of each event, few enough that their map has a head of one byte.
+    """
     encode: Callable[[Record], bytes] = _cbor_event if media is CBOR else json_event
     events: list[bytes] = []
-    for record in records:
-        events.append(encode(record))
+    for record, more in zip_longest(records, beside):
+        event = encode(record)
+        events.append(_with_more(event, more, media) if more else event)
         await pacer.breathe()
     return _cbor_page(events, fields) if media is CBOR else _json_page(events, fields)
+
+
+def _with_more(event: bytes, more: dict[str, Any], media: Media) -> bytes:
+    if media is CBOR:
+        return bytes((event[0] + len(more),)) + cbor2.dumps(more)[1:] + event[1:]
+    return b"%b,%b" % (_encode_json(more)[:-1], event[1:])
 
 
 def _json_page(events: list[bytes], fields: dict[str, Any]) -> bytes:

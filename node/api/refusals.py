@@ -18,12 +18,22 @@ from node.core.outcomes import (
     SnapshotNotFound,
     SnapshotTooOld,
     StoreNotFound,
+    SubscriptionExists,
+    SubscriptionNotFound,
+    SubscriptionsFull,
     WrongExpectedVersion,
 )
 from node.errors import CheckpointNotIncreasing as CheckpointNotIncreasingError
 from node.errors import EventIdReused as EventIdReusedError
-from node.errors import ExesdbError, SnapshotMissing, StoreMissing
+from node.errors import (
+    ExesdbError,
+    PayloadTooLarge,
+    SnapshotMissing,
+    StoreMissing,
+    SubscriptionMissing,
+)
 from node.errors import SnapshotTooOld as SnapshotTooOldError
+from node.errors import SubscriptionExists as SubscriptionExistsError
 from node.errors import WrongExpectedVersion as WrongExpectedVersionError
 
 
@@ -85,6 +95,31 @@ def _snapshot_not_found(outcome: SnapshotNotFound) -> ExesdbError:
     )
 
 
+def _subscription_exists(outcome: SubscriptionExists) -> ExesdbError:
+    field = "filter" if outcome.field == "wanted" else outcome.field
+    return SubscriptionExistsError(
+        f"subscription {outcome.name!r} exists with another {field}, which does not change",
+        subscription=outcome.name,
+        field=field,
+    )
+
+
+def _subscriptions_full(outcome: SubscriptionsFull) -> ExesdbError:
+    return PayloadTooLarge(
+        "the store has as many subscriptions as it may",
+        limit=outcome.limit,
+        actual=outcome.limit + 1,
+    )
+
+
+def _subscription_not_found(outcome: SubscriptionNotFound) -> ExesdbError:
+    return SubscriptionMissing(
+        f"no subscription {outcome.name!r} in store {outcome.store!r}",
+        store=outcome.store,
+        subscription=outcome.name,
+    )
+
+
 def _store_not_found(outcome: StoreNotFound) -> ExesdbError:
     return StoreMissing(f"no store {outcome.store!r}", store=outcome.store)
 
@@ -100,5 +135,8 @@ _ERRORS: dict[type, Callable[[Any], ExesdbError]] = {
     SnapshotTooOld: _snapshot_too_old,
     SnapshotNotFound: _snapshot_not_found,
     StoreNotFound: _store_not_found,
+    SubscriptionExists: _subscription_exists,
+    SubscriptionNotFound: _subscription_not_found,
+    SubscriptionsFull: _subscriptions_full,
     Malformed: _malformed,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from node.api.routes import object_schema
+from node.api.subscription_schemas import SUBSCRIPTION_SCHEMAS
 from node.core.snapshots import KEPT_MAX
 
 PREAMBLE = """\
@@ -349,6 +350,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "Leader": _all({"leader": _TEXT}),
     "Info": _all({"node_id": _TEXT, "version": _TEXT, "limits": _map(_COUNT), "config": _OBJECT}),
     "Health": _all({"status": {"enum": ["live", "ready"]}}),
+    **SUBSCRIPTION_SCHEMAS,
     "Problem": {
         "type": "object",
         "description": "RFC 9457. The named fields of an error stand beside these members.",

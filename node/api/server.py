@@ -33,6 +33,7 @@ from node.api.arrivals import Arrivals
 from node.api.bodies import BodyReader
 from node.api.checkpoints import Checkpoints
 from node.api.cluster import Cluster
+from node.api.deliveries import Deliveries
 from node.api.folds import Folds
 from node.api.following import Following
 from node.api.known_heads import KnownHeads
@@ -48,6 +49,7 @@ from node.api.recovery import Recovery
 from node.api.routes import Route, Router
 from node.api.snapshots import SnapshotRoutes
 from node.api.stores import Stores
+from node.api.subscriptions import SubscriptionRoutes
 from node.api.talks import Talks
 from node.api.wire import Answer, Connection, Heads, Request, logger
 from node.core.commands import REPLICATED
@@ -100,16 +102,15 @@ class ApiServer:
             *(appends, reads, following),
         )
         self._metrics = Metrics(
-            replica, worker, state, self.arrivals, self._bodies, following, self._talks, info
+            replica, worker, state, self.arrivals, self._bodies, following, self._talks, info, clock
         )
         families = (
-            appends,
-            reads,
-            following,
-            self._talks,
+            *(appends, reads, following, self._talks),
             Stores(replica, worker, state, clock, levels, self._bodies, self.limits),
             Checkpoints(replica, levels, self._bodies, self.limits),
             SnapshotRoutes(replica, clock, levels, self._bodies, self.limits),
+            SubscriptionRoutes(replica, clock, levels, self._bodies, self.limits),
+            Deliveries(replica, clock, levels, self.arrivals, self._bodies, self.limits),
             Folds(levels, self.limits),
             Persistence(replica, worker, force_on, state, levels, self._bodies, self.limits),
             self._cluster,

@@ -16,6 +16,7 @@ ORDER = {
     **{"voters": {"n1": "127.0.0.1:7101"}, "missing": ["n2"]},
 }
 STREAM = "/v1/stores/main/streams/s"
+WORKERS = "/v1/stores/main/subscriptions/workers"
 SNAPSHOT = "/v1/stores/main/snapshots/o-1/s/7"
 
 
@@ -122,6 +123,18 @@ async def test_real_answers_are_as_the_document_says(node: Node):
         ("PUT", "/v1/stores/main/checkpoints/d", 409, {"position": 1}),
         ("GET", "/v1/stores/main/checkpoints/d", 200, None),
         ("GET", "/v1/stores/main/checkpoints/none", 404, None),
+        ("PUT", WORKERS, 201, {"filter": {"stream": "s"}, "max_retries": 0}),
+        ("PUT", WORKERS, 409, {"filter": {}}),
+        ("POST", f"{WORKERS}/fetch", 200, {"consumer": "a", "max": 2}),
+        ("POST", f"{WORKERS}/fetch", 413, {"consumer": "a", "max": 1001}),
+        ("GET", WORKERS, 200, None),
+        ("GET", "/v1/stores/main/subscriptions", 200, None),
+        ("POST", f"{WORKERS}/ack", 200, {"delivery_ids": ["1-1-1"]}),
+        ("POST", f"{WORKERS}/nack", 200, {"delivery_ids": [], "action": "park"}),
+        ("GET", f"{WORKERS}/parked", 200, None),
+        ("POST", f"{WORKERS}/parked/replay", 200, {"positions": [1]}),
+        ("DELETE", WORKERS, 204, None),
+        ("GET", WORKERS, 404, None),
         ("GET", f"{STREAM}/fold?source=o-1", 200, None),
         ("PUT", SNAPSHOT, 201, {"source_type": "Order", "data": {"total": 7}}),
         ("PUT", SNAPSHOT, 200, {"source_type": "Order", "data_base64": "AA==", "metadata": 1}),

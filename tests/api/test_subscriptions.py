@@ -1,0 +1,96 @@
+"""Persistent subscriptions through the HTTP API."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tests.api.fakes import Answered, Node, eventually
+
+ONE = "/v1/stores/main/subscriptions/workers"
+
+
+async def made(node: Node, **body: Any) -> None:
+    assert (await node.ask("PUT", ONE, json=body)).status == 201
+
+
+async def fetched(node: Node, **body: Any) -> Answered:
+    answer = await node.ask("POST", ONE + "/fetch", json={"consumer": "a", **body})
+    assert answer.status == 200, answer.body
+    return answer
+
+
+def places(answer: Answered) -> list[int]:
+    return [event["position"] for event in answer.body["events"]]
+
+
+def ids(answer: Answered) -> list[str]:
+    return [event["delivery_id"] for event in answer.body["events"]]
+
+
+async def test_events_are_fetched_in_order_of_their_stream_and_acknowledged(node: Node):
+    await node.append("s", 2)
+    await node.append("t", 1)
+    await made(node)
+    first = await fetched(node)
+    assert places(first) == [1, 3]
+    assert places(await fetched(node)) == []
+    done = await node.ask("POST", ONE + "/ack", json={"delivery_ids": ids(first)})
+    assert done.body == {"settled": 2, "stale": []}
+    assert places(await fetched(node)) == [2]
+    again = await node.ask("POST", ONE + "/ack", json={"delivery_ids": ids(first)})
+    assert again.body == {"settled": 0, "stale": ids(first)}
+
+
+async def test_a_refused_event_comes_again_and_is_parked_and_replayed(node: Node):
+    await node.append("s", 1)
+    await made(node, max_retries=1)
+    for attempt in (1, 2):
+        answer = await fetched(node)
+        assert [event["attempt"] for event in answer.body["events"]] == [attempt]
+        await node.ask("POST", ONE + "/nack", json={"delivery_ids": ids(answer)})
+    parked = await node.ask("GET", ONE + "/parked")
+    assert [(e["position"], e["why"]) for e in parked.body["events"]] == [(1, "after_retries")]
+    assert places(await fetched(node)) == []
+    assert (await node.ask("POST", ONE + "/parked/replay")).body == {"replayed": 1}
+    assert places(await fetched(node)) == [1]
+
+
+async def test_a_fetch_waits_for_an_event_that_matches(node: Node):
+    await made(node, filter={"stream_prefix": "wanted"})
+    waiting = asyncio.create_task(fetched(node, wait_ms=5_000))
+    await eventually(lambda: node.api.arrivals.reads == 1)
+    await node.append("other")
+    await node.append("wanted")
+    assert places(await waiting) == [2]
+
+
+async def test_the_lag_of_a_subscription_to_which_nothing_comes_becomes_0(node: Node):
+    await made(node, filter={"types": ["None"]})
+    await node.append("s", 9)
+    assert (await node.ask("GET", ONE)).body["lag"] == 9
+    assert places(await fetched(node, wait_ms=1)) == []
+    assert (await node.ask("GET", ONE)).body["lag"] == 0
+
+
+async def test_filter_and_start_do_not_change(node: Node):
+    await made(node, start_after="end")
+    assert (await node.ask("PUT", ONE, json={"start_after": "end"})).status == 200
+    other = await node.ask("PUT", ONE, json={"start_after": 3})
+    assert (other.status, other.code, other.body["field"]) == (
+        409,
+        "subscription_exists",
+        "start_after",
+    )
+
+
+async def test_what_is_not_there_is_404(node: Node):
+    for method, target, body in (
+        ("GET", ONE, None),
+        ("DELETE", ONE, None),
+        ("POST", ONE + "/fetch", {"consumer": "a"}),
+        ("POST", ONE + "/ack", {"delivery_ids": []}),
+        ("POST", ONE + "/parked/replay", None),
+    ):
+        answer = await node.ask(method, target, json=body)
+        assert (answer.status, answer.code) == (404, "subscription_not_found"), target
