@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from cluster import recover as tool
 from cluster import topology
@@ -18,6 +19,8 @@ from cluster.supervisor import PROJECT, Supervisor
 from cluster.topology import Topology
 from tests.e2e.client import Client
 from tests.e2e.conftest import Cluster
+
+pytestmark = pytest.mark.e2e
 
 RECOVER_S = 60.0
 

@@ -14,6 +14,8 @@ from cluster.topology import Topology
 from tests.e2e.client import STORE
 from tests.e2e.conftest import INTERVAL_MS, NODES, Cluster
 
+pytestmark = pytest.mark.e2e
+
 EVENTS_IN_APPEND = 20
 SNAPSHOTS = f"/v1/stores/{STORE}/snapshots"
 

@@ -88,15 +88,18 @@ def bounded(seed: int, size: int, cpu_s: float = CPU_S) -> Report:
     before = signal.signal(signal.SIGPROF, ended)
     signal.setitimer(signal.ITIMER_PROF, cpu_s, _AGAIN_S)
     try:
-        return run(seed, size)
+        report = run(seed, size)
     except BaseException:
         # What ends in the midst of anything may break in another way while it is taken down.
         if not over:
             raise
-        return Report(seed, size, violations=[f"not over after {cpu_s:g} s of a processor"])
+        report = Report(seed, size)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         signal.signal(signal.SIGPROF, before)
+    if over:  # also where the exception was lost, as in a destructor
+        report.violations.append(f"not over after {cpu_s:g} s of a processor")
+    return report
 
 
 def _reports(options: argparse.Namespace) -> Iterator[Report]:
