@@ -48,9 +48,8 @@ class Entry(NamedTuple):
 
 
 class AckedEntry(NamedTuple):
-    """What a node has acknowledged: in which term, the entry, and its own term."""
+    """What a node has acknowledged: the entry, and its term."""
 
-    in_term: int
     index: int
     term: int | None
 
@@ -71,6 +70,7 @@ class Chronicle:
         self._votes: dict[tuple[str, int], str] = {}
         self._reigns: dict[int, int] = {}  # term -> the leader's commit index as it began
         self._acks: dict[str, deque[AckedEntry]] = {}
+        self._held: dict[int, dict[str, int]] = {}  # term -> voter -> the last it has acknowledged
 
     # --- lineages ----------------------------------------------------------------------------
 
@@ -204,7 +204,9 @@ class Chronicle:
         index, journal = message.next_index - 1, sender.replica._journal
         sender.acknowledged = message.term, index
         said = self._acks.setdefault(sender.node_id, deque(maxlen=ACKS_KEPT))
-        said.append(AckedEntry(message.term, index, journal.term_at(index)))
+        said.append(AckedEntry(index, journal.term_at(index)))
+        held = self._held.setdefault(message.term, {})
+        held[sender.node_id] = max(held.get(sender.node_id, 0), index)
         if journal.last_index < index:
             self._fail(f"I11: {sender} acknowledges {index}, and holds {journal.last_index}")
         if receiver is None or not receiver.replica.leads:
@@ -241,11 +243,8 @@ class Chronicle:
         engine, memberships = leader.replica._engine, leader.replica._journal.memberships
         if leader.replica._journal.term_at(index) != engine.term:
             return
-        hold = {
-            voter
-            for voter, said in self._acks.items()
-            if any(one.in_term == engine.term and one.index >= index for one in said)
-        }
+        # However long ago it was said: a leader that stood still finds old words in its queue.
+        hold = {voter for voter, last in self._held.get(engine.term, {}).items() if last >= index}
         hold.add(leader.node_id)
         possible = [memberships.current, memberships.committed]
         possible += [self.memberships.get(memberships.current.version - 1, NOBODY)]
