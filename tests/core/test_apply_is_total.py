@@ -16,14 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.core import commands
+from node.core import subscription_commands as asked
 from node.core.fields import TIME_US_MAX
+from node.core.filters import Filter
 from node.core.outcomes import (
     Appended,
     BarrierPassed,
     CheckpointMoved,
     CheckpointNotIncreasing,
     EventIdReused,
+    Fetched,
     Malformed,
+    Replayed,
+    Settled,
     SnapshotDeleted,
     SnapshotNotFound,
     SnapshotRecorded,
@@ -31,9 +36,13 @@ from node.core.outcomes import (
     StoreCreated,
     StoreDeleted,
     StoreNotFound,
+    Subscribed,
+    SubscriptionExists,
+    SubscriptionNotFound,
+    Unsubscribed,
     WrongExpectedVersion,
 )
-from node.core.snapshots import encode_content
+from node.core.snapshots import PLACE_BITS, encode_content
 from node.core.state import State
 from tests.core.observed import contents, frame, started
 
@@ -45,6 +54,8 @@ REFUSALS = (
     CheckpointNotIncreasing,
     SnapshotNotFound,
     SnapshotTooOld,
+    SubscriptionExists,
+    SubscriptionNotFound,
 )
 OUTCOMES = (
     *REFUSALS,
@@ -54,10 +65,17 @@ OUTCOMES = (
     CheckpointMoved,
     SnapshotRecorded,
     SnapshotDeleted,
+    Subscribed,
+    Unsubscribed,
+    Fetched,
+    Settled,
+    Replayed,
     BarrierPassed,
 )
 
 SNAPSHOT = encode_content("Order", b"\x01", b"\xf6")
+WANTED = asked.Definition(Filter(("T", "x" * 100), "s", "s"), asked.START_AT_END, 1000, 3, 2)
+FIRST = asked.Delivery((2 << PLACE_BITS) + 4, 1, 1)
 VALID = [
     commands.append("main", 5, "s", commands.ANY, [frame(1), frame(2, "x" * 100)]),
     commands.append("main", 5, "s", 2**62, [frame(3)]),
@@ -76,6 +94,13 @@ VALID = [
     commands.create_store("other", 5),
     commands.delete_store("main"),
     commands.put_checkpoint("main", "p", 3),
+    asked.subscribe("main", 5, "other", WANTED),
+    asked.subscribe("main", 5, "all", WANTED),
+    asked.unsubscribe("main", "all"),
+    asked.fetch("main", 5, "all", "c", 5),
+    asked.settle("main", 5, "all", [(FIRST, asked.ACK), (FIRST, asked.SKIP)]),
+    asked.settle("main", 2**50, "all", [(FIRST, asked.RETRY)]),
+    asked.replay("main", 5, "all", [1, 2]),
     commands.barrier(),
 ]
 
@@ -156,6 +181,9 @@ def filled() -> State:
             commands.put_checkpoint("main", "p", 2),
             commands.put_snapshot("main", 9, "o-1", "s", 3, SNAPSHOT),
             commands.put_snapshot("main", 9, "o-1", "s", 9, SNAPSHOT),
+            asked.subscribe("main", 9, "all", asked.Definition(Filter(), 0, 100, 0, 9)),
+            commands.append("main", 9, "t", -1, [frame(91), frame(92)]),
+            asked.fetch("main", 9, "all", "c", 1),
         ],
     )
     return state

@@ -8,20 +8,19 @@ must stay the same as the first.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from typing import Any
 
 from node.core import commands, subscription
 from node.core import subscription_commands as asked
 from node.core.filters import Filter
-from node.core.outcomes import Fetched, Replayed, Settled, Subscribed
+from node.core.outcomes import Fetched, Subscribed
 from node.core.state import State
 from node.core.subscription import Subscription
 from node.core.subscription_commands import Definition, Delivery
 from node.core.subscription_state import decode, encode, take
 from tests.core.observed import frame
+from tests.core.subscription_reference import DONE, IN_FLIGHT, PARKED, WAITING, Reference
 
-NEW, IN_FLIGHT, WAITING, PARKED, DONE = "new", "in flight", "waiting", "parked", "done"
 STREAMS = ["a-1", "a-2", "a-3", "b-1"]
 TIMEOUT_MS = 100
 TIMEOUT_US = TIMEOUT_MS * 1_000
@@ -35,88 +34,6 @@ FILTERS = [
     Filter(types=("T",), stream="a-1"),
     Filter(stream="nothing"),
 ]
-
-
-@dataclass
-class Wanted:
-    """One event that the filter takes."""
-
-    stream: str
-    status: str = NEW
-    attempt: int = 0
-    failures: int = 0
-    handed_us: int = 0
-
-
-class Reference:
-    """What must hold, without a thought for cost."""
-
-    def __init__(self, definition: Definition, now_us: int) -> None:
-        self.definition = definition
-        self.events: dict[int, Wanted] = {}
-        self.clock_us = now_us
-
-    def appended(self, position: int, stream: str, kind: str) -> None:
-        wanted = self.definition.wanted
-        takes = (
-            position > self.definition.start_after
-            and (not wanted.types or kind in wanted.types)
-            and stream.startswith(wanted.stream_prefix)
-            and wanted.stream in (None, stream)
-        )
-        if takes:
-            self.events[position] = Wanted(stream)
-
-    def of(self, *statuses: str) -> list[int]:
-        return [position for position, one in self.events.items() if one.status in statuses]
-
-    def may_be_handed_out(self) -> list[int]:
-        """The first unsettled event of each stream that has nothing in flight."""
-        busy = {self.events[position].stream for position in self.of(IN_FLIGHT)}
-        firsts: dict[str, int] = {}
-        for position in sorted(self.of(NEW, WAITING)):
-            firsts.setdefault(self.events[position].stream, position)
-        return [position for stream, position in firsts.items() if stream not in busy]
-
-    def room(self) -> int:
-        most = min(self.definition.max_in_flight, subscription.PARKED_MAX - len(self.of(PARKED)))
-        return most - len(self.of(IN_FLIGHT))
-
-    def advance(self, now_us: int) -> None:
-        self.clock_us = max(self.clock_us, now_us)
-
-    def expire(self) -> None:
-        for position in self.of(IN_FLIGHT):
-            if self.events[position].handed_us <= self.clock_us - TIMEOUT_US:
-                self.fail(position)
-
-    def fail(self, position: int) -> None:
-        one = self.events[position]
-        one.failures += 1
-        one.status = PARKED if one.failures > self.definition.max_retries else WAITING
-
-    def fetched(self, deliveries: list[tuple[int, int]], most: int, has_more: bool) -> None:
-        """Take the answer to a fetch, or say what is wrong with it."""
-        limit = min(most, self.room())
-        assert len(deliveries) <= max(0, limit)
-        for position, attempt in deliveries:
-            assert position in self.may_be_handed_out(), "out of turn"
-            one = self.events[position]
-            one.status, one.attempt, one.handed_us = IN_FLIGHT, one.attempt + 1, self.clock_us
-            assert attempt == one.attempt
-        if len(deliveries) < limit and not has_more:
-            assert not self.may_be_handed_out(), "something was left behind"
-
-    def settled(self, delivery: Delivery, action: int) -> bool:
-        """Whether the delivery counts."""
-        one = self.events.get(delivery.position)
-        if one is None or one.status != IN_FLIGHT or one.attempt != delivery.attempt:
-            return False
-        if action == asked.RETRY:
-            self.fail(delivery.position)
-        else:
-            one.status = PARKED if action == asked.PARK else DONE
-        return True
 
 
 class Walk:
@@ -159,7 +76,7 @@ class Walk:
         assert made == Subscribed("s", True)
         if start == asked.START_AT_END:
             definition = definition._replace(start_after=len(self.kinds))
-        reference = Reference(definition, self.now_us)
+        reference = Reference(self.uid, definition, self.now_us)
         for position, (stream, kind) in enumerate(self.kinds, 1):
             reference.appended(position, stream, kind)
         return reference
@@ -173,9 +90,7 @@ class Walk:
         most = self.chance.randrange(1, 5)
         outcome = self.do(asked.fetch("main", self.now_us, "s", self.chance.choice("cd"), most))
         assert isinstance(outcome, Fetched)
-        self.reference.advance(self.now_us)
-        self.reference.expire()
-        self.reference.fetched(list(outcome.deliveries), most, outcome.has_more)
+        self.reference.fetched(self.now_us, most, outcome)
         self.delivered += [Delivery(outcome.uid, *one) for one in outcome.deliveries]
 
     def settle(self) -> None:
@@ -188,30 +103,20 @@ class Walk:
             delivery, how = self.chance.choice(lately), asked.ACK
             named.append((delivery._replace(uid=delivery.uid + 1), how))
         outcome = self.do(asked.settle("main", self.now_us, "s", named))
-        self.reference.advance(self.now_us)
-        counted = [one.uid == self.uid and self.reference.settled(one, how) for one, how in named]
-        self.reference.expire()
-        assert outcome == Settled([at for at, counts in enumerate(counted) if not counts])
+        self.reference.settled(self.now_us, named, outcome)
 
     def replay(self) -> None:
         parked = self.reference.of(PARKED)
         some = self.chance.random() < 0.5 and len(parked) > 0
-        outcome = self.do(
-            asked.replay("main", self.now_us, "s", [parked[0], 10**6] if some else [])
-        )
-        self.reference.advance(self.now_us)
-        replayed = parked[:1] if some else parked
-        assert outcome == Replayed(len(replayed))
-        for position in replayed:
-            one = self.reference.events[position]
-            one.status, one.failures = WAITING, 0
+        positions = [parked[0], 10**6] if some else []
+        outcome = self.do(asked.replay("main", self.now_us, "s", positions))
+        self.reference.replayed(self.now_us, positions, outcome)
 
     def change_the_bounds(self) -> None:
         definition = self.bounded(self.subscription.definition)
         outcome = self.do(asked.subscribe("main", self.now_us, "s", definition))
         assert outcome == Subscribed("s", False)
-        start_after = self.reference.definition.start_after
-        self.reference.definition = definition._replace(start_after=start_after)
+        self.reference.redefined(definition)
 
     def restart_the_second(self) -> None:
         store = self.twin.stores["main"]
@@ -221,6 +126,8 @@ class Walk:
 
     def time_passes(self) -> None:
         self.now_us += self.chance.choice([1, TIMEOUT_US // 2, TIMEOUT_US, -TIMEOUT_US])
+        if self.chance.random() < 0.05:
+            self.now_us -= subscription.CLOCK_BACK_US  # another node's clock was far ahead
 
     def check(self) -> None:
         """Both states are sound, the same, and as the reference says."""
