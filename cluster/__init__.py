@@ -7,6 +7,7 @@ signals, and over HTTP. It never imports `node`, so what works from here works f
 `topology`    which nodes a local cluster has: ids, ports, directories, command lines
 `supervisor`  real node processes: start, wait until ready, stop, kill, restart
 `access`      a request to whichever node answers
+`tables`      tables that a narrow screen does not cut
 `up`, `flush`, `status`, `member`   what stands behind `scripts/cluster` and those of their names
 `recover_plan`, `recover`           going on without members that are gone for good
 `client_errors`, `client_routing`, `client`, `client_sync`   the client for programs

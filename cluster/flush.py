@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
+from cluster.tables import whole
 
 PROG = "scripts/flush"
 
@@ -141,7 +142,8 @@ async def run(options: argparse.Namespace, console: Console) -> int:
         reason = reply.body.get("detail") or reply.body.get("code") or f"status {reply.status}"
         print(f"{options.prog}: {reply.url} says: {reason}", file=sys.stderr)
     else:
-        console.print(table(results, f"flush of {options.store or 'all stores'} via {reply.url}"))
+        title = f"flush of {options.store or 'all stores'} via {reply.url}"
+        console.print(whole(table(results, title), console, prose=("result",)))
     return 0 if reply.status == 200 and not any(row.error for row in results) else 1
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
 from cluster.status import look
+from cluster.tables import whole
 
 _PATH = "/v1/cluster/members"
 _REQUEST_MS = 10_000
@@ -86,7 +87,7 @@ def _list(reply: Reply, console: Console) -> int:
     for member in reply.body.get("members", []):
         counted = "yes" if member.get("voter") else "no"
         table.add_row(member["id"], member["raft_address"], member["role"], counted)
-    console.print(table)
+    console.print(whole(table, console))
     return 0 if reply.body.get("leader") else 1
 
 

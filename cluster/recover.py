@@ -27,6 +27,7 @@ from rich.table import Table
 
 from cluster.access import Unreachable, request
 from cluster.recover_plan import NoPlan, Plan, Report, make
+from cluster.tables import whole
 
 WORD = "recover"
 _ANSWER_S = 5.0
@@ -167,7 +168,7 @@ async def run(options: argparse.Namespace, console: Console, ask: Callable[[str]
     except NoPlan as refusal:
         _complain(f"{'not needed' if refusal.unneeded else 'refused'}: {refusal}")
         return 3 if refusal.unneeded else 1
-    console.print(table(reports, plan))
+    console.print(whole(table(reports, plan), console))
     console.print(consequences(reports, plan), highlight=False, soft_wrap=True)
     if not options.yes and ask(f"Type {WORD} to do this: ").strip() != WORD:
         _complain("nothing was done")

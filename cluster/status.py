@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
+from cluster.tables import whole
 
 PROG = "scripts/status"
 
@@ -181,7 +182,7 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         console.print_json(json.dumps(reply.body))
     elif reply.status == 200:
-        console.print(table(reply))
+        console.print(whole(table(reply), console))
         for note in notes(reply.body):
             console.print(note, highlight=False, markup=False, soft_wrap=True)
     else:
@@ -195,7 +196,7 @@ async def _watch(urls: list[str], console: Console) -> int:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             try:
-                live.update(table(await look(urls)), refresh=True)
+                live.update(whole(table(await look(urls)), console), refresh=True)
             except Unreachable as error:
                 live.update(Text(f"no node could be reached\n{error}", "red"), refresh=True)
             await asyncio.sleep(WATCH_S)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
+from cluster.tables import whole
+
 QUIET_CORES = 0.15
 """What others may take before the figures are in doubt."""
 
@@ -61,7 +63,7 @@ class Report:
         table = Table(*columns)
         for row in rows:
             table.add_row(*row)
-        self.console.print(table)
+        self.console.print(whole(table, self.console))
 
     def verdict(self, what: str, value: str, target: str, met: bool) -> None:
         """Say what came out beside what was asked for."""

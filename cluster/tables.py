@@ -1,0 +1,56 @@
+"""Tables on a console that may be too narrow for them: a figure is never cut.
+
+A table whose cells all fit is shown as it is, with headings of several lines where that helps. One
+that does not fit is shown row by row instead, each figure on a line of its own behind its heading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+_BORDER = 3  # of a column: its left line and a blank on either side
+
+
+def whole(table: Table, console: Console, prose: Collection[str] = ()) -> RenderableType:
+    """The table, or its rows below one another where the console is too narrow for it.
+
+    Columns whose headings are in `prose` hold sentences, which may be broken between words.
+    """
+    for column in table.columns:
+        column.min_width = _least(column, _heading(column) in prose)
+    needed = sum((column.min_width or 0) + _BORDER for column in table.columns) + 1
+    return table if needed <= console.width else _rows(table)
+
+
+def _least(column: Column, is_prose: bool) -> int:
+    """How wide a column must be so that nothing of it is cut."""
+    cells = list(map(_text, column.cells))
+    words = [word for cell in cells for word in cell.split()] if is_prose else cells
+    return max(map(cell_len, (*words, *_heading(column).split())), default=0)
+
+
+def _rows(table: Table) -> RenderableType:
+    headings = list(map(_heading, table.columns))
+    width = max(map(cell_len, headings))
+    cells = [[_text(cell) for cell in column.cells] for column in table.columns]
+    blocks = [
+        "\n".join(f"  {name:<{width}}  {cell}" for name, cell in zip(headings, row, strict=True))
+        for row in zip(*cells, strict=True)
+    ]
+    title = [_text(table.title)] if table.title else []
+    lines = "\n\n".join(("\n".join((*title, *blocks[:1])), *blocks[1:]))
+    return Text(lines, no_wrap=True, overflow="ignore")
+
+
+def _heading(column: Column) -> str:
+    return _text(column.header)
+
+
+def _text(cell: RenderableType) -> str:
+    """What is to be read in a cell, without its colours."""
+    return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
