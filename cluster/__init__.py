@@ -10,9 +10,11 @@ signals, and over HTTP. It never imports `node`, so what works from here works f
 `tables`      tables that a narrow screen does not cut
 `up`, `flush`, `status`, `member`   what stands behind `scripts/cluster` and those of their names
 `recover_plan`, `recover`           going on without members that are gone for good
-`client_errors`, `client_routing`, `client`, `client_sync`   the client for programs
+`client_errors`, `client_values`, `client_events`   what the client for programs takes and tells
+`client_routing`, `client_asking`         which node it asks, and how often
+`client`, `client_snapshots`, `client_subscriptions`, `client_consumer`   what it can do
+`client_sync` the same without `await`
 `client_ws`   one pipelined connection to one node
-`client_snapshots`, `client_values`       snapshots of aggregates; values as they travel
 `__main__`, `cli`   the command line `exesdb`: those, and append, read, tail, subscribe, ...
 `demo_flights`, `demo_transfer`, `demo`   a year of real events through three nodes
 `backup`      a store into a file, and back

@@ -20,139 +20,41 @@ append, so that a client never misses what it wrote itself, whichever node it as
 at another node when a connection ends: every event once, in order, for as long as the process that
 reads it lives. Keep `position` together with what you made of the events to go on after a restart.
 
-**Snapshots** of aggregates are recorded and read as `client_snapshots` shows.
+**Snapshots** of aggregates are recorded and read as `client_snapshots` shows. **Persistent
+subscriptions**, which share events among several consumers, are made with `client_subscriptions`
+and worked on with `client_consumer`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
-import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable, of_problem
-from cluster.client_routing import Routing
+from cluster.client_asking import CONNECT_S, Attempts
+from cluster.client_errors import ClientError, Unavailable, of_problem
+from cluster.client_events import Appended, Event, Filter, Recorded
 from cluster.client_snapshots import SnapshotCalls
-from cluster.client_values import plain_values, quoted, value_of
+from cluster.client_subscriptions import SubscriptionCalls
+from cluster.client_values import quoted
+
+__all__ = ["ANY", "NO_STREAM", "STREAM_EXISTS", "Appended", "Client", "Event", "Filter", "Recorded"]
 
 ANY, NO_STREAM, STREAM_EXISTS = "any", "no_stream", "stream_exists"
 
-_CONNECT_S = 2.0
-_PAUSE_FIRST_S, _PAUSE_MAX_S = 0.02, 1.0
 _SILENCE_S = 30.0  # a follower hears something at least every 15 s
 _PAGE_EVENTS = 1_000
 _LINE_BYTES_MAX = 32 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An event to be appended. `data` and `metadata` are JSON values, or bytes."""
-
-    type: str
-    data: Any = None
-    metadata: Any = None
-    id: str = field(default_factory=lambda: str(uuid.uuid4()))
-
-    def plain(self) -> dict[str, Any]:
-        """As the API wants it."""
-        values = plain_values(data=self.data, metadata=self.metadata)
-        return {"event_id": self.id, "event_type": self.type, **values}
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """An event as it is stored. `number` counts in its stream from 0, `position` in the store
-    from 1; `created_us` is in microseconds since 1970."""
-
-    stream: str
-    number: int
-    position: int
-    id: str
-    type: str
-    data: Any
-    metadata: Any
-    created_us: int
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Recorded:
-        """From the API's form."""
-        return cls(
-            plain["event_stream_id"],
-            plain["event_number"],
-            plain["position"],
-            plain["event_id"],
-            plain["event_type"],
-            value_of(plain, "data"),
-            value_of(plain, "metadata"),
-            plain["created_epoch"],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """Where events were stored. `idempotent` says that an earlier try had stored them."""
-
-    positions: list[int]
-    streams: dict[str, int]
-    raft_index: int
-    idempotent: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which events a reader or a follower wants; all of them by default."""
-
-    types: tuple[str, ...] = ()
-    stream_prefix: str = ""
-
-    def query(self) -> list[tuple[str, str]]:
-        """As parameters of the API."""
-        query = [("type", one) for one in self.types]
-        return [*query, ("stream_prefix", self.stream_prefix)] if self.stream_prefix else query
-
-
-class Client(SnapshotCalls):
+class Client(SnapshotCalls, SubscriptionCalls):
     """A client of one store of a cluster; see the module.
 
     `nodes` are addresses, `timeout_s` bounds every call with all its retries. Use it as an
     asynchronous context, on one event loop. Every method raises `ClientError`.
     """
-
-    def __init__(
-        self,
-        *nodes: str,
-        store: str = "my_store",
-        timeout_s: float = 15.0,
-        chance: random.Random | None = None,
-    ) -> None:
-        self.store = store
-        self.seen_index = 0
-        self._routing = Routing(nodes or ("127.0.0.1:8101",))
-        self._timeout_s = timeout_s
-        self._chance = chance or random.Random()
-        self._http: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> Client:
-        bounds = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
-        self._http = aiohttp.ClientSession(
-            timeout=bounds, connector=aiohttp.TCPConnector(limit=0), read_bufsize=2**18
-        )
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._session.close()
-        self._http = None
 
     # --- appending ---------------------------------------------------------------------------
 
@@ -192,7 +94,6 @@ class Client(SnapshotCalls):
     async def _append(self, path: str, body: Mapping[str, Any], durability: str) -> Appended:
         query = [("durability", durability)] if durability != "replicated" else []
         answer = await self._ask("POST", path, query, body)
-        self.seen_index = max(self.seen_index, answer["raft_index"])
         return Appended(
             answer["positions"], answer["streams"], answer["raft_index"], answer["idempotent"]
         )
@@ -242,9 +143,6 @@ class Client(SnapshotCalls):
             raise
         return int(found["position"])
 
-    async def _read(self, path: str, query: list[tuple[str, str]]) -> Any:
-        return await self._ask("GET", path, [*query, ("min_index", str(self.seen_index))])
-
     # --- following ---------------------------------------------------------------------------
 
     def subscribe(
@@ -253,107 +151,6 @@ class Client(SnapshotCalls):
         """Every event behind `after`, and then every one that comes; see `Subscription`."""
         query = (wanted or Filter()).query()
         return Subscription(self, after, [*query, ("stream", stream)] if stream else query)
-
-    # --- asking ------------------------------------------------------------------------------
-
-    async def _ask(
-        self, method: str, path: str, query: list[tuple[str, str]], body: Any = None
-    ) -> Any:
-        """The answer, from whichever node gives it; retried while that is safe and there is time.
-
-        Everything that is asked may be repeated: appends are known by their event ids, and a
-        snapshot that is recorded again replaces itself.
-        """
-        attempts = Attempts(self._timeout_s, self._chance)
-        while True:
-            url = await self._node(for_change=method != "GET")
-            try:
-                return await self._once(method, url, path, query, body, attempts.left_s())
-            except (Unavailable, OutcomeUnknown) as error:
-                self._routing.failed(url)
-                await attempts.failed(error)
-            except ClientError as error:
-                error.stored = error.stored or attempts.perhaps_stored
-                raise
-
-    async def _once(
-        self,
-        method: str,
-        url: str,
-        path: str,
-        query: list[tuple[str, str]],
-        body: Any,
-        left_s: float,
-    ) -> Any:
-        encoded = None if body is None else msgspec.json.encode(body)
-        headers = {"Content-Type": "application/json"} if encoded else None
-        query = [*query, ("timeout_ms", str(max(1, int(left_s * 1000))))]
-        try:
-            async with (
-                asyncio.timeout(left_s + 0.5),  # the node's own answer to a time-out comes first
-                self._session.request(
-                    method, self._url(url, path), params=query, data=encoded, headers=headers
-                ) as answer,
-            ):
-                content = await answer.read()
-                # What was only done is told by how far the node has applied.
-                done = {"raft_index": int(answer.headers.get("X-Applied-Index", 0))}
-                found = msgspec.json.decode(content) if content else done
-        except aiohttp.ClientConnectorError as error:
-            raise Unavailable(f"{url}: {error}") from error
-        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
-            kind = Unavailable if method == "GET" else OutcomeUnknown
-            raise kind(f"{url}: {error or type(error).__name__}") from error
-        if answer.status >= 400:
-            raise of_problem(answer.status, found)
-        return found
-
-    async def _node(self, for_change: bool) -> str:
-        if for_change and self._routing.stale:
-            url = self._routing.pick(for_append=False)
-            try:
-                async with (
-                    asyncio.timeout(_CONNECT_S),
-                    self._session.get(f"{url}/v1/cluster") as answer,
-                ):
-                    self._routing.learned(await answer.json())
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
-                self._routing.failed(url)
-        return self._routing.pick(for_change)
-
-    def _url(self, node: str, path: str) -> str:
-        return f"{node}/v1/stores/{self.store}{path}"
-
-    @property
-    def _session(self) -> aiohttp.ClientSession:
-        if self._http is None:
-            raise RuntimeError("use the client in an `async with` block")
-        return self._http
-
-
-class Attempts:
-    """How long one call goes on trying, and what is known after each try."""
-
-    def __init__(self, timeout_s: float, chance: random.Random) -> None:
-        self.perhaps_stored = False
-        self._until = asyncio.get_running_loop().time() + timeout_s
-        self._chance = chance
-        self._pause_s = _PAUSE_FIRST_S
-
-    def left_s(self) -> float:
-        """The time that is left, in seconds; at least a little, so that one try is made."""
-        return max(0.05, self._until - asyncio.get_running_loop().time())
-
-    async def failed(self, error: ClientError) -> None:
-        """Pause before the next try. Raises the error that tells how it stands if time is over."""
-        self.perhaps_stored = self.perhaps_stored or error.stored
-        pause_s = self._pause_s * (0.5 + self._chance.random())
-        if asyncio.get_running_loop().time() + pause_s >= self._until:
-            if self.perhaps_stored:
-                raise OutcomeUnknown(error.detail, "outcome_unknown", error.fields) from error
-            raise error
-        self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
-        await asyncio.sleep(pause_s)
 
 
 class Subscription:
@@ -389,7 +186,7 @@ class Subscription:
         """What one node sends, from where this subscription has got to."""
         client = self._client
         query = [*self._query, ("after", str(self.position))]
-        bounds = aiohttp.ClientTimeout(sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+        bounds = aiohttp.ClientTimeout(sock_connect=CONNECT_S, sock_read=_SILENCE_S)
         try:
             async with client._session.get(
                 client._url(url, "/subscribe"),

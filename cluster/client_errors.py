@@ -3,13 +3,14 @@
     ClientError
     ├── Refused             a definite no: the request is wrong, or the state is not as it says
     │   ├── WrongExpectedVersion, EventIdReused, NotFound, Deleted
+    │   ├── SubscriptionExists
     │   └── InvalidRequest
     ├── Unavailable         no node could take it in time; certainly not stored
-    └── OutcomeUnknown      an append was sent and its answer never came; perhaps stored
+    └── OutcomeUnknown      a change was sent and its answer never came; perhaps stored
 
-Two questions matter to whoever catches one. `stored`: may the events of the append be in the store?
-And `retry`: can the same call succeed later, as it is? After `OutcomeUnknown` repeat the call with
-the same events: their ids make sure that they are stored once.
+Two questions matter to whoever catches one. `stored`: may the change be in the store? And `retry`:
+can the same call succeed later, as it is? After `OutcomeUnknown` repeat an append with the same
+events: their ids make sure that they are stored once.
 """
 
 from __future__ import annotations
@@ -66,6 +67,15 @@ class NotFound(Refused):
     """There is no such store, stream, checkpoint or subscription."""
 
 
+class SubscriptionExists(Refused):
+    """There is a subscription of this name that differs in what cannot be changed."""
+
+    @property
+    def field(self) -> str:
+        """What differs: "wanted" or "start_after"."""
+        return str(self.fields.get("field", ""))
+
+
 class Deleted(Refused):
     """The stream was deleted for ever."""
 
@@ -77,7 +87,7 @@ class Unavailable(ClientError):
 
 
 class OutcomeUnknown(ClientError):
-    """Whether the append was stored could not be learned within its time."""
+    """Whether a change was stored could not be learned within its time."""
 
     retry = True
 
@@ -92,6 +102,7 @@ _BY_CODE: dict[str, type[ClientError]] = {
     "wrong_expected_version": WrongExpectedVersion,
     "event_id_reused": EventIdReused,
     "stream_deleted": Deleted,
+    "subscription_exists": SubscriptionExists,
     "outcome_unknown": OutcomeUnknown,
 }
 _BY_STATUS: dict[int, type[ClientError]] = {

@@ -13,11 +13,11 @@ is the number of the last event that is in it. How many a store keeps of them is
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.client_asking import Asking
 from cluster.client_errors import NotFound
 from cluster.client_values import plain_values, quoted, value_of
 
@@ -50,10 +50,8 @@ class Snapshot:
         )
 
 
-class SnapshotCalls(ABC):
+class SnapshotCalls(Asking):
     """What a client can do with snapshots. Every method raises `ClientError`."""
-
-    seen_index: int
 
     async def record_snapshot(
         self,
@@ -70,7 +68,6 @@ class SnapshotCalls(ABC):
         """
         body = {"source_type": source_type, **plain_values(data=data, metadata=metadata)}
         answer = await self._ask("PUT", _path(source, stream, version), [], body)
-        self.seen_index = max(self.seen_index, answer["raft_index"])
         return bool(answer["replaced"])
 
     async def latest_snapshot(
@@ -98,21 +95,12 @@ class SnapshotCalls(ABC):
     async def delete_snapshot(self, source: str, stream: str, version: int) -> bool:
         """Delete a snapshot; False if there was none, or an earlier try had deleted it."""
         try:
-            answer = await self._ask("DELETE", _path(source, stream, version), [])
+            await self._ask("DELETE", _path(source, stream, version), [])
         except NotFound as error:
             if error.code == "snapshot_not_found":
                 return False
             raise
-        self.seen_index = max(self.seen_index, answer["raft_index"])
         return True
-
-    @abstractmethod
-    async def _ask(
-        self, method: str, path: str, query: list[tuple[str, str]], body: Any = None
-    ) -> Any: ...
-
-    @abstractmethod
-    async def _read(self, path: str, query: list[tuple[str, str]]) -> Any: ...
 
 
 def _path(source: str, stream: str, version: int | None = None) -> str:

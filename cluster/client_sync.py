@@ -7,7 +7,8 @@
 
 It is the same client (see `client`), on an event loop in a thread of its own. Calls from several
 threads are served side by side. An iterator asks for the next event when it is wanted, so nothing
-is read ahead of a slow reader but a page.
+is read ahead of a slow reader but a page. Persistent subscriptions are made and looked after here;
+working on them takes the client with `await` (`client_consumer`).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from cluster.client import ANY, Appended, Client, Event, Filter, Recorded
 from cluster.client_snapshots import Snapshot
+from cluster.client_subscriptions import Parked, PersistentSubscription
 
 T = TypeVar("T")
 
@@ -115,6 +117,42 @@ class SyncClient:
     def delete_snapshot(self, source: str, stream: str, version: int) -> bool:
         """Delete a snapshot; False if there was none."""
         return self._wait(self._client.delete_snapshot(source, stream, version))
+
+    def create_subscription(
+        self,
+        name: str,
+        wanted: Filter | None = None,
+        stream: str | None = None,
+        start_after: int | Literal["end"] = 0,
+        ack_timeout_ms: int = 30_000,
+        max_retries: int = 10,
+        max_in_flight: int = 1_000,
+    ) -> None:
+        """Make a persistent subscription, or change its bounds."""
+        made = self._client.create_subscription(
+            name, wanted, stream, start_after, ack_timeout_ms, max_retries, max_in_flight
+        )
+        self._wait(made)
+
+    def subscription(self, name: str) -> PersistentSubscription | None:
+        """How a persistent subscription is; None if there is none of this name."""
+        return self._wait(self._client.subscription(name))
+
+    def subscriptions(self) -> list[PersistentSubscription]:
+        """All of the store, by name."""
+        return self._wait(self._client.subscriptions())
+
+    def delete_subscription(self, name: str) -> bool:
+        """Remove a persistent subscription; False if there was none."""
+        return self._wait(self._client.delete_subscription(name))
+
+    def parked(self, name: str, after: int = 0) -> Iterator[Parked]:
+        """The events that were given up, behind a position."""
+        return self._iterate(self._client.parked(name, after))
+
+    def replay_parked(self, name: str, positions: Sequence[int] | None = None) -> int:
+        """Have parked events delivered again, all or those at these positions; how many."""
+        return self._wait(self._client.replay_parked(name, positions))
 
     def subscribe(
         self, after: int = 0, wanted: Filter | None = None, stream: str | None = None

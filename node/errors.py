@@ -8,7 +8,7 @@
     │   └── Missing: StoreMissing, StreamMissing, SnapshotMissing, CheckpointMissing,
     │       SubscriptionMissing, MemberMissing
     ├── Conflict                  the state said no; nothing was stored; read again, then decide
-    │   ├── WrongExpectedVersion, CheckpointNotIncreasing, SnapshotTooOld
+    │   ├── WrongExpectedVersion, CheckpointNotIncreasing, SnapshotTooOld, SubscriptionExists
     │   ├── PersistenceDisabled, RecoveryRefused
     │   ├── MemberExists, MembershipChangeOpen, MemberRecovering, LastMember
     │   └── EventIdReused, StreamDeleted

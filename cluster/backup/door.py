@@ -17,7 +17,7 @@ from urllib.parse import quote
 import aiohttp
 import cbor2
 
-from cluster.client import Attempts
+from cluster.client_asking import Attempts
 from cluster.client_errors import OutcomeUnknown, Unavailable, of_problem
 from cluster.client_routing import Routing
 

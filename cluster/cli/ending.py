@@ -4,8 +4,8 @@
     0     done; also when the reader of a pipe has seen enough
     1     refused, or failed
     2     no node could be reached, or none could serve: certainly nothing was stored
-    3     conflict: the stream, the event id or the checkpoint is not as the request says
-    4     there is no such store, stream or checkpoint
+    3     conflict: the stream, event id, checkpoint or subscription is not as the request says
+    4     there is no such store, stream, checkpoint, snapshot or subscription
     5     an append whose outcome is not known: repeat it with the same event ids
     64    wrong options
     130   interrupted
@@ -31,6 +31,7 @@ from cluster.client_errors import (
     EventIdReused,
     NotFound,
     OutcomeUnknown,
+    SubscriptionExists,
     Unavailable,
     WrongExpectedVersion,
     of_problem,
@@ -42,6 +43,7 @@ WRONG_USAGE, INTERRUPTED = 64, 130
 _CODES: tuple[tuple[type[ClientError], int], ...] = (
     (WrongExpectedVersion, CONFLICT),
     (EventIdReused, CONFLICT),
+    (SubscriptionExists, CONFLICT),
     (NotFound, NOT_FOUND),
     (Unavailable, UNREACHABLE),
     (OutcomeUnknown, UNKNOWN),

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from cluster.client import Appended, Attempts, Client, Event, Filter
+from cluster.client import Appended, Client, Event, Filter
+from cluster.client_asking import Attempts
 from cluster.client_errors import (
     NotFound,
     OutcomeUnknown,

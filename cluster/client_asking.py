@@ -1,0 +1,166 @@
+"""How a client asks: of any node, again where that is safe, until there is an answer or no time.
+
+What a client does (`client`, `client_snapshots`, `client_subscriptions`) stands on `_ask`, and on
+`_read`, which asks each node for at least what this client was told before, so that it never misses
+what it did itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable, of_problem
+from cluster.client_routing import Routing
+
+CONNECT_S = 2.0
+
+_PAUSE_FIRST_S, _PAUSE_MAX_S = 0.02, 1.0
+
+
+class Attempts:
+    """How long one call goes on trying, and what is known after each try."""
+
+    def __init__(self, timeout_s: float, chance: random.Random) -> None:
+        self.perhaps_stored = False
+        self._until = asyncio.get_running_loop().time() + timeout_s
+        self._chance = chance
+        self._pause_s = _PAUSE_FIRST_S
+
+    def left_s(self) -> float:
+        """The time that is left, in seconds; at least a little, so that one try is made."""
+        return max(0.05, self._until - asyncio.get_running_loop().time())
+
+    async def failed(self, error: ClientError) -> None:
+        """Pause before the next try. Raises the error that tells how it stands if time is over."""
+        self.perhaps_stored = self.perhaps_stored or error.stored
+        pause_s = self._pause_s * (0.5 + self._chance.random())
+        if asyncio.get_running_loop().time() + pause_s >= self._until:
+            if self.perhaps_stored:
+                raise OutcomeUnknown(error.detail, "outcome_unknown", error.fields) from error
+            raise error
+        self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
+        await asyncio.sleep(pause_s)
+
+
+class Asking:
+    """The nodes, the connections to them, and what was seen; see `client.Client`.
+
+    `seen_index` is the greatest Raft index that an answer to a change told of.
+    """
+
+    def __init__(
+        self,
+        *nodes: str,
+        store: str = "my_store",
+        timeout_s: float = 15.0,
+        chance: random.Random | None = None,
+    ) -> None:
+        self.store = store
+        self.seen_index = 0
+        self._routing = Routing(nodes or ("127.0.0.1:8101",))
+        self._timeout_s = timeout_s
+        self._chance = chance or random.Random()
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        bounds = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+        self._http = aiohttp.ClientSession(
+            timeout=bounds, connector=aiohttp.TCPConnector(limit=0), read_bufsize=2**18
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+        self._http = None
+
+    async def _ask(
+        self, method: str, path: str, query: list[tuple[str, str]], body: Any = None
+    ) -> Any:
+        """The answer, from whichever node gives it; retried while that is safe and there is time.
+
+        Everything that is asked may be repeated: appends are known by their event ids, a snapshot
+        that is recorded again replaces itself, and a delivery is settled once.
+        """
+        attempts = Attempts(self._timeout_s, self._chance)
+        while True:
+            url = await self._node(for_change=method != "GET")
+            try:
+                return await self._once(method, url, path, query, body, attempts.left_s())
+            except (Unavailable, OutcomeUnknown) as error:
+                self._routing.failed(url)
+                await attempts.failed(error)
+            except ClientError as error:
+                error.stored = error.stored or attempts.perhaps_stored
+                raise
+
+    async def _read(self, path: str, query: list[tuple[str, str]]) -> Any:
+        return await self._ask("GET", path, [*query, ("min_index", str(self.seen_index))])
+
+    async def _once(
+        self,
+        method: str,
+        url: str,
+        path: str,
+        query: list[tuple[str, str]],
+        body: Any,
+        left_s: float,
+        wait_s: float = 0.0,
+    ) -> Any:
+        """What one node answers, within `left_s`; after `wait_s` if it was asked to wait."""
+        encoded = None if body is None else msgspec.json.encode(body)
+        headers = {"Content-Type": "application/json"} if encoded else None
+        query = [*query, ("timeout_ms", str(max(1, int(left_s * 1000))))]
+        try:
+            async with (
+                # The node's own answer to a time-out comes first.
+                asyncio.timeout(wait_s + left_s + 0.5),
+                self._session.request(
+                    method, self._url(url, path), params=query, data=encoded, headers=headers
+                ) as answer,
+            ):
+                content = await answer.read()
+                found = msgspec.json.decode(content) if content else {}
+        except aiohttp.ClientConnectorError as error:
+            raise Unavailable(f"{url}: {error}") from error
+        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
+            kind = Unavailable if method == "GET" else OutcomeUnknown
+            raise kind(f"{url}: {error or type(error).__name__}") from error
+        if answer.status >= 400:
+            raise of_problem(answer.status, found)
+        if method != "GET":  # an answer that names no index tells how far the node has applied
+            applied = int(answer.headers.get("X-Applied-Index", 0))
+            self.seen_index = max(self.seen_index, found.get("raft_index", applied))
+        return found
+
+    async def _node(self, for_change: bool) -> str:
+        if for_change and self._routing.stale:
+            url = self._routing.pick(for_append=False)
+            try:
+                async with (
+                    asyncio.timeout(CONNECT_S),
+                    self._session.get(f"{url}/v1/cluster") as answer,
+                ):
+                    self._routing.learned(await answer.json())
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+                self._routing.failed(url)
+        return self._routing.pick(for_change)
+
+    def _url(self, node: str, path: str) -> str:
+        return f"{node}/v1/stores/{self.store}{path}"
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            raise RuntimeError("use the client in an `async with` block")
+        return self._http
