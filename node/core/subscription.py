@@ -1,9 +1,9 @@
 """A persistent subscription: which events were handed to whom, and what became of them.
 
-Consumers fetch events and settle each delivery: acknowledged, refused to be tried again, parked, or
-skipped. What is not settled in time counts as refused. Delivery is at least once, and in order per
-stream: **an event is handed to nobody while an earlier one of its stream is in flight or waits to
-be tried again.** A parked event no longer holds up its stream.
+Consumers fetch events and settle each delivery: acknowledged, refused to be tried again, parked,
+skipped, or given back untried. What is not settled in time counts as refused. Delivery is at least
+once, and in order per stream: **an event is handed to nobody while an earlier one of its stream is
+in flight or waits to be tried again.** A parked event no longer holds up its stream.
 
     cursor      the scan has evaluated everything up to here
     in flight   position -> who has it since when; oldest first
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from node.core.filters import Matcher
 from node.core.outcomes import Fetched, Replayed, Settled
-from node.core.subscription_commands import ACK, PARK, RETRY, Definition, Delivery
+from node.core.subscription_commands import ACK, GIVE_BACK, PARK, RETRY, Definition, Delivery
 
 if TYPE_CHECKING:  # a store holds its subscriptions
     from node.core.store import Store
@@ -303,6 +303,9 @@ class Subscription:
         if action == RETRY:
             self._fail(position, handed)
             return True
+        if action == GIVE_BACK:
+            self._again(position, handed, handed.failures)
+            return True
         counts = self.counts
         if action == PARK:
             self._park(position, handed, BY_CONSUMER)
@@ -326,9 +329,14 @@ class Subscription:
         failures = handed.failures + 1
         if failures > self.definition.max_retries:
             self._park(position, handed, AFTER_RETRIES)
+            self._release(position, handed)
         else:
-            waiting = self.lines[handed.stream].waiting
-            insort(waiting, Waiting(position, handed.attempt, failures))
+            self._again(position, handed, failures)
+
+    def _again(self, position: int, handed: Handed, failures: int) -> None:
+        """Let the event be handed out again."""
+        waiting = self.lines[handed.stream].waiting
+        insort(waiting, Waiting(position, handed.attempt, failures))
         self._release(position, handed)
 
     def _park(self, position: int, handed: Handed, why: int) -> None:

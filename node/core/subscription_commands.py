@@ -29,8 +29,8 @@ SETTLED_MAX = 1_000
 
 START_AT_END = -1
 
-# What becomes of a delivery.
-ACK, RETRY, PARK, SKIP = range(4)
+# What becomes of a delivery. One that is given back was not tried: that is no failure.
+ACK, RETRY, PARK, SKIP, GIVE_BACK = range(5)
 
 _UID_MAX = 2**63  # the place of a subscription's creation in the replicated history
 
@@ -85,7 +85,7 @@ class Fetch(NamedTuple):
 
 
 class Settle(NamedTuple):
-    """Say what became of deliveries: each with `ACK`, `RETRY`, `PARK` or `SKIP`."""
+    """Say what became of deliveries: `ACK`, `RETRY`, `PARK`, `SKIP`, `GIVE_BACK`."""
 
     store: str
     now_us: int
@@ -207,5 +207,5 @@ def _is_settlement(value: object) -> bool:
         and len(value) == 4
         and _within(value[0], 0, _UID_MAX)
         and all(map(is_number, value[1:3]))
-        and _within(value[3], ACK, SKIP)
+        and _within(value[3], ACK, GIVE_BACK)
     )

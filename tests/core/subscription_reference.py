@@ -110,6 +110,8 @@ class Reference:
             return False
         if action == asked.RETRY:
             self._fail(one)
+        elif action == asked.GIVE_BACK:
+            one.status = WAITING
         else:
             one.status = PARKED if action == asked.PARK else DONE
         return True

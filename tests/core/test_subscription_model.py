@@ -97,7 +97,7 @@ class Walk:
         lately = self.delivered[-8:]
         if not lately:
             return
-        hows = self.chance.choices(range(asked.SKIP + 1), [4, 3, 1, 1], k=4)
+        hows = self.chance.choices(range(asked.GIVE_BACK + 1), [4, 3, 1, 1, 1], k=4)
         named = [(self.chance.choice(lately), how) for how in hows[: self.chance.randrange(5)]]
         if self.chance.random() < 0.1:
             delivery, how = self.chance.choice(lately), asked.ACK

@@ -68,7 +68,7 @@ class History:
         one = self.state.stores[store].subscriptions.by_name[name]
         self.apply(asked.fetch(store, now_us, name, "consumer", count))
         some = [
-            (Delivery(one.uid, position, handed.attempt), self._ids.randrange(asked.SKIP + 1))
+            (Delivery(one.uid, position, handed.attempt), self._ids.randrange(asked.GIVE_BACK + 1))
             for position, handed in one.in_flight.items()
             if self._ids.random() < 0.7
         ]
