@@ -13,7 +13,7 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
 * `talks`      the WebSocket: `socket_messages` says what is spoken, `conversation` speaks it
   (`sockets`, `socket_appends`, `socket_feeds`)
 * `subscriptions`, `deliveries`   persistent subscriptions: as a whole, and what consumers do
-  (`subscription_schemas`)
+  (`desks`, where they wait; `settlements`; `subscription_schemas`)
 * `stores`, `checkpoints`, `persistence`, `cluster`, `members`, `recovery`, `metrics`   the other
   families
 * `later`      what the contract knows and this version does not serve yet

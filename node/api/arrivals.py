@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from node.errors import NotReady, Overloaded
 
@@ -79,7 +80,7 @@ class Arrivals:
                 del self._waiting[store]
 
 
-def canceller(waiting: asyncio.Future[None]) -> Callable[[], None]:
+def canceller(waiting: asyncio.Future[Any]) -> Callable[[], None]:
     """What a request is told to do when its client leaves while it waits."""
 
     def cancel() -> None:

@@ -34,6 +34,7 @@ from node.api.bodies import BodyReader
 from node.api.checkpoints import Checkpoints
 from node.api.cluster import Cluster
 from node.api.deliveries import Deliveries
+from node.api.desks import Desks
 from node.api.folds import Folds
 from node.api.following import Following
 from node.api.known_heads import KnownHeads
@@ -97,6 +98,7 @@ class ApiServer:
             *(state, default_durability),
         )
         reads = Reads(levels, state, self.arrivals, self.limits)
+        desks = Desks(replica, clock, levels, self.arrivals, self.limits)
         self._talks = Talks(
             *(replica, on_disk, clock, levels, self._bodies, self.limits),
             *(appends, reads, following),
@@ -110,7 +112,7 @@ class ApiServer:
             Checkpoints(replica, levels, self._bodies, self.limits),
             SnapshotRoutes(replica, clock, levels, self._bodies, self.limits),
             SubscriptionRoutes(replica, clock, levels, self._bodies, self.limits),
-            Deliveries(replica, clock, levels, self.arrivals, self._bodies, self.limits),
+            Deliveries(clock, levels, desks, self._bodies, self.limits),
             Folds(levels, self.limits),
             Persistence(replica, worker, force_on, state, levels, self._bodies, self.limits),
             self._cluster,

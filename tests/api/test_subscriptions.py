@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import cbor2
+
+from node.core.subscription_commands import FETCH
 from tests.api.fakes import Answered, Node, eventually
 
 ONE = "/v1/stores/main/subscriptions/workers"
@@ -63,6 +66,75 @@ async def test_a_fetch_waits_for_an_event_that_matches(node: Node):
     await node.append("other")
     await node.append("wanted")
     assert places(await waiting) == [2]
+
+
+def counted_fetches(node: Node) -> list[bytes]:
+    """All fetches that are proposed from now on."""
+    propose, fetches = node.replica.propose, []
+
+    async def counting(command: bytes, timeout_ms: int) -> Any:
+        if cbor2.loads(command)[1] == FETCH:
+            fetches.append(command)
+        return await propose(command, timeout_ms)
+
+    node.replica.propose = counting  # type: ignore[method-assign]
+    return fetches
+
+
+async def test_of_those_who_wait_as_many_fetch_as_there_are_events(node: Node):
+    await made(node)
+    waiting = {asyncio.create_task(fetched(node, wait_ms=5_000)) for _ in range(4)}
+    await eventually(lambda: node.api.arrivals.reads == 4)
+    fetches = counted_fetches(node)
+    found: list[list[int]] = []
+    for number in range(4):
+        await node.append(f"s{number}")
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        done = {one for one in waiting if one.done()}
+        found += [places(await one) for one in done]
+        waiting -= done
+        assert len(fetches) == number + 1
+    assert found == [[1], [2], [3], [4]]
+
+
+async def test_what_nobody_can_be_given_is_not_fetched(node: Node):
+    await made(node, filter={"stream_prefix": "wanted"})
+    await node.append("wanted")
+    busy = await fetched(node)
+    waiting = asyncio.create_task(fetched(node, wait_ms=5_000))
+    await eventually(lambda: node.api.arrivals.reads == 1)
+    fetches = counted_fetches(node)
+    for _ in range(20):
+        await node.append("other")
+        await node.append("wanted")
+    assert not fetches
+    await node.ask("POST", ONE + "/ack", json={"delivery_ids": ids(busy)})
+    assert places(await waiting) == [3] and len(fetches) == 1
+
+
+async def test_what_was_fetched_for_one_who_left_is_given_back(node: Node):
+    await made(node, max_retries=0)
+    waiting = asyncio.create_task(fetched(node, wait_ms=5_000))
+    await eventually(lambda: node.api.arrivals.reads == 1)
+    propose, gate = node.replica.propose, asyncio.Event()
+    fetches = []
+
+    async def held(command: bytes, timeout_ms: int) -> Any:
+        outcome = await propose(command, timeout_ms)
+        if cbor2.loads(command)[1] == FETCH:
+            fetches.append(command)
+            await gate.wait()
+        return outcome
+
+    node.replica.propose = held  # type: ignore[method-assign]
+    await node.append("s")
+    await eventually(lambda: len(fetches) == 1)
+    waiting.cancel()
+    await eventually(lambda: node.api.arrivals.reads == 0)
+    gate.set()
+    one = node.state.stores["main"].subscriptions.by_name["workers"]
+    await eventually(lambda: one.waiting == 1)
+    assert (places(await fetched(node)), len(one.parked)) == ([1], 0)
 
 
 async def test_the_lag_of_a_subscription_to_which_nothing_comes_becomes_0(node: Node):
