@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from traceback import format_exception
 from types import FrameType
 
 from tests.simulation.simulation import Report, run
@@ -76,7 +77,9 @@ class Endless(KeyboardInterrupt):
 
 
 def bounded(seed: int, size: int, cpu_s: float = CPU_S) -> Report:
-    """One run; one that uses more of the processor than `cpu_s` has broken a rule by that."""
+    """One run. One that uses more of the processor than `cpu_s` has broken a rule by that, and so
+    has one that ends with an exception.
+    """
 
     over = False
 
@@ -89,11 +92,13 @@ def bounded(seed: int, size: int, cpu_s: float = CPU_S) -> Report:
     signal.setitimer(signal.ITIMER_PROF, cpu_s, _AGAIN_S)
     try:
         report = run(seed, size)
-    except BaseException:
+    except BaseException as error:
+        report = Report(seed, size)
         # What ends in the midst of anything may break in another way while it is taken down.
         if not over:
-            raise
-        report = Report(seed, size)
+            if not isinstance(error, Exception):
+                raise
+            report.violations.append("".join(format_exception(error)))
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         signal.signal(signal.SIGPROF, before)

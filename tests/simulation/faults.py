@@ -69,7 +69,8 @@ class Director:
         while self._loop.time() < end and self._simulation.sound:
             await asyncio.sleep(chance.expovariate(rate))
             await self._come_back()
-            await chance.choice(kinds)()
+            if len(self._ids) > 1:  # a cluster of one has no links to cut
+                await chance.choice(kinds)()
         self._voters_end = ""
         for client in clients:
             await client
