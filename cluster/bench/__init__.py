@@ -8,10 +8,12 @@ from the same minutes. What cannot be measured here is skipped with the reason a
     report      series with their spread; tables and verdicts
     wrk         load over HTTP, from C
     pipelining  load over one WebSocket, from Python, in a process of its own
+    followers   followers over server-sent events, in a process of its own
+    loads       running such a process, and what it and the system spent
     etcd, nats  the peers and their load
     ports       ports that are free
     nodes       our cluster, on free ports with data in a temporary directory
     filling     an exact number of events as a start for a measurement
-    appending, websockets, flushing, memory, returning    the measurements
+    appending, websockets, following, flushing, memory, returning    the measurements
     __main__    the command line
 """

@@ -11,12 +11,24 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.access import Unreachable
-from cluster.bench import appending, flushing, machine, memory, returning, websockets, wrk
+from cluster.bench import (
+    appending,
+    flushing,
+    following,
+    machine,
+    memory,
+    returning,
+    websockets,
+    wrk,
+)
 from cluster.bench.report import JsonReport, Report
 from cluster.demo_transfer import TransferFailed
 from cluster.supervisor import NodeFailed, PortBusy
 
-MEASUREMENTS = ("append", "websocket", "flush-delay", "flush-cost", "memory", "comeback", "return")
+MEASUREMENTS = (
+    *("append", "websocket", "following", "flush-delay", "flush-cost", "memory"),
+    *("comeback", "return"),
+)
 
 PROG = "scripts/bench"
 
@@ -30,6 +42,7 @@ examples:
 
 append        one event a request at 1 and 64 connections, and batches of 100, beside etcd
 websocket     the same over one WebSocket, and a follower that catches up, beside NATS JetStream
+following     a follower that catches up over server-sent events; 100 of them behind 1,000 appends/s
 flush-delay   p99 of appends with a flush every 100 ms against persistence disabled
 flush-cost    flushing 1,000 new events with 10,000 and with 1,000,000 stored
 memory        resident bytes an event at 1,000,000 events
@@ -120,6 +133,8 @@ async def _measure(what: str, report: Report, options: argparse.Namespace) -> No
             await appending.measure(report, repetitions, seconds, options.etcd_bench)
         case "websocket":
             await websockets.measure(report, repetitions, seconds, many, options.nats_bench)
+        case "following":
+            await following.measure(report, min(repetitions, 3), seconds, many)
         case "flush-delay":
             await flushing.measure_delay(report, repetitions, seconds)
         case "flush-cost":

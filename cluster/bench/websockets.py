@@ -9,15 +9,13 @@ the processors. Starting the load is in it, so it means little where few events 
 from __future__ import annotations
 
 import asyncio
-import json
-import resource
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.bench import nats, nodes
+from cluster.bench import loads, nats, nodes
 from cluster.bench.machine import processor_s
 from cluster.bench.pipelining import DATA_BYTES, WARM_UP_S
 from cluster.bench.report import Report, Series, ratio
@@ -26,7 +24,6 @@ OURS, THEIRS = "ex-esdb", "nats"
 TIMES_NATS = 2.0
 BATCHED_PER_S = 150_000
 CAUGHT_UP_PER_S = 250_000
-_LOAD_LIMIT_S = 300
 
 
 class Point(NamedTuple):
@@ -107,47 +104,29 @@ async def _measure_ours(table: _Table, seconds: int, many: int) -> None:
         leader = (await cluster.leader()).node.url
         for point in (SINGLE, MANY, BATCHED):
             options = ("--under-way", point.under_way, "--batch", point.batch)
-            used = await _load(pids, "append", leader, *options, "--seconds", seconds)
-            found, system_s, load_s = used
+            appended = partial(_load, pids, "append", leader, *options, "--seconds", seconds)
+            found, system_s, load_s = await appended()
             events = found["events_per_s"] * (seconds + WARM_UP_S)
             table[OURS, point.title].add(found, system_s, load_s, events)
         while await cluster.events() < many:
-            await _load(pids, "append", leader, *options, "--seconds", seconds)
+            await appended()
         follower = (await cluster.follower()).node.url
         found, system_s, load_s = await _load(pids, "catch-up", follower)
         table[OURS, CATCH_UP].add(found, system_s, load_s, found["events"])
 
 
-async def _load(
-    pids: Sequence[int], what: str, url: str, *options: object
-) -> tuple[dict[str, Any], float, float]:
-    """Run a load; what it saw, and the processor seconds of the system and of the load."""
-    command = (sys.executable, "-m", "cluster.bench.pipelining", what, url, nodes.STORE, *options)
-    system_s, load_s = sum(map(processor_s, pids)), _children_s()
-    process = await asyncio.create_subprocess_exec(
-        *map(str, command), stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
-    )
-    async with asyncio.timeout(_LOAD_LIMIT_S):
-        said, _ = await process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"{what} failed with {process.returncode}")
-    found: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return found, sum(map(processor_s, pids)) - system_s, _children_s() - load_s
+async def _load(pids: Sequence[int], what: str, url: str, *options: object) -> loads.Done:
+    return await loads.run(pids, "pipelining", what, url, nodes.STORE, *options)
 
 
 async def _measure_nats(
     table: _Table, cluster: nats.Running, generator: Path, point: Point, seconds: int
 ) -> None:
-    system_s, load_s = sum(map(processor_s, cluster.pids)), _children_s()
+    system_s, load_s = sum(map(processor_s, cluster.pids)), loads.children_s()
     found = await asyncio.to_thread(nats.load, generator, cluster.leader, point.under_way, seconds)
-    system_s, load_s = sum(map(processor_s, cluster.pids)) - system_s, _children_s() - load_s
+    system_s, load_s = sum(map(processor_s, cluster.pids)) - system_s, loads.children_s() - load_s
     events = found["events_per_s"] * (seconds + nats.WARM_UP_S)
     table[THEIRS, point.title].add(found, system_s, load_s, events)
-
-
-def _children_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def _show(report: Report, table: _Table) -> None:
