@@ -27,7 +27,8 @@ _DEFINITION: dict[str, Any] = {
 _STATUS: dict[str, Any] = {
     "name": _TEXT,
     **_DEFINITION,
-    **dict.fromkeys(("position", "lag", "streams_behind", "in_flight", "overdue"), _COUNT),
+    **dict.fromkeys(("position", "settled_position", "lag", "streams_behind"), _COUNT),
+    **dict.fromkeys(("in_flight", "overdue"), _COUNT),
     **dict.fromkeys(("waiting", "parked", "last_fetch_epoch", "last_progress_epoch"), _COUNT),
     "totals": object_schema(dict.fromkeys(Counts._fields, _COUNT), Counts._fields),
     "consumers": {"type": "object", "additionalProperties": _COUNT},

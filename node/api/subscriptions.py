@@ -4,7 +4,8 @@ What they promise stands in `core.subscription`; handing out and settling in `de
 at one tells how far it is and whether it is stalled: `parked_full` (it hands out nothing until
 something is replayed), `not_acknowledged` (as much as may be is in flight, and nothing was settled
 for `_PATIENCE_US` or the ack timeout), `no_consumer` (there is something to do, and nobody fetched
-for as long).
+for as long). `settled_position` tells behind which position another one must begin to miss nothing
+but what is parked here.
 """
 
 from __future__ import annotations
@@ -223,6 +224,7 @@ def status(one: Subscription, store: Store, now_us: int) -> dict[str, Any]:
         "max_retries": max_retries,
         "max_in_flight": max_in_flight,
         "position": one.cursor,
+        "settled_position": one.settled_up_to,
         "lag": max(0, store.position - one.cursor),
         "streams_behind": sum(line.behind is not None for line in one.lines.values()),
         "in_flight": len(one.in_flight),

@@ -155,6 +155,20 @@ class Subscription:
         return sum(len(line.waiting) for line in self.lines.values())
 
     @property
+    def settled_up_to(self) -> int:
+        """The greatest position up to which every wanted event was settled, or parked.
+
+        Another subscription that begins behind it misses nothing that this one would still hand
+        out, but for what is parked. The cost grows with the lines.
+        """
+        unsettled = [position - 1 for position in self.in_flight]
+        for line in self.lines.values():
+            unsettled += [one.position - 1 for one in line.waiting[:1]]
+            if line.behind is not None:
+                unsettled.append(line.behind)
+        return min((self.cursor, *unsettled))
+
+    @property
     def room(self) -> int:
         """How many more events may be in flight; each of them may have to be parked."""
         in_flight = len(self.in_flight)

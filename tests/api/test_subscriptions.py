@@ -38,11 +38,14 @@ async def test_events_are_fetched_in_order_of_their_stream_and_acknowledged(node
     first = await fetched(node)
     assert places(first) == [1, 3]
     assert places(await fetched(node)) == []
+    looked = (await node.ask("GET", ONE)).body
+    assert (looked["position"], looked["settled_position"]) == (3, 0)
     done = await node.ask("POST", ONE + "/ack", json={"delivery_ids": ids(first)})
     assert done.body == {"settled": 2, "stale": []}
     assert places(await fetched(node)) == [2]
     again = await node.ask("POST", ONE + "/ack", json={"delivery_ids": ids(first)})
     assert again.body == {"settled": 0, "stale": ids(first)}
+    assert (await node.ask("GET", ONE)).body["settled_position"] == 1
 
 
 async def test_a_refused_event_comes_again_and_is_parked_and_replayed(node: Node):

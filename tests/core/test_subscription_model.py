@@ -19,7 +19,7 @@ from node.core.subscription import Subscription
 from node.core.subscription_commands import Definition, Delivery
 from node.core.subscription_state import decode, encode, take
 from tests.core.observed import frame
-from tests.core.subscription_reference import DONE, IN_FLIGHT, PARKED, WAITING, Reference
+from tests.core.subscription_reference import DONE, IN_FLIGHT, NEW, PARKED, WAITING, Reference
 
 STREAMS = ["a-1", "a-2", "a-3", "b-1"]
 TIMEOUT_MS = 100
@@ -138,6 +138,10 @@ class Walk:
         assert sorted(one.in_flight) == sorted(self.reference.of(IN_FLIGHT))
         assert sorted(one.parked) == sorted(self.reference.of(PARKED))
         assert one.waiting == len(self.reference.of(WAITING))
+        unsettled = self.reference.of(NEW, IN_FLIGHT, WAITING)
+        assert one.settled_up_to < min(unsettled, default=10**9)
+        assert one.settled_up_to <= one.cursor
+        assert one.lines or one.settled_up_to == one.cursor
         assert one.counts.acked + one.counts.skipped == len(self.reference.of(DONE))
 
     @property

@@ -133,4 +133,20 @@ DEFECTS = (
         "    except plain.NotPlain as error:\n",
         ("raft/test_messages.py::test_any_value_is_an_entry_or_malformed_and_nothing_else",),
     ),
+    Defect(
+        "what-waits-counts-as-settled",
+        "a subscription that begins behind settled_position misses nothing",
+        "core/subscription.py",
+        "            unsettled += [one.position - 1 for one in line.waiting[:1]]\n",
+        "            unsettled += [self.cursor for one in line.waiting[:1]]\n",
+        ("core/test_subscription_model.py",),
+    ),
+    Defect(
+        "what-was-passed-by-counts-as-settled",
+        "a subscription that begins behind settled_position misses nothing",
+        "core/subscription.py",
+        "                unsettled.append(line.behind)\n",
+        "                unsettled.append(self.cursor)\n",
+        ("core/test_subscription_model.py",),
+    ),
 )
