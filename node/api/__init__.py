@@ -11,7 +11,7 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
 * `folds`      a stream folded from its latest snapshot on
 * `following`  a store from a position on, for as long as a client listens (`streamed`)
 * `talks`      the WebSocket: `socket_messages` says what is spoken, `conversation` speaks it
-  (`sockets`, `socket_appends`, `socket_feeds`)
+  (`sockets`, `socket_appends`, `socket_feeds`, `socket_consumers`, `socket_records`)
 * `subscriptions`, `deliveries`   persistent subscriptions: as a whole, and what consumers do
   (`desks`, where they wait; `settlements`; `subscription_schemas`)
 * `stores`, `checkpoints`, `persistence`, `cluster`, `members`, `recovery`, `metrics`   the other

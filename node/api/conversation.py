@@ -25,16 +25,22 @@ from node.api import problems
 from node.api.appends import appended_body, refused
 from node.api.framing import SLICE_EVENTS
 from node.api.limits import ApiLimits
+from node.api.names import checked_name
 from node.api.ports import OnDisk, Replica
 from node.api.records import Pacer
+from node.api.settlements import ACTIONS, Settlements, Stale, deliveries_of, settled_body
 from node.api.socket_appends import Prepared, SocketAppends
+from node.api.socket_consumers import Consumption
 from node.api.socket_feeds import Feed
 from node.api.socket_messages import (
+    Ack,
     Append,
     AppendMany,
     Cancel,
+    Consume,
     Credit,
     Misfit,
+    Nack,
     Read,
     Request,
     Subscribe,
@@ -44,8 +50,10 @@ from node.api.sockets import Broken, Socket
 from node.api.values import NotPlain
 from node.api.wire import logger
 from node.core.outcomes import Appended, Outcome
+from node.core.subscription_commands import ACK
 from node.errors import ExesdbError, InvalidRequest, NotReady, Overloaded
 
+_SETTLE_MS = 5_000
 _PACE_REQUESTS = 32  # so many are taken between two looks at the clock
 
 Resolved = asyncio.Future[tuple[Outcome, int]]
@@ -58,6 +66,7 @@ class Shared(Protocol):
     replica: Replica
     on_disk: OnDisk
     appends: SocketAppends
+    settlements: Settlements
     requests_taken: int
 
     async def page(self, store: str, request: Read) -> tuple[int, bytes]:
@@ -70,27 +79,38 @@ class Shared(Protocol):
         """The feed that a subscription asks for. Raises `ExesdbError`."""
         ...
 
-    async def follow(self, feed: Feed) -> None:
-        """Run a feed until it is cancelled, counted among those who follow. Raises the same."""
+    def consumption(
+        self, store: str, request: Consume, socket: Socket, send: Callable[[bytes], Awaitable[None]]
+    ) -> Consumption:
+        """What a consumer asks for. Raises the same."""
+        ...
+
+    async def follow(self, source: Feed | Consumption) -> None:
+        """Run one until it is cancelled, counted among those who follow. Raises the same."""
         ...
 
 
 class _Followed:
-    """A subscription of a conversation; its feed is there once it has begun."""
+    """A subscription of a conversation; its source is there once it has begun."""
 
-    __slots__ = ("credit", "feed", "task")
+    __slots__ = ("credit", "source", "task")
 
-    def __init__(self) -> None:
-        self.feed: Feed | None = None
+    def __init__(self, source: Feed | Consumption | None = None) -> None:
+        self.source = source
         self.task: asyncio.Task[None] | None = None
         self.credit = 0
 
     def add_credit(self, events: int) -> None:
         """Hand it on, also to a feed that is still to begin."""
-        if self.feed is None:
+        if self.source is None:
             self.credit += events
         else:
-            self.feed.add_credit(events)
+            self.source.add_credit(events)
+
+    def stop(self) -> None:
+        """It is about to end, because somebody wants it so."""
+        if self.source is not None:
+            self.source.stop()
 
 
 class Conversation:
@@ -141,8 +161,7 @@ class Conversation:
         limits = self._shared.limits
         self._stopping = True
         for followed in self._feeds.values():
-            if followed.feed is not None:
-                followed.feed.stop()
+            followed.stop()
         try:
             async with asyncio.timeout(limits.stop_s / 2):
                 if self._under_way:
@@ -207,8 +226,12 @@ class Conversation:
                 await self._append(request, plain)
             elif type(request) is Read:
                 self._start(request_id, self._read(request))
+            elif type(request) is Ack or type(request) is Nack:
+                self._settle(request)
             elif type(request) is Subscribe:
                 self._subscribe(request)
+            elif type(request) is Consume:
+                self._consume(request)
             elif type(request) is Credit or type(request) is Cancel:
                 self._steer(request)
             elif type(request) is Misfit:
@@ -269,32 +292,43 @@ class Conversation:
             await self._send(b"\x83%b%b%b" % (cbor2.dumps(request.id), cbor2.dumps(status), body))
 
     def _subscribe(self, request: Subscribe) -> None:
+        self._admit(request.id)
+        followed = _Followed()
+        self._begin_following(request.id, followed, self._follow(request, followed))
+
+    def _consume(self, request: Consume) -> None:
+        self._admit(request.id)
+        source = self._shared.consumption(self._store, request, self._socket, self._send)
+        self._begin_following(request.id, _Followed(source), self._shared.follow(source))
+
+    def _admit(self, request_id: int) -> None:
         limit = self._shared.limits.socket_feeds_max
-        if request.id in self._feeds:
-            raise InvalidRequest(f"a subscription {request.id} is under way")
+        if request_id in self._feeds:
+            raise InvalidRequest(f"a subscription {request_id} is under way")
         if len(self._feeds) >= limit:
             raise Overloaded(f"{limit} subscriptions on this connection", limit="socket_feeds_max")
-        followed = self._feeds[request.id] = _Followed()
-        work = self._answered(request.id, self._follow(request, followed))
-        followed.task = self._run(work, partial(self._followed, request.id, followed))
+
+    def _begin_following(
+        self, request_id: int, followed: _Followed, work: Coroutine[Any, Any, None]
+    ) -> None:
+        self._feeds[request_id] = followed
+        work = self._answered(request_id, work)
+        followed.task = self._run(work, partial(self._followed, request_id, followed))
 
     async def _follow(self, request: Subscribe, followed: _Followed) -> None:
-        feed = followed.feed = await self._shared.feed(self._store, request, self._send)
+        feed = followed.source = await self._shared.feed(self._store, request, self._send)
         feed.add_credit(followed.credit)
         if self._stopping:
             feed.stop()
-        try:
-            await self._shared.follow(feed)
-        except ExesdbError as error:
-            error.fields["position"] = feed.position
-            raise
+        await self._shared.follow(feed)
 
     def _followed(self, request_id: int, followed: _Followed, task: asyncio.Task[None]) -> None:
         """A subscription has ended."""
         del self._feeds[request_id]
         if task.cancelled():
-            position = None if followed.feed is None else followed.feed.position
-            self._say((request_id, 200, {"position": position}))
+            source = followed.source
+            words = {"position": None} if source is None else source.last_words()
+            self._say((request_id, 200, words))
 
     def _steer(self, request: Credit | Cancel) -> None:
         """Give a subscription credit, or end it. One that has ended meanwhile needs neither."""
@@ -304,7 +338,32 @@ class Conversation:
         if type(request) is Credit:
             followed.add_credit(request.events)
         elif followed.task is not None:
+            followed.stop()
             followed.task.cancel()
+
+    # --- settling ------------------------------------------------------------------------------
+
+    def _settle(self, request: Ack | Nack) -> None:
+        action = ACTIONS[request.action] if isinstance(request, Nack) else ACK
+        name = checked_name(request.name, "subscription")
+        deliveries = deliveries_of(request.delivery_ids)
+        timeout_ms = min(_SETTLE_MS, self._shared.limits.timeout_ms_max)
+        stale = self._shared.settlements.settle(self._store, name, deliveries, action, timeout_ms)
+        self._under_way += 1
+        stale.add_done_callback(partial(self._settled, request))
+
+    def _settled(self, request: Ack | Nack, resolved: Stale) -> None:
+        """What became of deliveries is known."""
+        self._is_done()
+        try:
+            answer = settled_body(request.delivery_ids, resolved.result())
+        except ExesdbError as error:
+            self._refuse(request.id, error)
+        except Exception:
+            logger.exception("settling over a WebSocket failed")
+            self._refuse(request.id, problems.internal())
+        else:
+            self._say((request.id, 200, answer))
 
     # --- what is under way ---------------------------------------------------------------------
 

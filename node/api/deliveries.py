@@ -20,7 +20,7 @@ from node.api.parameters import timeout
 from node.api.ports import Clock
 from node.api.records import Pacer, written_page
 from node.api.routes import Reply, Route
-from node.api.settlements import ACTIONS, deliveries_of, delivery_id
+from node.api.settlements import ACTIONS, deliveries_of, delivery_id, settled_body
 from node.api.stores import CHANGE_PROBLEMS
 from node.api.subscriptions import PATH, stalled
 from node.api.wire import Answer, Request
@@ -172,5 +172,4 @@ class Deliveries:
         deliveries = deliveries_of(ids)
         stale = await self._settlements.settle(store, name, deliveries, action, patience_ms)
         media = request.wants
-        found = {"settled": len(ids) - len(stale), "stale": [ids[at] for at in stale]}
-        return Answer(200, media.encode(found), media.type)
+        return Answer(200, media.encode(settled_body(ids, stale)), media.type)

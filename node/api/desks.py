@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -46,11 +46,16 @@ _STOPPING = "this node is stopping; go on at another one"
 Change = asyncio.Future[None]
 
 
+def _never() -> bool:
+    return False
+
+
 class _Waiting(NamedTuple):
     """A consumer that waits for at most so many events."""
 
     consumer: str
     most: int
+    is_full: Callable[[], bool]
     fetched: asyncio.Future[Fetched]
 
 
@@ -151,11 +156,14 @@ class Desk:
             )
         return one, store
 
-    async def take(self, consumer: str, most: int) -> Fetched:
-        """Wait for events, at most so many. Raises what `subscription` and `Desks.fetch` raise."""
+    async def take(self, consumer: str, most: int, is_full: Callable[[], bool] = _never) -> Fetched:
+        """Wait for events, at most so many. None come where there are some, but `is_full` then.
+
+        Raises what `subscription` and `Desks.fetch` raise.
+        """
         if self._desks.arrivals.stopped:
             raise NotReady(_STOPPING)
-        waiting = _Waiting(consumer, most, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(consumer, most, is_full, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self.look()
         try:
@@ -205,48 +213,61 @@ class Desk:
             one, store = await self.subscription()
             if one.changed_index != self._seen_index:
                 self._seen_index, self._looked = one.changed_index, one.cursor
-                self._tell()
+                self.tell()
             self._waiting = deque(each for each in self._waiting if not each.fetched.done())
             if not self._waiting:
                 return None
-            if await self._may_find(one, store, moment):
+            if count := await self._there_may_be(one, store, moment):
                 self._kept_up_at = moment
-                await self._hand_out(one, store)
+                await self._hand_out(count)
                 return 0
             return self._pause_s(one, store, moment)
         except Exception as error:
             self._end(error)
             return None
 
-    async def _may_find(self, one: Subscription, store: Store, moment: float) -> bool:
-        """Whether a fetch may find something, or the cursor should move on."""
-        if self._overdue(one):
-            return True
+    async def _there_may_be(self, one: Subscription, store: Store, moment: float) -> int:
+        """How many events a fetch might hand out, were its bounds not in the way; also 1 where it
+        is time that the cursor moves on."""
+        expiry_us = one.next_expiry_us()
+        is_over = expiry_us is not None and expiry_us <= self._desks.clock()
+        count = len(one.in_flight) if is_over else 0
         if one.room <= 0:
-            return False
+            return count
+        count += len(one.ready)
         ahead = store.position - one.cursor
-        if one.ready or ahead > _AHEAD_MAX:
-            return True
         if ahead <= 0:
             self._kept_up_at = moment
-            return False
-        if moment - self._kept_up_at >= _LAGS_S:
-            return True
-        limits = self._desks.limits
-        scan = Scan(one.definition.wanted, False, _AHEAD_MAX, self._looked, None, [])
-        await scan.run(store, limits, Pacer(), _AHEAD_MAX)
-        self._looked = scan.next
-        return not scan.is_end(store.position) or any(row[1] not in one.lines for row in scan.rows)
+        elif ahead > _AHEAD_MAX:
+            count += ahead
+        else:
+            count += await self._streams_ahead(one, store)
+            count = count or int(moment - self._kept_up_at >= _LAGS_S)
+        return count
 
-    async def _hand_out(self, one: Subscription, store: Store) -> None:
+    async def _streams_ahead(self, one: Subscription, store: Store) -> int:
+        """How many streams that nobody is busy with have a wanted event behind the cursor."""
+        scan = Scan(one.definition.wanted, False, _AHEAD_MAX, self._looked, None, [])
+        await scan.run(store, self._desks.limits, Pacer(), _AHEAD_MAX)
+        found = {row[1] for row in scan.rows} - one.lines.keys()
+        if not found:
+            self._looked = scan.next
+        return len(found)
+
+    async def _hand_out(self, count: int) -> None:
         """Fetch for as many of those who wait as there may be events for."""
-        ahead = max(0, store.position - one.cursor) + len(one.ready)
-        if self._overdue(one):
-            ahead += len(one.in_flight)
-        served = [self._waiting.popleft() for _ in range(min(max(1, ahead), len(self._waiting)))]
-        share = max(1, -(-ahead // len(served)))
-        await asyncio.gather(*(self._fetch(each, share) for each in served))
-        self._waiting.extendleft(each for each in reversed(served) if not each.fetched.done())
+        able: deque[_Waiting] = deque()
+        for each in self._waiting:
+            if each.is_full():
+                each.fetched.set_result(Fetched(0, (), False))
+            else:
+                able.append(each)
+        self._waiting = able
+        if able:
+            served = [able.popleft() for _ in range(min(count, len(able)))]
+            share = -(-count // len(served))
+            await asyncio.gather(*(self._fetch(each, share) for each in served))
+            able.extendleft(each for each in reversed(served) if not each.fetched.done())
 
     async def _fetch(self, waiting: _Waiting, share: int) -> None:
         """Fetch for one; with nothing found, it waits on."""
@@ -264,11 +285,6 @@ class Desk:
         elif fetched.deliveries:
             waiting.fetched.set_result(fetched)
 
-    def _overdue(self, one: Subscription) -> bool:
-        """Whether a delivery is over, and not yet taken back."""
-        expiry_us = one.next_expiry_us()
-        return expiry_us is not None and expiry_us <= self._desks.clock()
-
     def _pause_s(self, one: Subscription, store: Store, moment: float) -> float | None:
         """When the next delivery is over, or the cursor has been behind for long."""
         pauses = []
@@ -284,14 +300,15 @@ class Desk:
         deliveries = [Delivery(fetched.uid, *one) for one in fetched.deliveries]
         self._desks.settlements.give_back(self.store_name, self.name, deliveries, failed=False)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Wake those who wait for a change."""
         if self._moved is not None:
             self._moved.set_result(None)
             self._moved = None
 
     def _end(self, error: Exception) -> None:
         """All who wait end in this error."""
-        self._tell()
+        self.tell()
         for each in self._waiting:
             if not each.fetched.done():
                 each.fetched.set_exception(error)

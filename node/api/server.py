@@ -101,7 +101,7 @@ class ApiServer:
         desks = Desks(replica, clock, levels, self.arrivals, self.limits)
         self._talks = Talks(
             *(replica, on_disk, clock, levels, self._bodies, self.limits),
-            *(appends, reads, following),
+            *(appends, reads, following, desks),
         )
         self._metrics = Metrics(
             replica, worker, state, self.arrivals, self._bodies, following, self._talks, info, clock

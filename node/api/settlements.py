@@ -14,7 +14,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from node.api.limits import ApiLimits
 from node.api.ports import Clock, Replica
@@ -117,6 +117,11 @@ class Settlements:
 def delivery_id(uid: int, position: int, attempt: int) -> str:
     """The id of a delivery, for clients."""
     return f"{uid:x}-{position:x}-{attempt:x}"
+
+
+def settled_body(ids: Sequence[str], stale: Sequence[int]) -> dict[str, Any]:
+    """The answer to a request that settles: how many it did, and those that were over before."""
+    return {"settled": len(ids) - len(stale), "stale": [ids[at] for at in stale]}
 
 
 def deliveries_of(ids: Iterable[str]) -> list[Delivery]:

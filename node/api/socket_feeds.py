@@ -3,27 +3,24 @@
 A feed keeps a position, looks at what this node has applied behind it, sends what matches as long
 as it has credit and the client takes it, and waits for the store's next change. A batch waits until
 there is room for it, so a client that does not read costs a batch a feed and a socket's buffer.
-
-A record is spliced together from a head of fixed width, the stream's name and the frame as it is
-stored: about 1 us an event.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import lru_cache
-from struct import Struct
+from typing import Any
 
 import cbor2
 
 from node.api.filters import Scan
 from node.api.following import Following
 from node.api.records import Pacer
+from node.api.socket_records import answer_of_records
 from node.core.filters import Filter
-from node.core.store import Row, Store
-from node.errors import NotReady
+from node.core.store import Store
+from node.errors import ExesdbError, NotReady
 
 _BATCH_EVENTS = 1_000
 _BATCH_BYTES = 256 * 1024
@@ -32,24 +29,7 @@ _CHECKPOINT_POSITIONS = 1_000
 _CHECKPOINT_S = 5.0
 _REST_S = 0.0001
 
-# An array of five, of which three are numbers of eight bytes; a name and a frame follow.
-_RECORD = Struct(">BBQBQBQ").pack
-_ARRAY_OF_5, _NUMBER = 0x85, 0x1B
-
-_encoded = lru_cache(maxsize=4_096)(cbor2.dumps)
-
 Send = Callable[[bytes], Awaitable[None]]
-
-
-def answer_of_records(feed: bytes, rows: Iterable[Row], store: Store) -> bytes:
-    """The answer `[id, "events", [record, ...]]`; `feed` is the encoded id."""
-    streams = store.stream_list
-    parts: list[bytes] = []
-    for position, ordinal, number, created_us, _, frame in rows:
-        head = _RECORD(_ARRAY_OF_5, _NUMBER, position, _NUMBER, number, _NUMBER, created_us)
-        parts += (head, _encoded(streams[ordinal].name), frame)
-    count = (len(parts) // 3).to_bytes(4, "big")
-    return b"\x83%b\x66events\x9a%b%b" % (feed, count, b"".join(parts))
 
 
 class Feed:
@@ -89,11 +69,22 @@ class Feed:
             self._may_send.set()
 
     def stop(self) -> None:
-        """The node stops: wake it, if it waits for credit, to say so."""
+        """It is about to end: wake it, if it waits for credit, to say so."""
         self._may_send.set()
+
+    def last_words(self) -> dict[str, Any]:
+        """What a client is told that has cancelled it."""
+        return {"position": self.position}
 
     async def run(self) -> None:
         """Send until it is cancelled. Raises `NotReady`, `StoreMissing`, `ConnectionError`."""
+        try:
+            await self._follow()
+        except ExesdbError as error:
+            error.fields["position"] = self.position
+            raise
+
+    async def _follow(self) -> None:
         arrivals, loop = self._shared.arrivals, asyncio.get_running_loop()
         self._told_at = loop.time()
         while True:

@@ -14,8 +14,11 @@ fields; those at its end may be left out. The id is an integer of the client's c
         checkpoint, durability, timeout_ms]
     ["read", id, stream or null, {option: value}]              [id, 200, a page as over HTTP]
     ["subscribe", id, {option: value}, credit]                 [id, 200, {"position"}] if cancelled
-    ["credit", id of a subscription, events]                   none
-    ["cancel", id of a subscription]                           the subscription's
+    ["credit", id of a subscription or a consume, events]      none
+    ["consume", id, name, consumer, credit]                    [id, 200, null] if cancelled
+    ["ack", id, name, [delivery id, ...]]                      [id, 200, {"settled", "stale"}]
+    ["nack", id, name, [delivery id, ...], action]             the same
+    ["cancel", id of a subscription or a consume]              that one's
     ["ping", id]                                               [id, 200, null]
 
 Any request may end in [id, status, problem] with a status from 400 on: the same problems as over
@@ -40,10 +43,25 @@ An `expected_version` of null or left out is "any".
 `GET .../subscribe`: text, numbers, true, false, lists where they may be repeated. `wait_ms` is not
 offered: subscribe.
 
-**Flow control.** `credit` is how many events a subscription may send (null: any number); a request
-`credit` adds to it. Whoever does not read is sent no more than `stream_buffer_bytes_max` and is not
-read from either; with `socket_requests_max` requests under way nothing more is read until half of
-them are answered. All of this waits; nothing of it is an error.
+**Persistent subscriptions.** `consume` has the events of the one called `name` delivered to this
+`consumer`, in order per stream, as they become available:
+
+    [id, "deliveries", [[position, number, created, stream, event, delivery id, attempt], ...]]
+
+until it is cancelled, the subscription is deleted, or the node stops; the death of a leader does
+not end it. Its `credit`, 1 to 1,000 (left out: 100), is how many of its deliveries may be in
+flight: sent, not settled, and their time not over. `ack` and `nack` (`action`: "retry", if left
+out, "park", "skip") settle up to 1,000 deliveries, of any connection, with the ids and outcomes of
+HTTP. They are answered when they are committed, and carried out in the order in which they came,
+also where the connection ends behind them. What is in flight when a `consume` is cancelled, or its
+node stops, is given back untried; where the connection ends without that, each delivery counts as a
+failure. Others get it at once in both cases.
+
+**Flow control.** `credit` of a subscription is how many events it may send (null: any number); a
+request `credit` adds to it. Whoever does not read is sent no more than `stream_buffer_bytes_max`
+and is not read from either, and no event is fetched for its consumers; with `socket_requests_max`
+requests under way nothing more is read until half of them are answered. All of this waits; nothing
+of it is an error.
 
 **The end.** After `ping_s` of silence the node pings; after two pings without a sign of life it
 cuts the connection. Close codes: 1001 the node stops (subscriptions got their last answer, 503
@@ -61,6 +79,7 @@ import msgspec
 
 from node.api.bodies import Check, CheckpointMove, NewEvent
 from node.api.values import NotPlain, decode_cbor
+from node.core.subscription_commands import FETCHED_MAX
 from node.errors import InvalidEvent, InvalidRequest, RequestError
 
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -69,6 +88,9 @@ Durability = Literal["replicated", "persisted"] | None
 
 # How msgspec names a place in the list of events of a request.
 _IN_EVENTS = {"append": "$[3][", "append_many": "$[2]["}
+
+CREDIT_MAX = FETCHED_MAX
+"""How many deliveries of a `consume` may be in flight."""
 
 _ENVELOPE_NESTING = 5  # the message, a request, its list of events, the event, and the value
 
@@ -125,20 +147,43 @@ class Subscribe(_Request, tag="subscribe"):
 
 
 class Credit(_Request, tag="credit"):
-    """Let a subscription send more events."""
+    """Let a subscription send more events, or a consume have more in flight."""
 
     events: Count
 
 
+class Consume(_Request, tag="consume"):
+    """Be one of the consumers of a persistent subscription."""
+
+    name: str
+    consumer: str
+    credit: Annotated[int, msgspec.Meta(ge=1, le=CREDIT_MAX)] = 100
+
+
+class Ack(_Request, tag="ack"):
+    """Acknowledge deliveries."""
+
+    name: str
+    delivery_ids: list[str]
+
+
+class Nack(_Request, tag="nack"):
+    """Refuse deliveries."""
+
+    name: str
+    delivery_ids: list[str]
+    action: Literal["retry", "park", "skip"] = "retry"
+
+
 class Cancel(_Request, tag="cancel"):
-    """End a subscription."""
+    """End a subscription or a consume."""
 
 
 class Ping(_Request, tag="ping"):
     """Ask for a sign of life."""
 
 
-Request = Append | AppendMany | Read | Subscribe | Credit | Cancel | Ping
+Request = Append | AppendMany | Read | Subscribe | Consume | Ack | Nack | Credit | Cancel | Ping
 
 
 class Misfit:

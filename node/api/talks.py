@@ -19,6 +19,7 @@ from aiohttp.http import HttpVersion11
 from node.api.appends import Appends
 from node.api.bodies import BodyReader
 from node.api.conversation import Conversation
+from node.api.desks import Desks
 from node.api.following import Following, start, wanted
 from node.api.known_heads import KnownHead, WholeBody
 from node.api.levels import UNKNOWN_STORE_MS, Levels
@@ -29,8 +30,9 @@ from node.api.ports import Clock, OnDisk, Replica
 from node.api.reads import Reads
 from node.api.routes import Reply, Route
 from node.api.socket_appends import SocketAppends
+from node.api.socket_consumers import Consumption
 from node.api.socket_feeds import Feed
-from node.api.socket_messages import Read, Subscribe
+from node.api.socket_messages import Consume, Read, Subscribe
 from node.api.sockets import Socket, accepted
 from node.api.wire import Answer, Connection, Request, TakenOver
 from node.errors import (
@@ -60,6 +62,7 @@ class Talks:
         appends: Appends,
         reads: Reads,
         following: Following,
+        desks: Desks,
     ) -> None:
         self.limits = limits
         self.replica = replica
@@ -71,6 +74,8 @@ class Talks:
         self._bodies = bodies
         self._reads = reads
         self._following = following
+        self._desks = desks
+        self.settlements = desks.settlements
         self._of_stream, self._of_store = _named(
             reads.routes(), "streams/{stream}/events", "events"
         )
@@ -146,11 +151,20 @@ class Talks:
             *(after, request.credit, send),
         )
 
-    async def follow(self, feed: Feed) -> None:
-        """Run a feed, counted among those who follow."""
+    def consumption(
+        self, name: str, request: Consume, socket: Socket, send: Callable[[bytes], Awaitable[None]]
+    ) -> Consumption:
+        """What a consumer asks for. Raises `InvalidRequest`, `Overloaded`, `NotReady`."""
+        checked_name(request.name, "subscription")
+        checked_name(request.consumer, "consumer")
+        self._following.admit()
+        return Consumption(request, self._desks, name, socket, send)
+
+    async def follow(self, source: Feed | Consumption) -> None:
+        """Run a feed or a consumption, counted among those who follow."""
         self._following.followers += 1
         try:
-            await feed.run()
+            await source.run()
         finally:
             self._following.followers -= 1
 
