@@ -6,8 +6,10 @@ import asyncio
 from typing import Any
 
 import cbor2
+import pytest
 
 from node.core.subscription_commands import FETCH
+from tests.api import fakes
 from tests.api.fakes import Answered, Node, eventually
 
 ONE = "/v1/stores/main/subscriptions/workers"
@@ -138,6 +140,68 @@ async def test_what_was_fetched_for_one_who_left_is_given_back(node: Node):
     one = node.state.stores["main"].subscriptions.by_name["workers"]
     await eventually(lambda: one.waiting == 1)
     assert (places(await fetched(node)), len(one.parked)) == ([1], 0)
+
+
+async def test_a_fetch_waits_for_what_another_consumer_lets_pass(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    await node.append("s")
+    await made(node, ack_timeout_ms=100)
+    await fetched(node)
+    waiting = asyncio.create_task(fetched(node, consumer="b", wait_ms=60_000))
+    await eventually(lambda: node.api.arrivals.reads == 1)
+    monkeypatch.setattr(fakes, "NOW_US", fakes.NOW_US + 100_000)
+    async with asyncio.timeout(10):
+        answer = await waiting
+    assert [(e["position"], e["attempt"]) for e in answer.body["events"]] == [(1, 2)]
+
+
+async def test_a_fetch_waits_for_what_another_consumer_refuses(node: Node):
+    await node.append("s")
+    await made(node)
+    refused = ids(await fetched(node))
+    waiting = asyncio.create_task(fetched(node, consumer="b", wait_ms=60_000))
+    await eventually(lambda: node.api.arrivals.reads == 1)
+    await node.ask("POST", ONE + "/nack", json={"delivery_ids": refused})
+    async with asyncio.timeout(10):
+        assert places(await waiting) == [1]
+
+
+async def test_who_shares_a_command_is_told_of_its_own_deliveries(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    for stream in "abcd":
+        await node.append(stream)
+    await made(node)
+    over, *held = ids(await fetched(node))
+    await node.ask("POST", ONE + "/ack", json={"delivery_ids": [over]})
+    propose, go_on, commands = node.replica.propose, asyncio.Event(), list[bytes]()
+
+    async def slow(command: bytes, timeout_ms: int) -> Any:
+        commands.append(command)
+        await go_on.wait()
+        return await propose(command, timeout_ms)
+
+    monkeypatch.setattr(node.replica, "propose", slow)
+
+    def settling(*delivery_ids: str) -> asyncio.Task[Answered]:
+        return asyncio.create_task(
+            node.ask("POST", ONE + "/ack", json={"delivery_ids": delivery_ids})
+        )
+
+    first = settling(held[0])
+    await eventually(lambda: len(commands) == 1)
+    second, third = settling(over, held[1]), settling(held[2], over)
+    for _ in range(3):  # meanwhile they arrive
+        await node.ask("GET", ONE)
+    go_on.set()
+    answers = [(await one).body for one in (first, second, third)]
+    assert answers == [
+        {"settled": 1, "stale": []},
+        {"settled": 1, "stale": [over]},
+        {"settled": 1, "stale": [over]},
+    ]
+    assert len(commands) <= 3
 
 
 async def test_the_lag_of_a_subscription_to_which_nothing_comes_becomes_0(node: Node):

@@ -15,6 +15,7 @@ from tests.mutants import (
     replication,
     sessions,
     snapshots,
+    subscriptions,
 )
 from tests.mutants.defect import Defect
 
@@ -30,5 +31,6 @@ DEFECTS: tuple[Defect, ...] = (
     *persistence.DEFECTS,
     *core.DEFECTS,
     *snapshots.DEFECTS,
+    *subscriptions.DEFECTS,
     *contract.DEFECTS,
 )

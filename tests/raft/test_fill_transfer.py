@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import cbor2
 import pytest
 
 from node.core import commands
@@ -233,6 +234,14 @@ def flipped(column: bytes) -> bytes:
     return column[:-1] + bytes([column[-1] ^ 1])
 
 
+def recounted(states: bytes) -> bytes:
+    """Subscriptions, the first of which has delivered one event more."""
+    first, *others = cbor2.loads(states)
+    fields = cbor2.loads(first)
+    fields[4][0] += 1
+    return cbor2.dumps([cbor2.dumps(fields), *others])
+
+
 LIES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "a bit of a frame": ("fill_rows", chunk(frames=flipped)),
     "a bit of a time": ("fill_rows", chunk(created=flipped)),
@@ -266,6 +275,12 @@ LIES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "no snapshots": ("fill_snapshots", lambda _: []),
     "a list of nothing": ("fill_snapshots", lambda _: None),
     "too many snapshots": ("fill_snapshots", lambda answer: answer * 40),
+    "a subscription of other counts": (
+        "fill_subscriptions",
+        lambda answer: [recounted(answer[0]), answer[1]],
+    ),
+    "subscriptions that are none": ("fill_subscriptions", lambda answer: [b"", answer[1]]),
+    "no subscriptions": ("fill_subscriptions", lambda _: None),
     "no places": ("fill_places", lambda _: b""),
     "half a place": ("fill_places", lambda answer: answer[:-1]),
     "too many places": ("fill_places", lambda answer: answer * 40),

@@ -225,8 +225,10 @@ class Client:
     def _saw(self, position: int) -> None:
         self._seen = max(self._seen, position)
 
-    def forget(self, position: int) -> None:
-        """All power was lost: what was seen behind `position` may be gone."""
+    def forget(self, position: int, certain: int) -> None:
+        """All power was lost: what was seen behind `position`, that of the entry `certain`, may be
+        gone.
+        """
         self.forgets += 1
         self._seen = min(self._seen, position)
 

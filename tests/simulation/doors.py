@@ -35,6 +35,8 @@ SMALL_BOUNDS: Mapping[str, Any] = {
     "node.persistence.database.WAL_BYTES_MAX": 256 * 1024,
     "node.raft.fill_receiver._CHUNK_BYTES": 2000,
     "node.persistence.tail.SEGMENT_BYTES": 16 * 1024,
+    "node.core.subscription.EVALUATED_MAX": 40,
+    "node.core.subscription.PARKED_MAX": 12,
 }
 
 WALL_S = 1_700_000_000  # the wall clocks' time when virtual time is 0

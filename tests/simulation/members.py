@@ -99,6 +99,8 @@ class Operator:
         self._works.append(self._loop.create_task(work(), context=self._context.copy()))
 
     async def _add_it(self, node: Node) -> None:
+        if self._simulation.nodes.get(node.node_id) is not node:
+            return  # taken away since it was chosen
         self._adding[node.node_id] += 1
         if node.life is None and self._chance.random() < 0.8:
             await node.start()

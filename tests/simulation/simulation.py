@@ -32,8 +32,9 @@ from typing import Any
 from node.raft.membership import Membership, founding
 from node.raft.messages import Ask, Message
 from tests.raft import virtual_time
-from tests.simulation import doors
+from tests.simulation import consumers, doors
 from tests.simulation.clients import Client, History, Operation, judge
+from tests.simulation.deliveries import Ledger
 from tests.simulation.faults import Director
 from tests.simulation.listening import listening
 from tests.simulation.loop import SimulatedLoop
@@ -118,6 +119,9 @@ class Simulation:
         if self.rescue.due:
             self.profile, self.report.profile = "minority", "override"
         self.operator = Operator(self, random.Random(f"{seed}/{size}/of members"))
+        self.consumers = consumers.made(
+            random.Random(f"{seed}/{size}/consumers"), self.asked, loop, self.history, self.fail
+        )
         self.links.watchers.append(self._watch)
         self.bounds = {
             "entries_in_flight_max": self.chance.choice([1, 2, 2, 8]),
@@ -181,6 +185,7 @@ class Simulation:
     # --- beginning and end -------------------------------------------------------------------
 
     async def _begin(self) -> None:
+        self.clients += self.consumers
         for node in self.nodes.values():
             await node.start()
         await self.until(lambda: self.leader() is not None and self._store_made(), "I14: no start")
@@ -200,6 +205,8 @@ class Simulation:
                 operation = await client.append(tries=40)
                 if operation.acked_at is None and self.loop.time() - began > 5.0:
                     self.fail("I14: no append succeeded within 5 s of calm")
+            for consumer in self.consumers:
+                await consumer.settles_in_calm()
             await self.until(self.settled, "I14: the cluster does not settle again")
 
     def _no_more_faults(self) -> None:
@@ -262,6 +269,17 @@ class Simulation:
         judge(self.history, self.chronicle.state.stores[STORE], self.fail)
         for client in self.snapshot_clients:
             client.judge(self.chronicle.state.stores[STORE])
+        if self.consumers:
+            self._reckon_deliveries()
+
+    def _reckon_deliveries(self) -> None:
+        """All members have the same subscriptions, see I13; one of them shows what it owes."""
+        ledger = Ledger(self.chronicle.entries, self.fail)
+        member = next(life for life in self.lives() if self.is_member(life.node))
+        if self.sound:
+            ledger.judge(member, member.replica.state.stores[STORE])
+        for consumer in self.consumers:
+            consumer.judge(self.chronicle.entries)
 
     # --- members -----------------------------------------------------------------------------
 
@@ -300,10 +318,10 @@ class Simulation:
         for operation in lost:
             operation.may_be_lost = True
         entry = self.chronicle.entries.get(certain)
-        position = entry.after.get(STORE, (0, {}, 0))[0] if entry else 0
+        position = entry.after[STORE].position if entry and STORE in entry.after else 0
         self.history.acked_position = min(self.history.acked_position, position)
         for client in self.clients:
-            client.forget(position)
+            client.forget(position, certain)
         return lost
 
     def only_members_are_left(self) -> list[Node]:
@@ -420,6 +438,8 @@ def _report(simulation: Simulation) -> Report:
     )
     report.counts["terms"] = len(simulation.chronicle.leaders)
     report.counts["entries"] = len(simulation.chronicle.entries)
+    report.counts["deliveries"] = sum(one.delivered for one in simulation.consumers)
+    report.counts["settlements"] = sum(one.settled for one in simulation.consumers)
     return report
 
 

@@ -74,9 +74,9 @@ class SnapshotClient(Client):
         if not known:
             self._unknown.setdefault(version, set()).add(content)
 
-    def forget(self, position: int) -> None:
+    def forget(self, position: int, certain: int) -> None:
         """All power was lost: nothing is certain of what was told before."""
-        super().forget(position)
+        super().forget(position, certain)
         for version, content in self._certain.items():
             self._unknown.setdefault(version, set()).update({content, None})
         self._certain.clear()

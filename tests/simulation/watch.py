@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from node.core.outcomes import Appended, Outcome
 from node.core.state import State
+from node.core.subscription import Subscription
+from node.core.subscription_state import encode, take
 from node.raft.membership import NOBODY, Membership
 from node.raft.messages import Ack, AppendEntries, Message, RequestVote, Vote
 
@@ -34,8 +36,17 @@ if TYPE_CHECKING:
 
 ACKS_KEPT = 20
 
-# Of each store its position, its checkpoints, and the digest of its snapshots.
-Snapshot = dict[str, tuple[int, dict[str, int], int]]
+
+class StoreThen(NamedTuple):
+    """What there is of a store beside its events: digests where all of it would be much."""
+
+    position: int
+    checkpoints: dict[str, int]
+    snapshots: int
+    subscriptions: dict[str, str]
+
+
+Snapshot = dict[str, StoreThen]
 
 
 class Entry(NamedTuple):
@@ -65,6 +76,7 @@ class Chronicle:
         self.leaders: dict[int, str] = {}
         self.state = State()
         self.digest = hashlib.sha256()
+        self._digests: dict[str, tuple[int, int, str]] = {}
         self._fail = fail
         self._certain: int | None = None
         self._votes: dict[tuple[str, int], str] = {}
@@ -105,7 +117,7 @@ class Chronicle:
             known = self._write(index, term, batch)
         if self._certain is not None:
             self._certain = max(self._certain, index)
-        if list(map(_comparable, outcomes)) != known.outcomes:
+        if list(map(comparable, outcomes)) != known.outcomes:
             self._fail(f"I4: {life} answers entry {index} by {outcomes}, not {known.outcomes}")
 
     def nothing_is_certain_after(self, index: int) -> None:
@@ -115,8 +127,9 @@ class Chronicle:
     def _write(self, index: int, term: int, batch: Sequence[bytes]) -> Entry:
         if index != self.end + 1:
             self._fail(f"I4: entry {index} is applied before {self.end + 1}")
-        outcomes = list(map(_comparable, self.state.apply(index, term, batch)))
-        entry = self.entries[index] = Entry(term, tuple(batch), outcomes, _snapshot(self.state))
+        outcomes = list(map(comparable, self.state.apply(index, term, batch)))
+        after = _snapshot(self.state, self._digests)
+        entry = self.entries[index] = Entry(term, tuple(batch), outcomes, after)
         self.end = index
         self.digest.update(b"%d/%d" % (index, term))
         for command in batch:
@@ -126,6 +139,7 @@ class Chronicle:
     def _forget_from(self, index: int) -> None:
         kept = [(at, entry) for at, entry in self.entries.items() if at < index]
         self.state, self.entries, self.end = State(), {}, 1
+        self._digests.clear()
         for at, entry in sorted(kept):
             self._write(at, entry.term, entry.batch)
 
@@ -144,10 +158,11 @@ class Chronicle:
             return
         if self._certain is not None:
             self._certain = max(self._certain, index)
-        if _snapshot(state) != entry.after:
-            self._fail(f"I13: {who} at {index} is {_snapshot(state)}, not {entry.after}")
+        if (now := _snapshot(state, {})) != entry.after:
+            self._fail(f"I13: {who} at {index} is {now}, not {entry.after}")
             return
-        for name, (position, _, _) in entry.after.items():
+        for name, then in entry.after.items():
+            position = then.position
             theirs, ours = state.stores[name], self.state.stores[name]
             if list(theirs.rows(0, position)) != list(ours.rows(0, position)):
                 self._fail(f"I13: store {name} of {who} differs from the history up to {index}")
@@ -282,14 +297,32 @@ class Chronicle:
             self._fail(f"I11: {life} cuts off {index}, and has acknowledged {acknowledged}")
 
 
-def _comparable(outcome: Outcome) -> Any:
+def comparable(outcome: Outcome) -> Any:
+    """An outcome that equals others alike; some have positions in a range, some in a list."""
     if isinstance(outcome, Appended):
         return outcome._replace(positions=tuple(outcome.positions))
     return outcome
 
 
-def _snapshot(state: State) -> Snapshot:
+def _snapshot(state: State, known: dict[str, tuple[int, int, str]]) -> Snapshot:
     return {
-        name: (store.position, dict(store.checkpoints), store.snapshots.digest)
+        name: StoreThen(
+            store.position,
+            dict(store.checkpoints),
+            store.snapshots.digest,
+            {
+                subscription: _digest(one, known)
+                for subscription, one in store.subscriptions.by_name.items()
+            },
+        )
         for name, store in state.stores.items()
     }
+
+
+def _digest(one: Subscription, known: dict[str, tuple[int, int, str]]) -> str:
+    """The digest of a subscription, made anew only where it changed; `known` is by its name."""
+    uid, changed_index, digest = known.get(one.name, (-1, -1, ""))
+    if (uid, changed_index) != (one.uid, one.changed_index):
+        digest = hashlib.sha256(encode(take(one))).hexdigest()[:16]
+        known[one.name] = one.uid, one.changed_index, digest
+    return digest
