@@ -53,16 +53,23 @@ class Identity:
     """The durable identity of one node; also the `Promises` of its replica."""
 
     def __init__(
-        self, directory: DataDirectory, node_id: str, members: Iterable[str], joins: bool = False
+        self,
+        directory: DataDirectory,
+        node_id: str,
+        members: Iterable[str],
+        joins: bool = False,
+        tail_dir: Path | None = None,
     ) -> None:
         self._founding = JOINING if joins else cluster_id(members)
         self._file = StateFile(directory)
         self._over = False
         self._damaged: Path | None = None
         self._now = self._begin(node_id, joins)
+        self._tail_in = directory.annex(tail_dir, node_id) if tail_dir is not None else None
+        before = Path(self._now.tail_in) if self._now.tail_in else None
+        self._tails = TailFiles(directory, self._tail_in, before)
         if self._now.given_up is not None and not self._now.aside:
             self._set_aside(directory)
-        self._tails = TailFiles(directory)
 
     @property
     def cluster(self) -> str:
@@ -117,7 +124,13 @@ class Identity:
 
         To be called before the node says a word. Raises `OSError`.
         """
-        self._keep(dataclasses.replace(self._now, tail=self._now.incarnation if with_tail else 0))
+        self._keep(
+            dataclasses.replace(
+                self._now,
+                tail=self._now.incarnation if with_tail else 0,
+                tail_in=str(self._tail_in or "") if with_tail else "",
+            )
+        )
         self._tails.keep_only(self._now.tail, self._damaged)
 
     def join(self, cluster: str, standing: Standing) -> None:
@@ -212,7 +225,9 @@ class Identity:
 
     def _set_aside(self, directory: DataDirectory) -> None:
         """Never merged and never deleted: what the given-up lineage had here is only moved."""
+        self._tails.bring_home()
         aside = directory.quarantine()
+        directory.tail_path.mkdir(exist_ok=True)
         if aside:
             log.critical(
                 "lineage %s was given up for %s: all data of this node were moved to %s",

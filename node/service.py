@@ -102,7 +102,9 @@ class Service:
         config = self._config
         self._directory = DataDirectory(config.data_dir)
         try:
-            self._identity = Identity(self._directory, config.node_id, config.members, config.join)
+            self._identity = Identity(
+                self._directory, config.node_id, config.members, config.join, config.tail_dir
+            )
             loaded = await self._load()
             self._build(loaded)
             await self._replica.start()

@@ -299,6 +299,7 @@ def test_a_word_that_belongs_to_no_option_is_a_problem() -> None:
         ("--proposal-bytes-max 1MiB", "proposal_bytes_max", "at least body_bytes_max"),
         ("--peer-queue-bytes-max 1MiB", "peer_queue_bytes_max", "at least frame_bytes_max"),
         ("--unpersisted-bytes-max 1MiB", "unpersisted_bytes_max", "at least body_bytes_max"),
+        ("--data-dir d --tail-dir d/tails", "tail_dir", "outside of data_dir"),
         ("--http-address 127.0.0.1:7101", "raft_address", "another port"),
         ("--peer n2=127.0.0.1:7101", "peers", "another address for n2"),
         ("--tls-cert x", "tls_key", "given together"),

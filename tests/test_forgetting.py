@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from node.identity import Identity
 from node.persistence.directory import DataDirectory
 from node.persistence.tail import Tail
 from node.persistence.tail_files import TailFiles
+from node.raft.lineage import Standing
 from node.raft.ports import LogEntry, StartingPoint
 
 MEMBERS = ("n1", "n2", "n3")
@@ -21,9 +23,11 @@ BYTES_MAX = 64 << 20
 class Life:
     """One life of a node: its identity, from where it started, and its tail, if it keeps one."""
 
+    tail_dir: Path | None = None
+
     def __init__(self, path: Path, cut: int = 0, damaged: bool = False, tail: bool = True) -> None:
         self.directory = DataDirectory(path)
-        self.identity = Identity(self.directory, "n1", MEMBERS)
+        self.identity = Identity(self.directory, "n1", MEMBERS, tail_dir=self.tail_dir)
         self.start: StartingPoint = self.identity.starting_point(cut, 1 if cut else 0, damaged)
         self.tail: Tail | None = None
         if tail:
@@ -48,6 +52,25 @@ def life(path: Path, cut: int = 0, damaged: bool = False, tail: bool = True) -> 
     one.identity.begun(with_tail=tail)
     yield one
     one.killed()
+
+
+@pytest.fixture(params=["on the disk", "in memory"], autouse=True)
+def memory(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path | None:
+    """Where tails grow, if not in the data directory."""
+    if request.param == "on the disk":
+        return None
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setattr(Life, "tail_dir", memory)
+    return memory
+
+
+def segments(path: Path) -> list[Path]:
+    """The files in which the tail of a node grows."""
+    found = [*(path / "tail").glob("*.tail"), *(path.parent / "memory").glob("*/*.tail")]
+    return sorted(found, key=lambda file: file.name)
 
 
 @pytest.fixture
@@ -91,7 +114,8 @@ def test_an_earlier_clean_stop_is_not_believed_after_a_reboot(
 def test_a_tail_of_another_history_than_the_disk_is_not_believed(path: Path) -> None:
     """The log would drop it; the node must not pass for one that has it."""
     with DataDirectory(path) as directory:
-        found = Identity(directory, "n1", MEMBERS).starting_point(3, 2, damaged=False)
+        identity = Identity(directory, "n1", MEMBERS, tail_dir=Life.tail_dir)
+        found = identity.starting_point(3, 2, damaged=False)
     assert found.forgetful
 
 
@@ -157,7 +181,7 @@ def test_damage_is_remembered_by_a_node_that_is_killed_before_it_says_a_word(pat
 def test_a_tail_from_before_a_life_without_one_does_not_count(path: Path) -> None:
     with life(path, tail=False) as without:
         assert not without.start.forgetful
-    assert list((path / "tail").iterdir()) == []
+    assert segments(path) == []
     with life(path) as found:
         assert found.start.forgetful
 
@@ -178,7 +202,7 @@ def test_a_damaged_database_or_a_cut_before_the_tail_means_forgotten(path: Path)
 def test_a_damaged_tail_means_forgotten_and_is_kept_aside(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (file,) = sorted((path / "tail").glob("*-000002.tail"))
+    (file,) = (file for file in segments(path) if file.name.endswith("-000002.tail"))
     content = file.read_bytes()
     at = content.index(b"entry 3")
     file.write_bytes(content[:at] + b"E" + content[at + 1 :])
@@ -190,8 +214,67 @@ def test_a_damaged_tail_means_forgotten_and_is_kept_aside(
 
 
 def test_a_missing_tail_means_forgotten(path: Path) -> None:
-    for file in (path / "tail").iterdir():
+    for file in segments(path):
         file.unlink()
     with life(path) as found:
         assert found.start.forgetful
         assert found.held == []
+
+
+@pytest.mark.parametrize("memory", ["in memory"], indirect=True)
+class TestATailInMemory:
+    """`tail_dir`: it grows outside of the data directory, and the state file says where."""
+
+    def test_it_leaves_nothing_on_the_disk_but_what_a_clean_stop_keeps(self, path: Path) -> None:
+        assert list((path / "tail").iterdir()) == []
+        with life(path) as stopped:
+            assert stopped.tail is not None and stopped.tail.close()
+            stopped.identity.leave(1, ENTRIES)
+        (kept,) = segments(path)
+        assert kept.parent == path / "tail"
+
+    def test_one_that_went_with_its_container_means_forgotten(
+        self, path: Path, memory: Path
+    ) -> None:
+        shutil.rmtree(memory)
+        memory.mkdir()
+        with life(path) as found:
+            assert found.start.forgetful
+            assert found.held == []
+
+    @pytest.mark.parametrize("lost", range(4))
+    def test_whichever_of_its_files_somebody_removed_it_knows_all_or_that_it_does_not(
+        self, path: Path, lost: int
+    ) -> None:
+        segments(path)[lost].unlink()
+        with life(path) as found:
+            assert found.start.forgetful or found.held == ENTRIES
+
+    def test_it_is_found_where_it_was_when_the_option_has_changed(
+        self, path: Path, memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = tmp_path / "other"
+        other.mkdir()
+        for wanted in (None, other, memory):
+            monkeypatch.setattr(Life, "tail_dir", wanted)
+            with life(path) as found:
+                assert not found.start.forgetful
+                assert found.held == ENTRIES
+            files = [*(path / "tail").glob("*.tail"), *tmp_path.glob("*/exesdb-*/*.tail")]
+            (place,) = {file.parent for file in files}
+            assert place == path / "tail" if wanted is None else place.parent == wanted
+
+    def test_two_data_directories_never_share_one(self, path: Path, tmp_path: Path) -> None:
+        with life(path), life(tmp_path / "of another node") as other:
+            assert other.start.tail == ()
+        with life(path) as found:
+            assert found.held == ENTRIES
+
+    def test_it_goes_where_the_data_go_when_the_lineage_is_given_up(self, path: Path) -> None:
+        with life(path) as given_up:
+            given_up.identity.quarantine(Standing("newer", (), founded=True))
+        with life(path) as stranger:
+            assert stranger.held == []
+        (aside,) = path.glob("quarantined-*")
+        moved = b"".join(file.read_bytes() for file in (aside / "tail").iterdir())
+        assert all(entry in moved for _, _, entry in ENTRIES)

@@ -55,6 +55,14 @@ def durability(config: Config) -> Iterator[Complaint]:
         yield "default_durability", "replicated, because persistence_enabled is false"
 
 
+def places(config: Config) -> Iterator[Complaint]:
+    """What stands in the data directory is moved with it."""
+    if config.tail_dir is not None and config.tail_dir.absolute().is_relative_to(
+        config.data_dir.absolute()
+    ):
+        yield "tail_dir", f"outside of data_dir, which is {config.data_dir}"
+
+
 def ports(config: Config) -> Iterator[Complaint]:
     """Two listeners cannot share a port, and two members cannot share an address."""
     http, raft = config.http_address, config.raft_address
@@ -106,7 +114,10 @@ def tls(config: Config) -> Iterator[Complaint]:
             yield name, "a file that can be read"
 
 
-RULES: tuple[Rule, ...] = (elections, sizes, durability, ports, reachable, secret, tls)
+RULES: tuple[Rule, ...] = (
+    *(elections, sizes, durability, places),
+    *(ports, reachable, secret, tls),
+)
 
 
 def complaints(config: Config) -> Iterator[Complaint]:

@@ -140,6 +140,10 @@ class Config:
         256 * MIB, PERSISTENCE, "what that may take; past it a killed process has forgotten",
         unit="bytes", low=16 * MIB, high=1 << 40
     )  # fmt: skip
+    tail_dir: Path | None = option(
+        None, PERSISTENCE, "where that stands while the node runs, if not in data_dir: a directory "
+        "in memory (/dev/shm), so that no append waits for a disk that stands still"
+    )  # fmt: skip
 
     body_bytes_max: int = option(
         16 * MIB, REQUESTS, "the body of a request", unit="bytes", low=KIB, high=256 * MIB

@@ -17,9 +17,11 @@ so whoever creates, renames or removes a file here calls `sync` before relying o
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,17 +47,17 @@ class DataDirectory:
     def __init__(self, path: Path | str, now_s: Callable[[], float] = time.time) -> None:
         self.path = Path(path).absolute()
         self._now_s = now_s
+        self._locks: list[int] = []
         is_new = not self.path.exists()
         try:
             self.stores_path.mkdir(parents=True, exist_ok=True)
             if is_new:
                 sync_directory(self.path.parent)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._take_lock(self.path)
         except OSError as error:
             raise FilesUnreadable(
                 self.path, f"cannot be used as data directory: {error}"
             ) from error
-        self._take_lock()
         sync_directory(self.path)
         self._aside = self._find_aside()
 
@@ -146,11 +148,28 @@ class DataDirectory:
             path.with_name(path.name + companion).unlink(missing_ok=True)
         sync_directory(path.parent)
 
+    def annex(self, parent: Path, node_id: str) -> Path:
+        """A directory of this node's own below `parent`, locked as long as this one is.
+
+        Created if it is not there, for this user alone. Its name follows from where the data
+        directory stands, so that the next start finds it. Raises DirectoryInUse, FilesUnreadable.
+        """
+        known_by = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:12]
+        path = parent.absolute() / f"exesdb-{node_id}-{known_by}"
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+            found = path.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise OSError("it is another user's, or no directory")
+            self._take_lock(path)
+        except OSError as error:
+            raise FilesUnreadable(path, f"cannot be used: {error}") from error
+        return path
+
     def close(self) -> None:
-        """Give the lock back. Nothing of the directory may be used afterwards."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """Give the locks back. Nothing of the directory may be used afterwards."""
+        while self._locks:
+            os.close(self._locks.pop())
 
     def __enter__(self) -> DataDirectory:
         return self
@@ -170,18 +189,20 @@ class DataDirectory:
         paths = (*self.path.iterdir(), *self.stores_path.iterdir())
         return [path for path in paths if _ASIDE.search(path.name)]
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, path: Path) -> None:
         """Lock, and leave our process id in the file for whoever finds it locked."""
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
-            self.close()
+            holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+            os.close(lock)
             raise DirectoryInUse(
-                self.path, f"in use by another process (id {holder}); give each node its own"
+                path, f"in use by another process (id {holder}); give each node its own"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        self._locks.append(lock)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
 def sync_directory(path: Path) -> None:

@@ -54,7 +54,8 @@ class NodeIdentity:
     `membership` is the newest that is known to be committed, `heard` the newest that ever stood in
     the log (see `raft/membership_log.py`); None where the members have never changed.
 
-    `tail` is the incarnation whose tail counts (see `tail_files`); 0 if none does.
+    `tail` is the incarnation whose tail counts (see `tail_files`); 0 if none does. `tail_in` is the
+    directory outside of the data directory in which it grew; empty if it did not.
     """
 
     cluster_id: str
@@ -73,6 +74,7 @@ class NodeIdentity:
     membership: Plain | None = None
     heard: Plain | None = None
     tail: int = 0
+    tail_in: str = ""
 
 
 class StateFile:

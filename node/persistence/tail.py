@@ -5,7 +5,8 @@ inside that call is done in time. It copies the record into a mapped file and mo
 about a microsecond and no system call, and it outlives the process, because the pages are the
 kernel's. It does not outlive the machine; there is no fsync.
 
-It must never wait for the disk, so all that could wait is done ahead, in a thread of its own: it
+It must not wait for the disk. Where the file is in memory (see `tail_files`) it never does; else
+all that could wait is done ahead, as far as it can be, in a thread of its own. The thread
 keeps `_AHEAD` further segments ready, and removes those that the disk has passed (`persisted`). If
 the next segment is not ready when it is needed (the disk stalls, or is full, or the tail is at
 `bytes_max`), the entry is left out, and the segment says so: the tail has a *gap*. The node goes
@@ -246,6 +247,7 @@ class _Pool:
         self._files = files
         self._life = life
         self._bytes_max = bytes_max
+        self._room = bytes_max  # for all segments: the bound, or what there is
         self._ready: deque[LiveSegment] = deque()
         self._dropped: deque[LiveSegment | _Written] = deque()
         self._sequence = 2  # the first is the one with which the life began
@@ -290,8 +292,8 @@ class _Pool:
 
     @property
     def is_filling_up(self) -> bool:
-        """Whether more than half of the bound is used."""
-        return self.bytes > self._bytes_max // 2
+        """Whether more than half of the bound, or of what the disk has for it, is used."""
+        return self.bytes > self._room // 2
 
     def trouble(self) -> str:
         """Why nothing is ready, as far as is known."""
@@ -347,7 +349,9 @@ class _Pool:
         """Make one more segment, if it fits into the bound."""
         if self.bytes + size > self._bytes_max:
             return False
-        if self._files.free_bytes() < size + _SPARE_BYTES:
+        free = self._files.free_bytes() - _SPARE_BYTES
+        self._room = min(self._bytes_max, self.bytes + max(free, 0))
+        if free < size:
             raise OSError("the disk is nearly full")
         self._ready.append(self._create(size))
         return True

@@ -1,4 +1,4 @@
-"""The tail's files: `DIR/tail/LIFE-SEQUENCE.tail`, one a segment (see `tail_format`).
+"""The tail's files: `LIFE-SEQUENCE.tail`, one a segment (see `tail_format`).
 
 A life is an incarnation of the node, and the state file says whose tail counts. So each start
 writes what it found anew, as the first segment of its own life, and the tail before stays whole
@@ -9,12 +9,20 @@ clean stop (then fsynced). `create` makes one that grows while the node runs: it
 zeros, so that a full disk shows here and not later, mapped, and every page of the mapping is
 touched. Whoever writes records into it then only copies memory. All that may wait for the disk
 does so inside system calls that let other threads run; a page fault in Python code would not.
+
+They stand in `DIR/tail`, or, while the node runs, in another directory, which is meant to be in
+memory (tmpfs). In a file system on a disk a store to memory may still have to wait: the kernel
+makes a page that it has written out read-only, and while the file system is frozen, or its journal
+stands still, nobody gets it back. Pages of a tmpfs are never written out. The state file says where
+the tail of a life stands; what a clean stop leaves is always in `DIR/tail`, and `load` looks there
+too.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +74,18 @@ class LiveSegment:
 
 
 class TailFiles:
-    """The directory of the tail's segments. Every method blocks and may raise `OSError`."""
+    """The tail's segments. Every method blocks and may raise `OSError`.
 
-    def __init__(self, directory: DataDirectory) -> None:
+    `live` is where segments grow; None is the data directory. `before` is where those of the last
+    life did, if that was elsewhere.
+    """
+
+    def __init__(
+        self, directory: DataDirectory, live: Path | None = None, before: Path | None = None
+    ) -> None:
         self.path = directory.tail_path
+        self.live = live or self.path
+        self._places = list(dict.fromkeys([self.path, self.live, before or self.live]))
         self._directory = directory
         if self.path.is_file():
             directory.set_aside(self.path, "unused")
@@ -123,7 +139,8 @@ class TailFiles:
             raise FormatTooNew(path, str(error)) from error
 
     def _paths(self, life: int) -> list[Path]:
-        return sorted(self.path.glob(f"{life}-*{_SUFFIX}"), key=_sequence)
+        found = (path for place in self._places for path in place.glob(f"{life}-*{_SUFFIX}"))
+        return sorted(found, key=_sequence)
 
     # --- writing -----------------------------------------------------------------------------
 
@@ -136,11 +153,12 @@ class TailFiles:
         sequence = _sequence(taken[-1]) + 1 if last and taken else 1
         records = [Record(Kind.START, start, 0)]
         records += [Record(Kind.ENTRY, *entry) for entry in entries]
-        path = self._path_of(life, sequence)
         content = whole_segment(life, sequence, records, OPEN if last else CLOSED)
         if last:
+            path = self.path / _name(life, sequence)
             replace_durably(path, content)
         else:
+            path = self.live / _name(life, sequence)
             draft = path.with_suffix(".new")
             draft.write_bytes(content)
             draft.rename(path)
@@ -148,7 +166,7 @@ class TailFiles:
 
     def create(self, life: int, sequence: int, size: int) -> LiveSegment:
         """A segment of `size` bytes that can be written without waiting for anything."""
-        path = self._path_of(life, sequence)
+        path = self.live / _name(life, sequence)
         draft = path.with_suffix(".new")
         file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
@@ -163,8 +181,8 @@ class TailFiles:
         return LiveSegment(path, sequence, size, mapped)
 
     def free_bytes(self) -> int:
-        """What the disk has left."""
-        stat = os.statvfs(self.path)
+        """What the disk, or the memory, has left for segments that grow."""
+        stat = os.statvfs(self.live)
         return stat.f_bavail * stat.f_frsize
 
     # --- removing ----------------------------------------------------------------------------
@@ -174,23 +192,34 @@ class TailFiles:
         path.unlink(missing_ok=True)
 
     def keep_only(self, life: int, damaged: Path | None = None) -> None:
-        """Remove the segments of all other lives; a damaged one is only renamed."""
+        """Remove the segments of all other lives; a damaged one is only renamed.
+
+        Drafts of this life are let be: the thread that makes its segments is at work.
+        """
         if damaged is not None and damaged.exists():
+            if damaged.parent != self.path:
+                damaged = Path(shutil.copyfile(damaged, self.path / damaged.name))
             self._directory.set_aside(damaged, "damaged")
-        for path in self.path.iterdir():
-            left_over = path.suffix == ".new"
-            if left_over or (path.suffix == _SUFFIX and not path.name.startswith(f"{life}-")):
+        for path in self._files():
+            if not path.name.startswith(f"{life}-"):
                 path.unlink(missing_ok=True)
 
     def keep_only_file(self, kept: Path) -> None:
         """Remove all segments but one, durably."""
-        for path in self.path.iterdir():
-            if path.suffix in (_SUFFIX, ".new") and path != kept:
+        for path in self._files():
+            if path != kept:
                 path.unlink(missing_ok=True)
         sync_directory(self.path)
 
-    def _path_of(self, life: int, sequence: int) -> Path:
-        return self.path / f"{life}-{sequence:06d}{_SUFFIX}"
+    def bring_home(self) -> None:
+        """Copy what stands elsewhere into the data directory, with which it is to be moved."""
+        for path in self._files():
+            if path.parent != self.path:
+                shutil.copyfile(path, self.path / path.name)
+
+    def _files(self) -> list[Path]:
+        found = (path for place in self._places if place.is_dir() for path in place.iterdir())
+        return [path for path in found if path.suffix in (_SUFFIX, ".new")]
 
 
 def _check_place(segment: Segment, before: Segment | None, path: Path, life: int) -> None:
@@ -204,6 +233,10 @@ def _check_place(segment: Segment, before: Segment | None, path: Path, life: int
     goes_on = bool(segment.records) and segment.records[0].kind != Kind.START
     if goes_on and before.state != CLOSED:
         raise Damage("goes on where the file before it was not full")
+
+
+def _name(life: int, sequence: int) -> str:
+    return f"{life}-{sequence:06d}{_SUFFIX}"
 
 
 def _sequence(path: Path) -> int:

@@ -8,7 +8,6 @@ not be true to life: that is refused as long as files are open.
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from cluster.topology import Topology
 from node.identity import EXIT_PROMISE_LOST
 from tests.e2e.client import STORE
 from tests.e2e.conftest import Cluster
+from tests.e2e.disk import Disk, mounted
 from tests.e2e.test_durability import persistence_of
 
 pytestmark = pytest.mark.e2e
@@ -26,51 +26,10 @@ pytestmark = pytest.mark.e2e
 EXIT_NOT_WRITTEN = 3
 
 
-class Disk:
-    """An ext4 file system in a file, mounted at `path`."""
-
-    def __init__(self, image: Path, path: Path) -> None:
-        self.path = path
-        self._image = image
-        with image.open("wb") as file:
-            file.truncate(64 << 20)
-        _run("mkfs.ext4", "-q", image)
-
-    def mount(self, *options: str) -> None:
-        _run(
-            "mount", "-o", ",".join(("loop", "errors=remount-ro", *options)), self._image, self.path
-        )
-
-    def fail(self) -> None:
-        """An error was found: from now on it is read-only."""
-        source = _run("findmnt", "-no", "SOURCE", self.path).strip()
-        Path(f"/sys/fs/ext4/{Path(source).name}/trigger_fs_error").write_text("x")
-
-    def repair(self) -> None:
-        """What an operator does while the node is down."""
-        self.unmount()
-        subprocess.run(["e2fsck", "-fy", self._image], check=False, capture_output=True, timeout=20)
-        self.mount()
-
-    def unmount(self, *options: str) -> None:
-        _run("umount", *options, self.path)
-
-
-def _run(*command: str | Path) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, timeout=20, text=True)
-    return done.stdout
-
-
 @pytest.fixture
 def disk(layout: Topology, tmp_path: Path) -> Iterator[Disk]:
     """The data directory of n3 on a disk of its own. Starts before the cluster does."""
-    directory = layout.node("n3").data_dir
-    directory.mkdir(parents=True)
-    try:
-        disk = Disk(tmp_path / "image", directory)
-        disk.mount()
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no file system can be mounted here: {error}")
+    disk = mounted(tmp_path / "image", layout.node("n3").data_dir)
     try:
         yield disk
     finally:

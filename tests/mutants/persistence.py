@@ -207,8 +207,8 @@ DEFECTS = (
         "second-process-in-one-directory",
         "one process a directory",
         "persistence/directory.py",
-        "            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-        "            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
+        "            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
         ("persistence/test_directory.py::test_the_lock_is_given_back_when_it_is_closed",),
     ),
     Defect(

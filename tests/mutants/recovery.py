@@ -7,6 +7,7 @@ from tests.mutants.defect import Defect
 _RULES = "raft/test_recovery.py::TestRules"
 _COLD = "raft/test_recovery.py::TestColdStart"
 _IDENTITY = "test_identity.py"
+_DIRECTORY = "persistence/test_directory.py"
 _FORGETTING = "test_forgetting.py"
 _TAIL, _TAIL_FILES = "persistence/test_tail.py", "persistence/test_tail_files.py"
 
@@ -308,6 +309,32 @@ DEFECTS = (
         "        self._promises.recovered()\n",
         "",
         (_RULES,),
+    ),
+    Defect(
+        "place-of-the-tail-not-kept",
+        "who has forgotten nothing: the tail is looked for where it was",
+        "identity.py",
+        '                tail_in=str(self._tail_in or "") if with_tail else "",\n',
+        "",
+        (_FORGETTING,),
+    ),
+    Defect(
+        "clean-stop-leaves-its-log-in-memory",
+        "clean mark: the log behind the cut outlives the machine",
+        "persistence/tail_files.py",
+        "            path = self.path / _name(life, sequence)\n",
+        "            path = self.live / _name(life, sequence)\n",
+        (_FORGETTING,),
+    ),
+    Defect(
+        "two-nodes-in-one-annex",
+        "one process a directory",
+        "persistence/directory.py",
+        "            self._take_lock(path)\n        except OSError as error:\n"
+        '            raise FilesUnreadable(path, f"cannot be used: {error}") from error\n',
+        "        except OSError as error:\n"
+        '            raise FilesUnreadable(path, f"cannot be used: {error}") from error\n',
+        (_DIRECTORY,),
     ),
     Defect(
         "clean-mark-before-the-tail",

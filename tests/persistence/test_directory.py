@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -38,6 +39,37 @@ def test_the_lock_is_given_back_when_it_is_closed(tmp_path: Path) -> None:
     DataDirectory(tmp_path).close()
     with DataDirectory(tmp_path), pytest.raises(DirectoryInUse):
         DataDirectory(tmp_path)
+
+
+def test_an_annex_is_locked_as_long_as_the_directory_and_for_this_user_alone(
+    tmp_path: Path,
+) -> None:
+    with DataDirectory(tmp_path / "data") as directory:
+        annex = directory.annex(tmp_path, "n1")
+        assert stat.S_IMODE(annex.stat().st_mode) == 0o700
+        with pytest.raises(DirectoryInUse, match="exesdb-n1"):
+            directory.annex(tmp_path, "n1")
+    with DataDirectory(tmp_path / "data") as again:
+        assert again.annex(tmp_path, "n1") == annex
+
+
+@pytest.mark.parametrize("kind", ["a link", "a file"])
+def test_what_somebody_else_may_have_put_in_the_place_of_an_annex_is_refused(
+    tmp_path: Path, kind: str
+) -> None:
+    with DataDirectory(tmp_path / "data") as directory:
+        annex = directory.annex(tmp_path, "n1")
+    shutil.rmtree(annex)
+    (tmp_path / "elsewhere").mkdir()
+    if kind == "a link":
+        annex.symlink_to(tmp_path / "elsewhere")
+    else:
+        annex.write_text("")
+    with (
+        DataDirectory(tmp_path / "data") as directory,
+        pytest.raises(FilesUnreadable, match="exesdb-n1"),
+    ):
+        directory.annex(tmp_path, "n1")
 
 
 def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ class SlowFiles(TailFiles):
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.error: OSError | None = None
+        self.free = 1 << 40
+
+    def free_bytes(self) -> int:
+        return self.free
 
     def create(self, life: int, sequence: int, size: int) -> LiveSegment:
         self.goes_on.wait(10)
@@ -237,6 +241,15 @@ class TestWhenTheDiskDoesNotKeepUp:
         log.add()
         log.tail.persisted(200)
         log.assert_forgets_nothing(cut=200)
+
+    def test_where_there_is_little_room_it_presses_before_that_is_gone(self, log: Log) -> None:
+        log.begin()
+        log.add(100)
+        assert log.pressed == 0
+        log.files.free = tail_module._SPARE_BYTES + 2 * SEGMENT
+        log.add(60)
+        assert log.pressed > 0
+        assert log.tail.whole
 
     def test_the_bound_holds_and_presses_first(self, log: Log) -> None:
         log.begin()

@@ -75,6 +75,14 @@ def test_only_the_life_that_is_asked_for_counts(files: TailFiles) -> None:
     assert list(files.path.iterdir()) == []
 
 
+def test_the_segment_that_the_thread_is_making_is_let_be(files: TailFiles) -> None:
+    made, left_over = (files.path / f"{life}-000004.new" for life in (LIFE, LIFE - 1))
+    made.write_bytes(b"")
+    left_over.write_bytes(b"")
+    files.keep_only(LIFE)
+    assert list(files.path.iterdir()) == [made]
+
+
 def test_a_file_where_the_directory_belongs_is_set_aside(directory: DataDirectory) -> None:
     directory.tail_path.write_bytes(b"of another version")
     files = TailFiles(directory)
