@@ -29,10 +29,11 @@ _PAGE_EVENTS = 1_000
 class PersistentSubscription:
     """How a subscription is.
 
-    `position` is how far its scan has got, `lag` how many positions are left. `stalled` says why
-    nothing moves although something should: "parked_full", "not_acknowledged" or "no_consumer".
-    `totals` counts what happened since it was made, `consumers` what each has in flight. Times are
-    in microseconds since 1970.
+    `position` is how far its scan has got, `lag` how many positions are left; of `streams_behind`
+    there may be events before it that wait for one in flight. `stalled` says why nothing moves
+    although something should: "parked_full", "not_acknowledged" or "no_consumer". `totals` counts
+    what happened since it was made, `consumers` what each has in flight. Times are in microseconds
+    since 1970.
     """
 
     name: str
@@ -44,6 +45,7 @@ class PersistentSubscription:
     max_in_flight: int
     position: int
     lag: int
+    streams_behind: int
     in_flight: int
     waiting: int
     parked: int
@@ -53,13 +55,18 @@ class PersistentSubscription:
     last_progress_us: int
     stalled: str | None
 
+    @property
+    def done(self) -> bool:
+        """Whether every event so far was acknowledged, skipped or parked."""
+        return not (self.lag or self.streams_behind or self.in_flight or self.waiting)
+
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> PersistentSubscription:
         """From the API's form."""
         wanted = plain["filter"]
         same = ("name", "start_after", "ack_timeout_ms", "max_retries", "max_in_flight",
-                "position", "lag", "in_flight", "waiting", "parked", "totals", "consumers",
-                "stalled")  # fmt: skip
+                "position", "lag", "streams_behind", "in_flight", "waiting", "parked", "totals",
+                "consumers", "stalled")  # fmt: skip
         return cls(
             **{name: plain[name] for name in same},
             wanted=Filter(tuple(wanted["types"]), wanted["stream_prefix"]),

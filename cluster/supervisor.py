@@ -96,9 +96,9 @@ class NodeProcess:
         with contextlib.ExitStack() as files:
             output = files.enter_context(self._output()) if self.log else None
             self._process = await asyncio.create_subprocess_exec(
-                *_tied_to_us(), *self.node.argv,
+                *tied_to_us(), *self.node.argv,
                 stdin=asyncio.subprocess.DEVNULL, stdout=output or 2, stderr=output,
-                cwd=None, env=_environment(), start_new_session=True,
+                cwd=None, env=environment(), start_new_session=True,
             )  # fmt: skip
 
     def _output(self) -> IO[bytes]:
@@ -187,14 +187,14 @@ def how_it_ended(exit_code: int | None) -> str:
     return f"ended with exit code {exit_code}"
 
 
-def _tied_to_us() -> tuple[str, ...]:
-    """The prefix that ends a node with its supervisor. It replaces itself by the node: same pid."""
+def tied_to_us() -> tuple[str, ...]:
+    """The prefix of a command that ends with us. It replaces itself by the command: same pid."""
     setpriv = shutil.which("setpriv")
     return (setpriv, "--pdeathsig", "TERM", "--") if setpriv else ()
 
 
-def _environment() -> dict[str, str]:
-    """The node program is found wherever the supervisor was started from."""
+def environment() -> dict[str, str]:
+    """With it our programs are found wherever this one was started from."""
     paths = [str(PROJECT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 

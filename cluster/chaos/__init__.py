@@ -15,5 +15,11 @@ Read in this order:
     report    what came out, for people and for programs
     failover  another question: how long until appends go on after the leader was killed
 
+A third question, what becomes of a persistent subscription when nodes and consumers die:
+
+    deliveries   the judge of what its consumers wrote down; pure
+    consumers    who handles events, refuses some, and is killed
+    sharing      one run
+
 Nothing here imports `node`: nodes get a command line and are talked to over HTTP.
 """

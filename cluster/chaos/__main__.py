@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import uvloop
 from rich.console import Console
 
-from cluster.chaos import failover, report, trial
+from cluster.chaos import failover, report, sharing, trial
 from cluster.supervisor import NodeFailed, PortBusy
 
 T = TypeVar("T")
@@ -36,6 +36,7 @@ examples:
   scripts/chaos --seed 7 --json > result.json      progress goes to stderr
   scripts/chaos --leader-kills 50                  how long appends stop when the leader is killed
   scripts/chaos --leader-kills 0 --steady-minutes 10     elections under full load, without faults
+  scripts/chaos --consumers --minutes 5            four consumers of one subscription, killed too
 
 The seed fixes which faults are drawn; processes run in real time, so no two runs are the same.
 Nodes run on free ports with data in a temporary directory; no other cluster is touched.
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.leader_kills is not None:
             return _failover(options, _console(), stderr)
+        if options.consumers:
+            return _sharing(options, _console(), stderr)
         return _chaos(options, _console(), stderr)
     except (NodeFailed, PortBusy) as error:
         stderr.print(f"[red]scripts/chaos failed:[/] {error}")
@@ -85,6 +88,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="instead of all this, kill the leader N times under load and measure")  # fmt: skip
     add("--steady-minutes", type=float, default=1.0, metavar="T",
         help="and then full load without faults, to count elections; default 1")  # fmt: skip
+    add("--consumers", action="store_true",
+        help="instead of all this, kill the consumers of a persistent subscription and three nodes,"
+        " and judge what was delivered")  # fmt: skip
     add("node_options", nargs="*", metavar="-- OPTION", help="further options of every node")
     options = parser.parse_args(arguments)
     if options.minutes <= 0 or options.events_per_second <= 0 or (options.leader_kills or 0) < 0:
@@ -130,6 +136,23 @@ def _failover(options: argparse.Namespace, stdout: Console, stderr: Console) -> 
     else:
         failover.show(outcome, stdout)
     return 0 if failover.met(outcome) else 1
+
+
+def _sharing(options: argparse.Namespace, stdout: Console, stderr: Console) -> int:
+    seed = options.seed if options.seed is not None else random.randrange(1 << 32)
+    directory = _directory(options)
+    stderr.print(f"seed {seed}, {options.minutes:g} min, in {directory}")
+    plan = sharing.Plan(60 * options.minutes, seed)
+    result = uvloop.run(_until_stopped(sharing.run(plan, directory, stderr.print)))
+    if options.json:
+        print(json.dumps(sharing.as_json(result), indent=2))
+    else:
+        sharing.show(result, stdout)
+    if result.judgement.violations or options.keep:
+        stderr.print(f"what is needed to find out why is in {directory}")
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+    return 1 if result.judgement.violations else 0
 
 
 async def _until_stopped(work: Coroutine[Any, Any, T]) -> T:
