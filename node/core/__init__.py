@@ -5,6 +5,7 @@ node to node (time, ids) enters as data inside a command. Read in this order:
 
 * `frames`    how one event is encoded, once, for the log, memory, disk and CBOR readers
 * `fields`    what the fields of a command may hold
+* `versions`  what a writer may say about where a stream stands
 * `commands`  what can be asked of the replicated state, encoded where the request enters
 * `outcomes`  what the state answers; refusals are values, never exceptions
 * `stream`    one stream: the positions of its events
@@ -16,6 +17,7 @@ node to node (time, ids) enters as data inside a command. Read in this order:
 * `filters`   which events somebody wants
 * `subscription_commands`, `subscription`, `subscription_state`, `subscriptions`
               who was handed which event, and what became of it; its commands, and it as bytes
+* `appending` several appends in one command, each for itself
 * `state`     all stores, and `apply`, the one door through which anything changes
 * `portion`   a store in parts that vouch for themselves, for a node that is filled
 """

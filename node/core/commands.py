@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import cbor2
 
-from node.core.fields import NUMBER_MAX, MalformedCommand, is_name, is_number, is_time, need
+from node.core.fields import MalformedCommand, is_name, is_number, is_time, need
 from node.core.frames import is_frame
 from node.core.snapshots import KEPT_MAX, is_content
 from node.core.subscription_commands import (
@@ -34,14 +34,12 @@ from node.core.subscription_commands import (
     decode_subscribe,
     decode_unsubscribe,
 )
+from node.core.versions import ANY as ANY
+from node.core.versions import NO_STREAM as NO_STREAM
+from node.core.versions import STREAM_EXISTS as STREAM_EXISTS
+from node.core.versions import is_expected
 
 FORMAT = 1
-
-# Expected versions that are not an event number.
-NO_STREAM = -1
-ANY = -2
-STREAM_EXISTS = -4
-_EXPECTED_CODES = (NO_STREAM, ANY, STREAM_EXISTS)
 
 # What an append to a store waits for, unless it says so itself: the memory or the disks of a
 # majority, or (the empty one) whatever is the default of the node that takes it.
@@ -56,6 +54,7 @@ _APPEND, _APPEND_MANY, _CREATE_STORE, _DELETE_STORE, _PUT_CHECKPOINT, _BARRIER, 
     7
 )
 _PUT_SNAPSHOT, _DELETE_SNAPSHOT = 7, 8
+_APPEND_EACH = 12
 
 
 class Append(NamedTuple):
@@ -65,6 +64,20 @@ class Append(NamedTuple):
     created_us: int
     stream: str
     expected: int
+    frames: list[bytes]
+
+
+class AppendEach(NamedTuple):
+    """Several appends of one stream each, in order, each as if it had come alone.
+
+    The first `counts[0]` of `frames` belong to `streams[0]`, and so on.
+    """
+
+    store: str
+    created_us: int
+    streams: list[str]
+    expected: list[int]
+    counts: list[int]
     frames: list[bytes]
 
 
@@ -134,6 +147,7 @@ class Barrier(NamedTuple):
 
 Command = (
     Append
+    | AppendEach
     | AppendMany
     | CreateStore
     | PutStore
@@ -151,6 +165,18 @@ def append(
 ) -> bytes:
     """Encode an `Append`; `expected` is an event number or one of the codes above."""
     return cbor2.dumps((FORMAT, _APPEND, store, created_us, stream, expected, frames))
+
+
+def append_each(
+    store: str,
+    created_us: int,
+    streams: Sequence[str],
+    expected: Sequence[int],
+    counts: Sequence[int],
+    frames: Sequence[bytes],
+) -> bytes:
+    """Encode an `AppendEach`. In columns: one call into C has all of a turn's appends."""
+    return cbor2.dumps((FORMAT, _APPEND_EACH, store, created_us, streams, expected, counts, frames))
 
 
 def append_many(
@@ -233,13 +259,27 @@ def _decode_append(fields: list[Any]) -> Append:
         is_name(store)
         and is_time(created_us)
         and is_name(stream)
-        and _is_expected(expected)
+        and is_expected(expected)
         and type(frames) is list
         and frames
         and all(map(is_frame, frames))
     ):
         raise MalformedCommand("append: a field is not as it must be")
     return Append(store, created_us, stream, expected, frames)
+
+
+def _decode_append_each(fields: list[Any]) -> AppendEach:
+    _, _, store, created_us, streams, expected, counts, frames = fields
+    need(is_name(store), "store")
+    need(is_time(created_us), "created_us")
+    need(type(streams) is list and len(streams) > 0 and all(map(is_name, streams)), "streams")
+    need(type(expected) is list and len(expected) == len(streams), "expected")
+    need(all(map(is_expected, expected)), "expected")
+    need(type(counts) is list and len(counts) == len(streams), "counts")
+    need(set(map(type, counts)) == {int} and min(counts) > 0, "counts")
+    need(type(frames) is list and len(frames) == sum(counts), "frames")
+    need(all(map(is_frame, frames)), "frames")
+    return AppendEach(store, created_us, streams, expected, counts, frames)
 
 
 def _decode_append_many(fields: list[Any]) -> AppendMany:
@@ -327,6 +367,7 @@ def _head(kind: int, fields: int) -> bytes:
 
 _DECODERS: dict[bytes, Callable[[list[Any]], Command]] = {
     _head(_APPEND, 7): _decode_append,
+    _head(_APPEND_EACH, 8): _decode_append_each,
     _head(_APPEND_MANY, 9): _decode_append_many,
     _head(_CREATE_STORE, 4): _decode_create_store,
     _head(_PUT_STORE, 6): _decode_put_store,
@@ -343,12 +384,8 @@ _DECODERS: dict[bytes, Callable[[list[Any]], Command]] = {
 }
 
 
-def _is_expected(value: object) -> bool:
-    return type(value) is int and (0 <= value <= NUMBER_MAX or value in _EXPECTED_CODES)
-
-
 def _is_check(value: object) -> bool:
-    return type(value) is list and len(value) == 2 and is_name(value[0]) and _is_expected(value[1])
+    return type(value) is list and len(value) == 2 and is_name(value[0]) and is_expected(value[1])
 
 
 def _is_checkpoint(value: object) -> bool:

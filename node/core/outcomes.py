@@ -27,6 +27,26 @@ class Appended(NamedTuple):
     idempotent: bool
 
 
+class AppendedEach(NamedTuple):
+    """What became of each of several appends, in order.
+
+    `numbers` and `positions` are those of the first event of each that is stored now. `others` has
+    the outcome of each that is not, by its place in the command (whose number and position are 0).
+    """
+
+    numbers: Sequence[int]
+    positions: Sequence[int]
+    others: Mapping[int, Appended | WrongExpectedVersion | EventIdReused]
+
+    def of(self, place: int, stream: str, count: int) -> Outcome:
+        """What the append at this place, of `count` events to `stream`, came to."""
+        position = self.positions[place]
+        if not position:
+            return self.others[place]
+        first, last = self.numbers[place], self.numbers[place] + count - 1
+        return Appended(first, last, range(position, position + count), {stream: last}, False)
+
+
 class WrongExpectedVersion(NamedTuple):
     """The stream is not where the writer believed; `current` is -1 where there is none."""
 
@@ -174,6 +194,7 @@ class Malformed(NamedTuple):
 
 Outcome = (
     Appended
+    | AppendedEach
     | WrongExpectedVersion
     | EventIdReused
     | StoreNotFound

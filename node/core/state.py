@@ -17,8 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from node.core import commands
+from node.core.appending import append_each
 from node.core.commands import (
     Append,
+    AppendEach,
     AppendMany,
     Barrier,
     CreateStore,
@@ -31,6 +33,7 @@ from node.core.commands import (
 from node.core.fields import MalformedCommand
 from node.core.outcomes import (
     Appended,
+    AppendedEach,
     BarrierPassed,
     CheckpointMoved,
     Malformed,
@@ -73,6 +76,7 @@ class State:
         self._changed: set[str] = set()
         self._appliers: dict[type, Callable[[Any, int], Outcome]] = {
             Append: self._append,
+            AppendEach: self._append_each,
             AppendMany: self._append_many,
             CreateStore: self._create_store,
             PutStore: self._put_store,
@@ -120,6 +124,12 @@ class State:
         if store is None:
             return StoreNotFound(name)
         return self._noting(store.append(stream, expected, frames, created_us), store)
+
+    def _append_each(self, command: AppendEach, _: int) -> Outcome:
+        store = self.stores.get(command.store)
+        if store is None:
+            return StoreNotFound(command.store)
+        return self._noting(append_each(store, command), store)
 
     def _append_many(self, command: AppendMany, place: int) -> Outcome:
         store = self.stores.get(command.store)
@@ -197,6 +207,8 @@ class State:
     def _noting(self, outcome: Outcome, store: Store) -> Outcome:
         if isinstance(outcome, Appended):
             changed = not outcome.idempotent
+        elif isinstance(outcome, AppendedEach):
+            changed = any(outcome.positions)
         else:
             changed = isinstance(outcome, _CHANGES)
         if changed:

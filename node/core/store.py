@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
-from node.core.commands import ANY, BY_NODE, NO_STREAM, STREAM_EXISTS
+from node.core.commands import ANY, BY_NODE, NO_STREAM
 from node.core.frames import frame_id, frame_type_bytes
 from node.core.outcomes import (
     Appended,
@@ -43,6 +43,7 @@ from node.core.recent import RecentIds, first_remembered
 from node.core.snapshots import Snapshots
 from node.core.stream import Stream
 from node.core.subscriptions import Subscriptions
+from node.core.versions import as_expected
 
 Row = tuple[int, int, int, int, int, bytes]
 Columns = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[bytes]]
@@ -166,7 +167,7 @@ class Store:
             return self._earlier_try([(stream, frame) for frame in frames])
         found = self.streams.get(stream)
         current = NO_STREAM if found is None else len(found.positions) - 1
-        if expected != ANY and not _as_expected(expected, current):
+        if expected != ANY and not as_expected(expected, current):
             return WrongExpectedVersion(stream, expected, current)
         if found is None:
             found = self._new_stream(stream)
@@ -245,7 +246,7 @@ class Store:
     def _refused_check(self, checks: Sequence[tuple[str, int]]) -> WrongExpectedVersion | None:
         for stream, expected in checks:
             current = self.version(stream)
-            if not _as_expected(expected, current):
+            if not as_expected(expected, current):
                 return WrongExpectedVersion(stream, expected, current)
         return None
 
@@ -434,14 +435,6 @@ class Store:
         for number, position in enumerate(stream.positions):
             assert self._stream_of[position - 1] == ordinal
             assert self._number_of[position - 1] == number
-
-
-def _as_expected(expected: int, current: int) -> bool:
-    if expected == ANY:
-        return True
-    if expected == STREAM_EXISTS:
-        return current != NO_STREAM
-    return expected == current
 
 
 def _repeats(ids: Sequence[bytes]) -> bool:

@@ -27,6 +27,7 @@ def encoded(command: Any) -> bytes:
     """The bytes of a command given as one of the types of `node.core.commands`."""
     encoders = {
         commands.Append: commands.append,
+        commands.AppendEach: commands.append_each,
         commands.AppendMany: commands.append_many,
         commands.CreateStore: commands.create_store,
         commands.PutStore: commands.put_store,

@@ -8,6 +8,7 @@ leave open (the text of a refusal, which of several bad ids is named) it leaves 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from node.core import commands
@@ -160,8 +161,8 @@ class ReferenceState:
     series_bytes_max: int
     stores: dict[str, ReferenceStore] = field(default_factory=dict)
 
-    def apply(self, command: Any) -> Outcome | Reused:
-        """What the state must answer to a well-formed command."""
+    def apply(self, command: Any) -> Outcome | Reused | list[Outcome | Reused]:
+        """What the state must answer to a well-formed command; to each of several appends."""
         match command:
             case commands.Barrier():
                 return BarrierPassed()
@@ -192,6 +193,19 @@ class ReferenceState:
             case commands.Append(_, created_us, stream, expected, frames):
                 events = [(stream, frame) for frame in frames]
                 return store.append(events, [(stream, expected)], None, created_us)
+            case commands.AppendEach(_, created_us, streams, versions, counts, frames):
+                ends = list(accumulate(counts))
+                return [
+                    store.append(
+                        [(stream, frame) for frame in frames[end - count : end]],
+                        [(stream, version)],
+                        None,
+                        created_us,
+                    )
+                    for stream, version, count, end in zip(
+                        streams, versions, counts, ends, strict=True
+                    )
+                ]
             case commands.AppendMany(_, created_us, events, checks, checkpoint):
                 return store.append(events, checks, checkpoint, created_us)
         raise AssertionError(command)

@@ -21,6 +21,7 @@ from node.core.fields import TIME_US_MAX
 from node.core.filters import Filter
 from node.core.outcomes import (
     Appended,
+    AppendedEach,
     BarrierPassed,
     CheckpointMoved,
     CheckpointNotIncreasing,
@@ -60,6 +61,7 @@ REFUSALS = (
 OUTCOMES = (
     *REFUSALS,
     Appended,
+    AppendedEach,
     StoreCreated,
     StoreDeleted,
     CheckpointMoved,
@@ -87,6 +89,15 @@ VALID = [
         ("p", 7),
     ),
     commands.append_many("main", 5, [], [], ("p", 1)),
+    commands.append_each(
+        "main",
+        5,
+        ["s", "t", "s"],
+        [0, -1, commands.ANY],
+        [1, 1, 2],
+        [frame(at) for at in (7, 8, 9, 10)],
+    ),
+    commands.append_each("main", 5, ["s", "u"], [commands.ANY] * 2, [1, 1], [frame(90), frame(7)]),
     commands.put_store("main", 5, "persisted"),
     commands.put_store("main", 5, None, 1),
     commands.put_snapshot("main", 5, "o-1", "s", 7, SNAPSHOT),

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from node.core import commands, recent, snapshots
-from node.core.commands import Append, AppendMany
+from node.core.commands import Append, AppendEach, AppendMany
 from node.core.fields import TIME_US_MAX
-from node.core.outcomes import Appended, EventIdReused
+from node.core.outcomes import Appended, AppendedEach, EventIdReused
 from node.core.snapshots import encode_content
 from node.core.state import State
 from tests.core.observed import contents, encoded, frame, remembered
@@ -82,6 +82,31 @@ class StateAgainstReference(RuleBasedStateMachine):
         events = [(stream, self.fresh(kind)) for stream, kind in where]
         judged = [(stream, self.version(store, stream, version)) for stream, version in checks]
         self.do(AppendMany(store, created, events, judged, checkpoint))
+
+    @rule(
+        store=stores,
+        appends=st.lists(
+            st.tuples(
+                streams, versions, st.lists(types, min_size=1, max_size=3), st.integers(0, 9)
+            ),
+            min_size=1,
+            max_size=5,
+        ),
+        created=times,
+    )
+    def append_each(self, store, appends, created):
+        names, expected, counts, frames = [], [], [], []
+        for stream, version, kinds, chance in appends:
+            again = self.earlier(chance) if self.sent and chance < 4 else None
+            if isinstance(again, Append):  # a retry among others
+                stream, fresh = again.stream, again.frames
+            else:
+                fresh = [self.fresh(kind) for kind in kinds]
+            names.append(stream)
+            expected.append(self.version(store, stream, version))
+            counts.append(len(fresh))
+            frames += fresh
+        self.do(AppendEach(store, created, names, expected, counts, frames))
 
     @precondition(lambda self: self.sent)
     @rule(which=st.integers(0, 5), created=times)
@@ -183,12 +208,13 @@ class StateAgainstReference(RuleBasedStateMachine):
         [twin] = self.twin.apply(self.index, 1, [encoding])
         expected = self.reference.apply(command)
         assert outcome == twin
-        if isinstance(expected, Reused):
-            assert isinstance(outcome, EventIdReused)
-            assert outcome.event_id in expected.ids
+        if isinstance(outcome, AppendedEach):
+            assert isinstance(expected, list) and isinstance(command, AppendEach)
+            columns = zip(command.streams, command.counts, strict=True)
+            for place, (stream, count) in enumerate(columns):
+                compare(outcome.of(place, stream, count), expected[place])
         else:
-            assert type(outcome) is type(expected)
-            assert plain(outcome) == plain(expected)
+            compare(outcome, expected)
         if contents(self.state)["stores"] != before:
             assert self.reported == [command.store]
 
@@ -210,6 +236,16 @@ class StateAgainstReference(RuleBasedStateMachine):
             return asked
         known = self.reference.stores.get(store)
         return max(commands.NO_STREAM, asked - CURRENT + (known.version(stream) if known else -1))
+
+
+def compare(outcome: Any, expected: Any) -> None:
+    """The outcome of the state with that of the reference."""
+    if isinstance(expected, Reused):
+        assert isinstance(outcome, EventIdReused)
+        assert outcome.event_id in expected.ids
+    else:
+        assert type(outcome) is type(expected)
+        assert plain(outcome) == plain(expected)
 
 
 def plain(outcome: Any) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ from tests.mutants.defect import Defect
 
 _RETRIES = "core/test_retries.py"
 _VERSIONS = "core/test_expected_version.py"
+_EACH = "core/test_append_each.py"
 _LOADING = "core/test_loading.py"
 
 DEFECTS = (
@@ -17,11 +18,11 @@ DEFECTS = (
         "            return self._earlier_try([(stream, frame) for frame in frames])\n"
         "        found = self.streams.get(stream)\n"
         "        current = NO_STREAM if found is None else len(found.positions) - 1\n"
-        "        if expected != ANY and not _as_expected(expected, current):\n"
+        "        if expected != ANY and not as_expected(expected, current):\n"
         "            return WrongExpectedVersion(stream, expected, current)\n",
         "        found = self.streams.get(stream)\n"
         "        current = NO_STREAM if found is None else len(found.positions) - 1\n"
-        "        if expected != ANY and not _as_expected(expected, current):\n"
+        "        if expected != ANY and not as_expected(expected, current):\n"
         "            return WrongExpectedVersion(stream, expected, current)\n"
         "        if self._recent.knows_any(ids) or _repeats(ids):\n"
         "            return self._earlier_try([(stream, frame) for frame in frames])\n",
@@ -72,8 +73,8 @@ DEFECTS = (
         "two-writers-win",
         "I5: of appends that expect the same version exactly one succeeds",
         "core/store.py",
-        "        if expected != ANY and not _as_expected(expected, current):\n",
-        "        if expected != ANY and not _as_expected(expected, min(current, expected)):\n",
+        "        if expected != ANY and not as_expected(expected, current):\n",
+        "        if expected != ANY and not as_expected(expected, min(current, expected)):\n",
         (_VERSIONS,),
     ),
     Defect(
@@ -148,5 +149,21 @@ DEFECTS = (
         "                unsettled.append(line.behind)\n",
         "                unsettled.append(self.cursor)\n",
         ("core/test_subscription_model.py",),
+    ),
+    Defect(
+        "refused-append-keeps-its-frames",
+        "I3: a refusal has changed nothing",
+        "core/appending.py",
+        "stored = [place not in outcome.others for",
+        "stored = [place >= 0 for",
+        (_EACH,),
+    ),
+    Defect(
+        "retry-among-others-is-stored-twice",
+        "I7: an event id is stored once",
+        "core/appending.py",
+        "    if store._recent.knows_any(ids) or len(set(ids)) < len(ids):\n",
+        "    if len(set(ids)) < len(ids):\n",
+        (_EACH,),
     ),
 )
