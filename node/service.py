@@ -345,6 +345,7 @@ def api_limits(config: Config) -> ApiLimits:
         body_bytes_max=config.body_bytes_max,
         event_bytes_max=config.event_bytes_max,
         events_per_append_max=config.append_events_max,
+        appends_waiting_max=config.proposals_max,
         events_per_page_max=config.page_events_max,
     )
 

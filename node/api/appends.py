@@ -1,6 +1,6 @@
 """Appending: a body becomes one command, the command's outcome becomes the answer.
 
-    body -> events -> frames -> command -> replica.propose -> outcome -> 201, 200 or a refusal
+    body -> events -> frames -> gathering -> command -> outcome -> 201, 200 or a refusal
 
 Nothing is judged here that depends on the state: expected versions, event ids and the existence
 of the store are judged where the command is applied, on every node alike. Time and ids are chosen
@@ -22,6 +22,7 @@ from node.api.bodies import (
     Decoder,
 )
 from node.api.framing import Framer
+from node.api.gathering import Gathering
 from node.api.limits import ApiLimits
 from node.api.media import sent
 from node.api.names import NUMBER_MAX, checked_name
@@ -91,6 +92,7 @@ class Appends:
     def __init__(
         self,
         replica: Replica,
+        gathering: Gathering,
         worker: Worker,
         on_disk: OnDisk,
         clock: Clock,
@@ -102,6 +104,7 @@ class Appends:
         self._state = state
         self._default_durability = default_durability
         self._replica = replica
+        self._gathering = gathering
         self._worker = worker
         self._on_disk = on_disk
         self._clock = clock
@@ -159,10 +162,10 @@ class Appends:
         if not parsed.events:
             raise InvalidRequest("events: must hold at least one event")
         durable = self.durable(request.parameters["durability"], store)
-        now_us = self._clock()
-        frames = await self._framer.frames(parsed.events, body, media, now_us)
-        command = commands.append(store, now_us, stream, expected, frames)
-        outcome, index = await self._replica.propose(command, request.parameters["timeout_ms"])
+        frames = await self._framer.frames(parsed.events, body, media, self._clock())
+        outcome, index = await self._gathering.appended(
+            store, stream, expected, frames, request.parameters["timeout_ms"]
+        )
         if type(outcome) is Appended:
             if durable:
                 await self._on_disk(index, request.parameters["timeout_ms"])

@@ -24,12 +24,13 @@ from aiohttp import WSCloseCode
 from node.api import problems
 from node.api.appends import appended_body, refused
 from node.api.framing import SLICE_EVENTS
+from node.api.gathering import Gathering
 from node.api.limits import ApiLimits
 from node.api.names import checked_name
-from node.api.ports import OnDisk, Replica
+from node.api.ports import OnDisk
 from node.api.records import Pacer
 from node.api.settlements import ACTIONS, Settlements, Stale, deliveries_of, settled_body
-from node.api.socket_appends import Prepared, SocketAppends
+from node.api.socket_appends import Prepared, PreparedMany, SocketAppends
 from node.api.socket_consumers import Consumption
 from node.api.socket_feeds import Feed
 from node.api.socket_messages import (
@@ -56,14 +57,12 @@ from node.errors import ExesdbError, InvalidRequest, NotReady, Overloaded
 _SETTLE_MS = 5_000
 _PACE_REQUESTS = 32  # so many are taken between two looks at the clock
 
-Resolved = asyncio.Future[tuple[Outcome, int]]
-
 
 class Shared(Protocol):
     """What all conversations of a node have in common."""
 
     limits: ApiLimits
-    replica: Replica
+    gathering: Gathering
     on_disk: OnDisk
     appends: SocketAppends
     settlements: Settlements
@@ -247,38 +246,44 @@ class Conversation:
         if self._stopping:
             raise NotReady("this node is stopping; go on at another one")
         appends, store = self._shared.appends, self._store
+        prepared: Prepared | PreparedMany
         if type(request) is Append and len(request.events) <= SLICE_EVENTS:
-            self._propose(request.id, appends.prepared_at_once(store, request, plain), _in_short)
+            prepared = appends.prepared_at_once(store, request, plain)
         else:
-            body = _in_short if type(request) is Append else appended_body
-            self._propose(request.id, await appends.prepared(store, request, plain), body)
-
-    def _propose(self, request_id: int, prepared: Prepared, body: Callable[..., Any]) -> None:
-        proposed = self._shared.replica.propose(prepared.command, prepared.timeout_ms)
-        outcome: Resolved = asyncio.ensure_future(proposed)
-        self._under_way += 1
-        outcome.add_done_callback(partial(self._resolved, request_id, prepared, body))
+            prepared = await appends.prepared(store, request, plain)
+        gathering, then = self._shared.gathering, partial(self._resolved, request.id, prepared)
+        if type(prepared) is Prepared:
+            stream, expected, frames, _, timeout_ms, _ = prepared
+            gathering.append(store, stream, expected, frames, timeout_ms, then)
+            self._under_way += 1
+        else:
+            assert type(prepared) is PreparedMany
+            self._under_way += 1
+            gathering.propose(prepared.command, prepared.timeout_ms, then)
 
     def _resolved(
-        self, request_id: int, prepared: Prepared, body: Callable[..., Any], resolved: Resolved
+        self,
+        request_id: int,
+        prepared: Prepared | PreparedMany,
+        outcome: Outcome | BaseException,
+        index: int,
     ) -> None:
         """The outcome of an append is known."""
         self._is_done()
-        try:
-            outcome, index = resolved.result()
-            if type(outcome) is not Appended:
-                raise refused(outcome, prepared.checks)
-        except ExesdbError as error:
-            self._refuse(request_id, error)
-        except Exception:
-            logger.exception("an append over a WebSocket failed")
-            self._refuse(request_id, problems.internal())
-        else:
+        if type(outcome) is Appended:
+            body = _in_short if type(prepared) is Prepared else appended_body
             answer = (request_id, 200 if outcome.idempotent else 201, body(outcome, index))
             if prepared.durable:
                 self._start(request_id, self._on_disk(answer, index, prepared.timeout_ms))
             else:
                 self._say(answer)
+        elif isinstance(outcome, ExesdbError):
+            self._refuse(request_id, outcome)
+        elif isinstance(outcome, BaseException):
+            logger.error("an append over a WebSocket failed", exc_info=outcome)
+            self._refuse(request_id, problems.internal())
+        else:
+            self._refuse(request_id, refused(outcome, prepared.checks))
 
     async def _on_disk(self, answer: Any, index: int, timeout_ms: int) -> None:
         await self._shared.on_disk(index, timeout_ms)

@@ -39,6 +39,7 @@ class ApiLimits:
     followers_max: int = 1_000  # clients that follow, each subscription of a WebSocket counted
     settlements_waiting_max: int = 100_000  # delivery ids that wait to be settled
     sockets_max: int = 1_000
+    appends_waiting_max: int = 10_000  # without an outcome; the option `proposals_max`
     arriving_bytes_max: int = 256 * 1024 * 1024  # parts of bodies that are not complete yet
 
     # What one WebSocket may have under way. At the first two, nothing more is read from it.

@@ -37,6 +37,7 @@ from node.api.deliveries import Deliveries
 from node.api.desks import Desks
 from node.api.folds import Folds
 from node.api.following import Following
+from node.api.gathering import Gathering
 from node.api.known_heads import KnownHeads
 from node.api.levels import Levels, store_headers
 from node.api.limits import ApiLimits
@@ -83,8 +84,7 @@ class ApiServer:
         default_durability: str = REPLICATED,
     ) -> None:
         self.limits = limits or ApiLimits()
-        wrong = self.limits.check()
-        if wrong:
+        if wrong := self.limits.check():
             raise ValueError("; ".join(wrong))
         self.arrivals = Arrivals(self.limits.waiting_reads_max)
         self._state = state
@@ -93,14 +93,15 @@ class ApiServer:
         self._cluster = Cluster(replica, info, self._bodies, self.limits)
         levels = Levels(replica, state, self.limits)
         following = Following(levels, state, self.arrivals, self.limits)
+        gathering = Gathering(replica, clock, self.limits)
         appends = Appends(
-            *(replica, worker, on_disk, clock, self._bodies, self.limits),
+            *(replica, gathering, worker, on_disk, clock, self._bodies, self.limits),
             *(state, default_durability),
         )
         reads = Reads(levels, state, self.arrivals, self.limits)
         desks = Desks(replica, clock, levels, self.arrivals, self.limits)
         self._talks = Talks(
-            *(replica, on_disk, clock, levels, self._bodies, self.limits),
+            *(gathering, on_disk, clock, levels, self._bodies, self.limits),
             *(appends, reads, following, desks),
         )
         self._metrics = Metrics(

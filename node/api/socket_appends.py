@@ -1,4 +1,4 @@
-"""Appends over a WebSocket: from a request to a command, at as little cost as can be.
+"""Appends over a WebSocket: from a request to what is proposed, at as little cost as can be.
 
 What is judged, and how, is the same as over HTTP (`appends`, `framing`), in another order: the
 encoded items of all events of a message are judged together in one go (`are_plain_items`). Only
@@ -32,7 +32,23 @@ Checks = Sequence[tuple[str, int, Any]]
 
 
 class Prepared(NamedTuple):
-    """A command, what must be true before it is answered, and the checks in its client's words."""
+    """What is to be appended to a stream; `given` is what its client expects, in its own words."""
+
+    stream: str
+    expected: int
+    frames: Sequence[bytes]
+    durable: bool
+    timeout_ms: int
+    given: Any
+
+    @property
+    def checks(self) -> Checks:
+        """What must be true of streams, in the client's words."""
+        return ((self.stream, self.expected, self.given),)
+
+
+class PreparedMany(NamedTuple):
+    """The command of an append to several streams; `checks` are in its client's words."""
 
     command: bytes
     durable: bool
@@ -55,8 +71,7 @@ class SocketAppends:
         found = list(_items(requests))
         return not found or are_plain_items(found, self._limits.nesting_max)
 
-    def one(self, store: str, request: Append, frames: Sequence[bytes], now_us: int) -> Prepared:
-        """The command of an append to one stream. Raises `RequestError`, `PersistenceDisabled`."""
+    def _one(self, store: str, request: Append, frames: Sequence[bytes]) -> Prepared:
         stream = _stream(request.stream)
         given = request.expected_version
         expected = ANY if given is None else expected_code(given)
@@ -64,13 +79,11 @@ class SocketAppends:
             raise InvalidRequest("events: must hold at least one event")
         durable = self._appends.durable(request.durability, store)
         timeout_ms = self._patience(request.timeout_ms)
-        command = commands.append(store, now_us, stream, expected, frames)
-        return Prepared(command, durable, timeout_ms, ((stream, expected, given),))
+        return Prepared(stream, expected, frames, durable, timeout_ms, given)
 
-    def many(
+    def _many(
         self, store: str, request: AppendMany, frames: Sequence[bytes], now_us: int
-    ) -> Prepared:
-        """The command of an append to several streams. Raises the same."""
+    ) -> PreparedMany:
         checks = self._appends.checked(request.checks)
         checkpoint = checkpoint_of(request.checkpoint)
         if not frames and checkpoint is None:
@@ -81,12 +94,14 @@ class SocketAppends:
         events = list(zip(streams, frames, strict=True))
         pairs = [(stream, code) for stream, code, _ in checks]
         command = commands.append_many(store, now_us, events, pairs, checkpoint)
-        return Prepared(command, durable, timeout_ms, checks)
+        return PreparedMany(command, durable, timeout_ms, checks)
 
-    async def prepared(self, store: str, request: Append | AppendMany, plain: bool) -> Prepared:
-        """The command of any append, also of a long one; `plain`: its encoded items were judged.
+    async def prepared(
+        self, store: str, request: Append | AppendMany, plain: bool
+    ) -> Prepared | PreparedMany:
+        """Any append, also a long one; `plain`: its encoded items were judged.
 
-        Raises the same.
+        Raises `RequestError`, `PersistenceDisabled`.
         """
         now_us = self._clock()
         frames: list[bytes] = []
@@ -96,16 +111,15 @@ class SocketAppends:
                 await asyncio.sleep(0)
             self._add(frames, request.events[at : at + SLICE_EVENTS], plain, now_us // 1000)
         if type(request) is Append:
-            return self.one(store, request, frames, now_us)
+            return self._one(store, request, frames)
         assert type(request) is AppendMany
-        return self.many(store, request, frames, now_us)
+        return self._many(store, request, frames, now_us)
 
     def prepared_at_once(self, store: str, request: Append, plain: bool) -> Prepared:
         """The same for an append of few events to one stream, at half of the cost."""
-        now_us = self._clock()
         frames: list[bytes] = []
-        self._add(frames, request.events, plain, now_us // 1000)
-        return self.one(store, request, frames, now_us)
+        self._add(frames, request.events, plain, self._clock() // 1000)
+        return self._one(store, request, frames)
 
     def _patience(self, given: int | None) -> int:
         if given is None:

@@ -21,12 +21,13 @@ from node.api.bodies import BodyReader
 from node.api.conversation import Conversation
 from node.api.desks import Desks
 from node.api.following import Following, start, wanted
+from node.api.gathering import Gathering
 from node.api.known_heads import KnownHead, WholeBody
 from node.api.levels import UNKNOWN_STORE_MS, Levels
 from node.api.limits import ApiLimits
 from node.api.media import CBOR
 from node.api.names import checked_name
-from node.api.ports import Clock, OnDisk, Replica
+from node.api.ports import Clock, OnDisk
 from node.api.reads import Reads
 from node.api.routes import Reply, Route
 from node.api.socket_appends import SocketAppends
@@ -53,7 +54,7 @@ class Talks:
 
     def __init__(
         self,
-        replica: Replica,
+        gathering: Gathering,
         on_disk: OnDisk,
         clock: Clock,
         levels: Levels,
@@ -65,7 +66,7 @@ class Talks:
         desks: Desks,
     ) -> None:
         self.limits = limits
-        self.replica = replica
+        self.gathering = gathering
         self.on_disk = on_disk
         self.appends = SocketAppends(appends, clock, limits)
         self.requests_taken = 0

@@ -13,6 +13,7 @@ import cbor2
 import pytest
 
 from node.api.values import INTEGER_BITS_MAX, are_plain_items
+from node.core import commands
 from node.errors import NoLeader, OutcomeUnknown
 from tests.api.fakes import Node, eventually, serving
 
@@ -421,7 +422,8 @@ async def test_at_the_bound_reading_waits_and_goes_on(node: Node):
 
         async def held(command, timeout_ms):
             nonlocal seen
-            seen += 1
+            asked = commands.decode(command)
+            seen += len(asked.streams) if isinstance(asked, commands.AppendEach) else 1
             await gate.wait()
             return await propose(command, timeout_ms)
 

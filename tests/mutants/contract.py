@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.defect import Defect
 
 _READING = "api/test_reading.py"
+_GATHERING = "api/test_gathering.py"
 _APPENDING = "api/test_appending.py"
 
 DEFECTS = (
@@ -63,5 +64,21 @@ DEFECTS = (
         '    stored: ClassVar[str] = "perhaps"\n',
         '    stored: ClassVar[str] = "no"\n',
         (_APPENDING,),
+    ),
+    Defect(
+        "append-told-the-outcome-of-its-neighbour",
+        "who appends is told what became of that append",
+        "api/gathering.py",
+        "outcome.of(place, self.streams[place], self.counts[place])",
+        "outcome.of(0, self.streams[place], self.counts[place])",
+        (_GATHERING,),
+    ),
+    Defect(
+        "appends-overtake-one-another",
+        "what comes after one another on a connection is proposed in that order",
+        "api/gathering.py",
+        "        self.send()\n        self._propose(command, timeout_ms, then)\n",
+        "        self._propose(command, timeout_ms, then)\n",
+        (_GATHERING,),
     ),
 )
