@@ -103,6 +103,21 @@ async def test_requests_of_one_message_are_taken_in_order_and_answered_together(
     assert client.messages < 10
 
 
+async def test_an_append_is_answered_when_its_outcome_is_known(node: Node, client: Client):
+    gate, propose = asyncio.Event(), node.replica.propose
+
+    async def held(command, timeout_ms):
+        await gate.wait()
+        return await propose(command, timeout_ms)
+
+    node.replica.propose = held  # type: ignore[method-assign]
+    await client.send(["append", 1, "s", [event()]], ["ping", 2])
+    assert await client.final(2) == (200, None)
+    assert not client.answers
+    gate.set()
+    assert await client.final(1) == (201, [0, 0, [1], 2])
+
+
 async def test_a_thousand_under_way_are_all_answered(node: Node, client: Client):
     for start in range(0, 1_000, 10):
         await client.send(*(["append", start + n, f"s{n}", [event()]] for n in range(10)))

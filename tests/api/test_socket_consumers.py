@@ -325,6 +325,20 @@ async def test_settlements_of_one_turn_share_a_command(node: Node):
         assert sum(len(fields[5]) for fields in settles) == 50 and len(settles) <= 3
 
 
+async def test_each_request_is_told_what_is_stale_of_its_own(node: Node):
+    await made(node)
+    for number in range(6):
+        await node.append(f"s{number}")
+    async with talking(node) as client:
+        await consume(client, 1)
+        found = named(await deliveries(client, 1, 6))
+        over = "1-1-1"
+        asked = (found[:3], [found[3], over], found[4:], [over])
+        await client.send(*(["ack", 10 + n, NAME, some] for n, some in enumerate(asked)))
+        told = [(await client.final(10 + number))[1]["stale"] for number in range(4)]
+        assert told == [[], [over], [], [over]]
+
+
 async def test_each_answer_goes_to_who_asked(node: Node):
     await made(node)
     await node.ask("PUT", "/v1/stores/main/subscriptions/second", json={"filter": {"stream": "t"}})

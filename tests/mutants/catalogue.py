@@ -16,6 +16,7 @@ from tests.mutants import (
     sessions,
     snapshots,
     subscriptions,
+    websockets,
 )
 from tests.mutants.defect import Defect
 
@@ -32,5 +33,6 @@ DEFECTS: tuple[Defect, ...] = (
     *core.DEFECTS,
     *snapshots.DEFECTS,
     *subscriptions.DEFECTS,
+    *websockets.DEFECTS,
     *contract.DEFECTS,
 )
