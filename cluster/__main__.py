@@ -33,6 +33,9 @@ COMMANDS = {
     "read": Command("cluster.cli.reading", "read", "read a stream, or the store by position"),
     "tail": Command("cluster.cli.reading", "tail", "the last events, and those that come"),
     "subscribe": Command("cluster.cli.reading", "subscribe", "every event, then every new one"),
+    "subscriptions": Command(
+        "cluster.cli.subscriptions", "main", "persistent subscriptions: make, look at, replay"
+    ),
     "snapshot": Command("cluster.cli.snapshot", "main", "snapshots of aggregates"),
     "flush": Command("cluster.flush", "main", "have everything on disk, on all nodes"),
     "backup": Command("cluster.cli.backing", "backup", "a store, as it is now, into a file"),

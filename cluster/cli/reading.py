@@ -8,6 +8,8 @@ are ended with Ctrl-C they say how to go on from there.
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 import sys
 from urllib.parse import quote
 
@@ -16,6 +18,7 @@ from cluster.cli import options as shared
 from cluster.cli.ending import DONE, Failure, accepted, run
 from cluster.cli.showing import say_event
 from cluster.client import Client, Filter, Recorded
+from cluster.client_consumer import IN_FLIGHT
 
 _PAGE_EVENTS = 1_000
 
@@ -35,6 +38,8 @@ _SUBSCRIBE_EXAMPLES = """\
   exesdb subscribe --now --type OrderPlaced
   exesdb subscribe order-7 --json | while read -r event; do echo "$event"; done
   exesdb subscribe --limit 1 --now        wait for the next event
+  exesdb subscribe --persistent mails     share events with others: those of a persistent
+                                          subscription; each is acknowledged once it is printed
 """
 
 
@@ -153,14 +158,45 @@ def subscribe(argv: list[str], prog: str = "exesdb subscribe") -> int:
     where.add_argument("--now", action="store_true", help="begin with what comes now")
     add("--limit", type=shared.count, metavar="N", help="end after so many events")
     shared.filter_options(made)
+    add("--persistent", metavar="NAME", help="work on this persistent subscription")
+    add("--consumer", metavar="NAME", help="under this name; default is host and process")
     options = made.parse_args(argv)
-    return run(prog, _subscribe(options), options.json, DONE)
+    if options.persistent is None:
+        if options.consumer is not None:
+            made.error("--consumer is for --persistent")
+        return run(prog, _subscribe(options), options.json, DONE)
+    if options.stream or options.after or options.now or options.type or options.prefix:
+        made.error("a persistent subscription has its own filter and place")
+    return run(prog, _consume(options), options.json, DONE)
 
 
 async def _subscribe(options: argparse.Namespace) -> None:
     head = await _head(options)  # also tells at once if nobody is there, or no such store
     async with shared.client(options) as client:
         await _follow(client, head if options.now else options.after, options)
+
+
+async def _consume(options: argparse.Namespace) -> None:
+    """Print what is handed out, and acknowledge it then."""
+    left = options.limit
+    if left == 0:
+        return
+    name = options.consumer or f"{socket.gethostname()}-{os.getpid()}"
+    ahead = IN_FLIGHT if left is None else min(left, IN_FLIGHT)
+    async with (
+        shared.client(options) as client,
+        client.consume(options.persistent, name, ahead) as consumer,
+    ):
+        async for delivery in consumer:
+            say_event(delivery.event, options.json)
+            sys.stdout.flush()
+            if not await delivery.ack():
+                where = f"position {delivery.event.position}"
+                print(f"{where} was not acknowledged in time: it comes again", file=sys.stderr)
+            if left is not None:
+                left -= 1
+                if not left:
+                    return
 
 
 async def _follow(client: Client, after: int, options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,14 @@ from cluster import topology
 from cluster.__main__ import COMMANDS, main
 from cluster.bench.report import JsonReport
 from cluster.up import ready_line
+from tests.api.fakes import Node
+from tests.api.fakes import serving as a_node
 from tests.cluster.fake_http import FakeServer, serving
 from tests.cluster.fake_store import FakeStore, serving_store
 
 PROJECT = Path(__file__).resolve().parents[2]
 STORE = "/v1/stores/my_store"
+NAMED = "/v1/stores/main/subscriptions/a%2Fb"
 STORED = {"positions": [7], "streams": {"s": 3}, "raft_index": 9, "idempotent": False}
 CONFLICT = {"code": "wrong_expected_version", "detail": "so it is", "stream": "s", "current": 4}
 
@@ -98,6 +101,14 @@ def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         ["snapshot", "b", "s", "--delete"],
         ["snapshot", "b", "s", "3", "--up-to", "4"],
         ["subscribe", "--now", "--after", "3"],
+        ["subscribe", "--persistent", "m", "--now"],
+        ["subscribe", "--consumer", "c"],
+        ["subscriptions", "nonsense"],
+        ["subscriptions", "show"],
+        ["subscriptions", "list", "m"],
+        ["subscriptions", "parked", "m", "3"],
+        ["subscriptions", "show", "m", "--max-retries", "0"],
+        ["subscriptions", "create", "m", "--start-after", "x"],
         ["streams", "--nonsense"],
         ["flush", "--timeout-ms", "0"],
     ],
@@ -320,3 +331,51 @@ async def test_no_snapshot_is_exit_4(exesdb: Exesdb) -> None:
         for words in (["b", "s"], ["b", "s", "3"]):
             code, out, err = await exesdb(server, "snapshot", *words)
             assert (code, out) == (4, "") and "snapshot_not_found" in err
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with a_node() as served:
+        yield served
+
+
+async def test_a_persistent_subscription_from_its_making_to_its_end(
+    exesdb: Exesdb, node: Node
+) -> None:
+    async def run(*words: str) -> Ended:
+        return await exesdb(f"127.0.0.1:{node.port}", *words, "--store", "main")
+
+    await node.append("order-1", 2)
+    await node.append("other")
+    bounds = ("--max-retries", "0", "--ack-timeout-ms", "5000")
+    for _ in range(2):
+        made = await run("subscriptions", "create", "a/b", "--prefix", "order-", *bounds)
+        assert made == (0, "there is: a/b\n", "")
+    assert (await run("subscriptions", "create", "a/b")).code == 3
+    one = json.loads((await run("subscriptions", "--json")).out)
+    shown = json.loads((await run("subscriptions", "show", "a/b", "--json")).out)
+    assert one == shown
+    assert (one["name"], one["max_retries"], one["ack_timeout_ms"]) == ("a/b", 0, 5_000)
+    listed = (await run("subscriptions")).out.splitlines()
+    assert listed[1].split() == ["3", "0", "0", "no", "a/b"]
+
+    words = ("subscribe", "--persistent", "a/b", "--json", "--limit", "1", "--consumer", "me")
+    for number in range(2):
+        code, out, err = await run(*words)
+        assert (code, err, json.loads(out)["event_number"]) == (0, "", number)
+    shown = (await run("subscriptions", "show", "a/b")).out
+    assert "totals.acked" in shown and "lag" in shown
+
+    await node.append("order-1")
+    fetched = await node.ask("POST", f"{NAMED}/fetch", json={"consumer": "me"})
+    ids = [delivery["delivery_id"] for delivery in fetched.body["events"]]
+    await node.ask("POST", f"{NAMED}/nack", json={"delivery_ids": ids})
+    parked = await run("subscriptions", "parked", "a/b")
+    assert "parked after its retries, last with me" in parked.out
+    said = json.loads((await run("subscriptions", "parked", "a/b", "--json")).out)
+    assert (said["position"], said["attempts"]) == (4, 1)
+    assert "once more: 0" in (await run("subscriptions", "replay", "a/b", "7")).out
+    assert "once more: 1" in (await run("subscriptions", "replay", "a/b")).out
+    assert (await run("subscriptions", "delete", "a/b")).out == "deleted: a/b\n"
+    for words in (("subscriptions", "show", "a/b"), ("subscribe", "--persistent", "a/b")):
+        assert (await run(*words)).code == 4
