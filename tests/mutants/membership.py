@@ -123,6 +123,14 @@ DEFECTS = (
         (_COUNTING,),
     ),
     Defect(
+        "new-voter-counts-at-once",
+        "A9: a new voter counts from the entry on that makes it one",
+        "raft/library.py",
+        "            self._SyncObj__raftMatchIndex[Node(peer)] = 0\n\n    # ---",
+        "            pass\n\n    # ---",
+        ("raft/test_replication_rules.py",),
+    ),
+    Defect(
         "change-before-an-entry-of-the-own-term",
         "A9: a leader changes nothing before it has committed an entry of its own term",
         "raft/membership_change.py",
