@@ -102,8 +102,8 @@ DEFECTS = (
         "append-over-a-websocket-answered-before-it-is-committed",
         "I1: 201 says that a majority has it",
         "api/conversation.py",
-        "        outcome.add_done_callback(",
-        "        self._say((request_id, 201, None))\n        outcome.add_done_callback(",
+        "            gathering.append(",
+        "            self._say((request.id, 201, None))\n            gathering.append(",
         (f"{_TALK}::test_an_append_is_answered_when_its_outcome_is_known",),
     ),
     Defect(
