@@ -1,13 +1,14 @@
 """The file of a backup: SQLite, made to be read with the shell that everybody has.
 
     sqlite3 orders.backup 'select position, stream, type, data from readable_events limit 3'
+    sqlite3 orders.backup 'select source, stream, version, data from snapshots limit 3'
+    sqlite3 orders.backup 'select subscription, why, position, data from parked_events'
 
-`data` and `metadata` are JSON text where JSON says exactly what was stored, and otherwise a blob
-that holds a CBOR item (bytes, NaN, whole numbers as keys); NULL is null or nothing.
-
-A page of events, and how far the file is with it, are one transaction. So a file that was left in
-the middle, by a crash too, is a shorter history, and can be gone on with. It is named `*.partial`
-until it is complete, has been read back and compared; then it gets its name in one step.
+What stands beside the events comes first (`beside`), then the position up to which events are
+wanted, then these. A page of events, and how far the file is with it, are one transaction. So a
+file that was left in the middle, by a crash too, is a shorter history, and can be gone on with. It
+is named `*.partial` until it is complete, has been read back and compared; then it gets its name in
+one step.
 
 Memory: a page, and what is known of each stream (its name, id and length).
 """
@@ -25,11 +26,15 @@ import cbor2
 import msgspec
 
 from cluster.backup import BackupFailed
+from cluster.backup.beside import TABLES, Beside, Settings, Tally, Thing
+from cluster.backup.columns import column_of, value_of
 from cluster.backup.digest import FIRST_LINK, StoredEvent, next_link
 
 APPLICATION_ID = 0x45584542  # "EXEB"
-FORMAT = 1
+FORMAT = 2
 PARTIAL = ".partial"
+NO_END = -1
+"""Where a backup ends that has not come to the events yet."""
 
 _PAGE_BYTES = 16 * 1024
 _READ_EVENTS = 1_000
@@ -53,7 +58,6 @@ CREATE TABLE events (
     data,
     metadata
 );
-CREATE TABLE checkpoints (name TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
 CREATE VIEW readable_events AS
     SELECT e.position, s.name AS stream, e.number, t.name AS type, e.event_id,
            strftime('%Y-%m-%dT%H:%M:%S', e.created_us / 1000000, 'unixepoch')
@@ -70,18 +74,18 @@ FROM events AS e JOIN streams AS s USING (stream_id) JOIN types AS t USING (type
 WHERE e.position > ? ORDER BY e.position LIMIT ?
 """
 
+_DAMAGED = (sqlite3.Error, msgspec.DecodeError, cbor2.CBORDecodeError, TypeError)
+
 Advance = Callable[[int], None]
 """Told how many events have been dealt with, for a progress bar."""
 
 
 class Head(NamedTuple):
-    """What a backup is of: the store's name and default durability, its last position, its
-    checkpoints that were asked for."""
+    """What a backup is of: the store's name and settings, and its last position."""
 
     store: str
-    durability: str | None
+    settings: Settings
     until: int
-    checkpoints: tuple[tuple[str, int], ...]
 
 
 class Written:
@@ -93,6 +97,7 @@ class Written:
     def __init__(self, path: Path, connection: sqlite3.Connection, head: Head) -> None:
         self.path = path
         self.head = head
+        self.tally = Tally()
         self.position = 0
         self.link = FIRST_LINK
         self._last_id = ""
@@ -114,21 +119,21 @@ class Written:
         self._connection.close()
 
     @classmethod
-    def begin(cls, path: Path, head: Head) -> Written:
+    def begin(cls, path: Path, store: str, settings: Settings) -> Written:
         """A new file. It has its final name when it is finished."""
         connection = _connect(partial_of(path))
         try:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-            written = cls(path, connection, head)
+            written = cls(path, connection, Head(store, settings, NO_END))
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _TABLES.split(";\n"):
+            for statement in (*_TABLES.split(";\n"), *TABLES.split(";\n")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT}")
-            connection.executemany("INSERT INTO checkpoints VALUES (?, ?)", head.checkpoints)
-            written._set(store=head.store, durability=head.durability, until=head.until)
-            written._set(events=0, link=FIRST_LINK.hex(), complete=0)
+            written._set(store=store, **settings._asdict())
+            written._set(until=NO_END, events=0, link=FIRST_LINK.hex(), complete=0)
             connection.execute("COMMIT")
+            written.tally.add(settings)
         except BaseException:
             connection.close()
             raise
@@ -136,7 +141,10 @@ class Written:
 
     @classmethod
     def resume(cls, path: Path) -> Written:
-        """Go on with the file that an interrupted backup left."""
+        """Go on with the file that an interrupted backup left.
+
+        One that had not come to the events (`head.until` is NO_END) is only good to be removed.
+        """
         connection = _connect(partial_of(path))
         try:
             meta, head = _read_meta(connection, partial_of(path))
@@ -147,6 +155,25 @@ class Written:
             connection.close()
             raise
         return written
+
+    def put(self, things: Sequence[Thing]) -> None:
+        """Add some of what stands beside the events."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        Beside(self._connection).put(things)
+        self._connection.execute("COMMIT")
+        for thing in things:
+            self.tally.add(thing)
+
+    def end_at(self, until: int) -> None:
+        """Everything beside the events is there; they are wanted up to this position."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        if self.head.settings.snapshots_kept is not None:
+            beside = Beside(self._connection)
+            for surplus in beside.leave_out_surplus(self.head.settings.snapshots_kept):
+                self.tally.remove(surplus)
+        self._set(until=until, beside=self.tally.digest, parked=self.tally.parked_digest)
+        self._connection.execute("COMMIT")
+        self.head = self.head._replace(until=until)
 
     def _load(self) -> None:
         ask = self._connection.execute
@@ -202,8 +229,8 @@ class Written:
             self._type(event.event_type),
             self._kind((event.data_content_type, event.metadata_content_type)),
             event.created_us,
-            _column(event.data),
-            _column(event.metadata),
+            column_of(event.data),
+            column_of(event.metadata),
         )
 
     def _stream(self, name: str) -> list[int]:
@@ -232,13 +259,16 @@ class Written:
     def _set(self, **values: Any) -> None:
         self._connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
-    def finish(self, advance: Advance) -> None:
-        """Read everything back, compare it, and give the file its name."""
+    def finish(self, advance: Advance) -> Tally:
+        """Read everything back, compare it, and give the file its name.
+
+        What it holds beside the events.
+        """
         self._set(complete=1, streams=len(self._streams))
         self._connection.close()
         partial = partial_of(self.path)
         with Finished.open(partial) as found:
-            found.check(advance)
+            tally = found.check(advance)
             if found.link != self.link:
                 raise BackupFailed(f"{partial} does not give back what was written to it")
         os.replace(partial, self.path)
@@ -247,18 +277,25 @@ class Written:
             os.fsync(directory)
         finally:
             os.close(directory)
+        return tally
 
 
 class Finished:
-    """A complete backup, to be read. Use it as a context, from any thread, by one at a time."""
+    """A complete backup, to be read. Use it as a context, from any thread, by one at a time.
+
+    `link` stands for the events, `digest_beside` for what comes back beside them.
+    """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
+        self.beside = Beside(connection)
         self._connection = connection
         meta, self.head = _read_meta(connection, path)
         if not meta["complete"]:
             raise BackupFailed(f"{path} is not complete: its backup was interrupted")
         self.link = bytes.fromhex(meta["link"])
+        self.digest_beside: str = meta["beside"]
+        self._parked_digest: str = meta["parked"]
 
     @classmethod
     def open(cls, path: Path) -> Finished:
@@ -293,8 +330,24 @@ class Finished:
             yield from rows
             after = rows[-1][0]
 
-    def check(self, advance: Advance) -> None:
-        """Raises BackupFailed unless all of it is there and is what was written."""
+    def check(self, advance: Advance) -> Tally:
+        """What is there beside the events. Raises BackupFailed unless all is what was written."""
+        self._check_events(advance)
+        tally = Tally()
+        tally.add(self.head.settings)
+        try:
+            for thing in self.beside.things():
+                tally.add(thing)
+        except _DAMAGED as error:
+            raise BackupFailed(f"{self.path} is damaged beside its events: {error}") from error
+        if (tally.digest, tally.parked_digest) != (self.digest_beside, self._parked_digest):
+            raise BackupFailed(
+                f"{self.path} is damaged: its snapshots, subscriptions or checkpoints have digest"
+                f" {tally.digest}, where {self.digest_beside} should be"
+            )
+        return tally
+
+    def _check_events(self, advance: Advance) -> None:
         link, position = FIRST_LINK, 0
         lengths: dict[str, int] = {}
         try:
@@ -307,7 +360,7 @@ class Finished:
                 link = next_link(link, event)
                 if not position % _READ_EVENTS:
                     advance(_READ_EVENTS)
-        except (sqlite3.Error, msgspec.DecodeError, cbor2.CBORDecodeError, TypeError) as error:
+        except _DAMAGED as error:
             raise BackupFailed(f"{self.path} is damaged behind {position}: {error}") from error
         if position != self.head.until or link != self.link:
             raise BackupFailed(
@@ -337,31 +390,10 @@ def _read_meta(connection: sqlite3.Connection, path: Path) -> tuple[dict[str, An
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if kind != APPLICATION_ID:
             raise BackupFailed(f"{path} is not a backup of a store")
-        if version > FORMAT:
+        if version != FORMAT:
             raise BackupFailed(f"{path} has format {version}; this version knows {FORMAT}")
         meta = dict(connection.execute("SELECT key, value FROM meta"))
-        checkpoints = tuple(connection.execute("SELECT name, position FROM checkpoints"))
-        return meta, Head(meta["store"], meta["durability"], meta["until"], checkpoints)
+        settings = Settings(meta["durability"], meta["snapshots_kept"])
+        return meta, Head(meta["store"], settings, meta["until"])
     except (sqlite3.Error, KeyError) as error:
         raise BackupFailed(f"{path} cannot be read: {error}") from error
-
-
-def _column(value: Any) -> str | bytes | None:
-    """A value in the file: JSON where that is exact, else a CBOR item."""
-    if value is None:
-        return None
-    if type(value) is not bytes:
-        try:
-            text = msgspec.json.encode(value)
-            if msgspec.json.decode(text) == value:
-                return text.decode()
-        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError):
-            pass
-    return cbor2.dumps(value)
-
-
-def value_of(column: str | bytes | None) -> Any:
-    """What a column of the file stands for."""
-    if column is None:
-        return None
-    return msgspec.json.decode(column) if isinstance(column, str) else cbor2.loads(column)

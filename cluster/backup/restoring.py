@@ -18,7 +18,6 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import cbor2
 import msgspec
@@ -28,7 +27,7 @@ from cluster.backup.digest import FIRST_LINK, StoredEvent, next_link
 from cluster.backup.door import CBOR, JSON, Door
 from cluster.backup.file import Advance, Finished
 from cluster.backup.taking import decoded
-from cluster.client_errors import ClientError, NotFound
+from cluster.client_errors import NotFound
 
 BATCH_EVENTS = 2_000
 BATCH_BYTES_MAX = 4 * 1024 * 1024
@@ -60,7 +59,8 @@ async def begin(door: Door, backup: Finished, advance: Advance) -> Begun:
 
     Raises BackupFailed if it holds anything else, and ClientError.
     """
-    position = await _position(door)
+    facts = await _facts(door)
+    position = facts["position"]
     words = f"store {door.store!r} holds other events than the backup: restore into a new store"
     if position > backup.head.until:
         raise BackupFailed(words)
@@ -69,18 +69,28 @@ async def begin(door: Door, backup: Finished, advance: Advance) -> Begun:
         if await digest(door, NOTHING, position, advance) != wanted:
             raise BackupFailed(words)
         return Begun(position, wanted)
-    durability = backup.head.durability
-    body = cbor2.dumps({"durability": durability}) if durability else None
-    await door.ask("PUT", "", [], body)
+    if backup.head.until and (facts["snapshots"] or await _has_subscriptions(door, facts)):
+        raise BackupFailed(
+            f"store {door.store!r} has no events, but snapshots or subscriptions: restore into a"
+            " new store"
+        )
+    settings = {name: value for name, value in backup.head.settings._asdict().items() if value}
+    await door.ask("PUT", "", [], cbor2.dumps(settings) if settings else None)
     return NOTHING
 
 
-async def _position(door: Door) -> int:
-    """Where the store ends; 0 if there is none."""
+async def _facts(door: Door) -> dict[str, Any]:
+    """Of the store; of an empty one if there is none."""
     try:
-        return int((await door.facts())["position"])
+        return await door.facts()
     except NotFound:
-        return 0
+        return {"position": 0, "snapshots": 0, "store": None}
+
+
+async def _has_subscriptions(door: Door, facts: dict[str, Any]) -> bool:
+    if facts["store"] is None:
+        return False
+    return bool((await door.ask("GET", "/subscriptions", []))["subscriptions"])
 
 
 def _link_at(backup: Finished, position: int) -> bytes:
@@ -104,7 +114,6 @@ async def restore(door: Door, backup: Finished, after: int, advance: Advance) ->
             await asyncio.wait((asking,))
         advance(batch.events)
         batch = following
-    await _checkpoints(door, backup)
 
 
 async def _append(door: Door, batch: Batch) -> None:
@@ -115,16 +124,6 @@ async def _append(door: Door, batch: Batch) -> None:
             f"store {door.store!r} put the event of position {batch.first} at"
             f" {answer['positions'][0]}: somebody else writes to it; remove it, and begin anew"
         )
-
-
-async def _checkpoints(door: Door, backup: Finished) -> None:
-    for name, position in backup.head.checkpoints:
-        body = cbor2.dumps({"position": position})
-        try:
-            await door.ask("PUT", f"/checkpoints/{quote(name, safe='')}", [], body)
-        except ClientError as error:
-            if error.code != "checkpoint_not_increasing" or error.fields["current"] != position:
-                raise
 
 
 async def digest(door: Door, begun: Begun, until: int, advance: Advance) -> bytes:

@@ -1,4 +1,4 @@
-"""Taking a backup: the pages of a store, up to one position, into a file.
+"""Taking a backup: what stands beside the events (`carrying`), and then these, up to one position.
 
 While a page is written to the file (in a thread) the next one is under way: two pages at most are
 held. Each page begins with the last event of the one before (`file.Written.add`), and may come
@@ -8,48 +8,52 @@ from another node: one that dies in the middle is passed over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from urllib.parse import quote
 
 import cbor2
 
-from cluster.backup import BackupFailed
+from cluster.backup import BackupFailed, carrying
 from cluster.backup.digest import StoredEvent
 from cluster.backup.door import Door
-from cluster.backup.file import Advance, Head, Written, partial_of
-from cluster.client_errors import NotFound
+from cluster.backup.file import NO_END, Advance, Written, partial_of
+
+Watch = Callable[[int], AbstractContextManager[Advance]]
+"""Makes a progress bar of so many snapshots."""
 
 
-async def begin(door: Door, path: Path, checkpoints: Sequence[str]) -> Written:
+async def begin(door: Door, path: Path, checkpoints: Sequence[str], watch: Watch) -> Written:
     """A new backup of the store as it is now, or the one that was interrupted.
 
-    Raises BackupFailed and ClientError.
+    All that stands beside the events is in it, and where these end. One that was interrupted before
+    it had come to the events is begun anew. Raises BackupFailed and ClientError.
     """
     if await asyncio.to_thread(path.exists):
         raise BackupFailed(f"{path} is there already: name another file")
-    positions = [(name, await _checkpoint(door, name)) for name in dict.fromkeys(checkpoints)]
     facts = await door.facts()
-    if not await asyncio.to_thread(partial_of(path).exists):
-        head = Head(door.store, facts.get("durability"), facts["position"], tuple(positions))
-        return await asyncio.to_thread(Written.begin, path, head)
-    written = await asyncio.to_thread(Written.resume, path)
-    if written.head.store != door.store or written.head.until > facts["position"]:
+    if await asyncio.to_thread(partial_of(path).exists):
+        written = await asyncio.to_thread(Written.resume, path)
+        if written.head.store != door.store or written.head.until > facts["position"]:
+            with written:
+                raise BackupFailed(
+                    f"{partial_of(path)} is of another store, or of one that had more events:"
+                    " remove it, or name another file"
+                )
+        if written.head.until != NO_END:
+            return written
         with written:
-            raise BackupFailed(
-                f"{partial_of(path)} is of another store, or of one that had more events:"
-                " remove it, or name another file"
-            )
-    return written
-
-
-async def _checkpoint(door: Door, name: str) -> int:
-    """Where it stands. It is read before the store's end, so it does not point behind that."""
+            await asyncio.to_thread(partial_of(path).unlink)
+    settings = carrying.settings_of(facts)
+    written = await asyncio.to_thread(Written.begin, path, door.store, settings)
     try:
-        found = await door.ask("GET", f"/checkpoints/{quote(name, safe='')}", [])
-    except NotFound as error:
-        raise BackupFailed(f"checkpoint {name!r}: {error}") from error
-    return int(found["position"])
+        with watch(facts.get("snapshots", 0)) as advance:
+            await carrying.take(door, written, checkpoints, advance)
+        await asyncio.to_thread(written.end_at, (await door.facts())["position"])
+    except BaseException:
+        with written:
+            raise
+    return written
 
 
 async def take(door: Door, written: Written, advance: Advance) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from rich.progress import (
 )
 
 from cluster.access import urls_or_default
-from cluster.backup import BackupFailed, restoring, taking
+from cluster.backup import BackupFailed, carrying, restoring, taking
+from cluster.backup.beside import Checkpoint, Parked, Snapshot, Subscription, Tally
 from cluster.backup.door import Door
 from cluster.backup.file import Advance, Finished
 from cluster.cli import options as shared
@@ -36,9 +38,12 @@ _BACKUP_EXAMPLES = """\
   exesdb backup orders.backup --store orders --checkpoint billing --checkpoint mails
   exesdb backup orders.backup --check           read a finished backup, and compare its digest
   sqlite3 orders.backup 'select position, stream, type, data from readable_events limit 3'
+  sqlite3 orders.backup 'select subscription, why, position, data from parked_events'
 
-The store stays in use meanwhile: the file holds it as of the beginning. Interrupted, it is
-orders.backup.partial; the same command goes on with it.
+The store stays in use meanwhile: the file holds its events as of the moment at which their reading
+began, and beside them its settings, snapshots, subscriptions with what is parked, and the named
+checkpoints, from just before. Interrupted, it is orders.backup.partial; the same command goes on
+with it.
 """
 
 _RESTORE_EXAMPLES = """\
@@ -47,8 +52,9 @@ _RESTORE_EXAMPLES = """\
   exesdb restore orders.backup --url http://10.0.0.1:8101      another cluster
 
 Events keep their ids, numbers, positions, data and content types. Their times are those of the
-restore: the API lets nobody choose them; the file keeps the old ones. Nobody else may write to the
-store meanwhile. Interrupted, the same command goes on where it ended.
+restore: the API lets nobody choose them; the file keeps the old ones. A subscription goes on behind
+everything that it had settled, so some events come once more; what it had parked stays in the file.
+Nobody else may write to the store meanwhile. Interrupted, the same command goes on where it ended.
 """
 
 
@@ -79,12 +85,13 @@ async def _backup(options: argparse.Namespace) -> None:
     start = time.monotonic()
     door = Door(urls_or_default(options.url), options.store, options.timeout_ms / 1000)
     async with door:
-        with await taking.begin(door, options.file, options.checkpoint) as written:
+        watch = partial(bar, options, "reading", unit="snapshots")
+        with await taking.begin(door, options.file, options.checkpoint, watch) as written:
             head, before = written.head, written.position
             with bar(options, "reading", head.until, before) as advance:
                 await taking.take(door, written, advance)
             with bar(options, "checking", head.until) as advance:
-                await asyncio.to_thread(written.finish, advance)
+                tally = await asyncio.to_thread(written.finish, advance)
             digest = written.link.hex()
     seconds = time.monotonic() - start
     show(
@@ -92,10 +99,11 @@ async def _backup(options: argparse.Namespace) -> None:
         f"backup of store {head.store}",
         events=head.until,
         resumed_at=before,
-        checkpoints=len(head.checkpoints),
+        **beside(tally),
         bytes=options.file.stat().st_size,
         seconds=round(seconds, 2),
         digest=digest,
+        digest_beside=tally.digest,
         file=str(options.file),
     )
 
@@ -103,13 +111,14 @@ async def _backup(options: argparse.Namespace) -> None:
 async def _check(options: argparse.Namespace) -> None:
     with Finished.open(options.file) as found:
         with bar(options, "checking", found.head.until) as advance:
-            await asyncio.to_thread(found.check, advance)
+            tally = await asyncio.to_thread(found.check, advance)
         show(
             options,
             f"backup of store {found.head.store}: whole",
             events=found.head.until,
-            checkpoints=len(found.head.checkpoints),
+            **beside(tally),
             digest=found.link.hex(),
+            digest_beside=found.digest_beside,
             file=str(options.file),
         )
 
@@ -130,7 +139,8 @@ async def _restore(options: argparse.Namespace) -> None:
     with Finished.open(options.file) as found:
         until = found.head.until
         with bar(options, "checking", until) as advance:
-            await asyncio.to_thread(found.check, advance)
+            tally = await asyncio.to_thread(found.check, advance)
+        snapshots = tally.counts[Snapshot]
         store = options.store or found.head.store
         urls = urls_or_default(options.url)
         async with Door(urls, store, options.timeout_ms / 1000) as door:
@@ -140,34 +150,58 @@ async def _restore(options: argparse.Namespace) -> None:
                 await restoring.restore(door, found, begun.position, advance)
             with bar(options, "comparing", until, begun.position) as advance:
                 answered = await restoring.digest(door, begun, until, advance)
-        if answered != found.link:
+            if answered != found.link:
+                raise BackupFailed(
+                    f"store {store} answers other events than {options.file} holds:"
+                    f" digest {answered.hex()}, not {found.link.hex()}"
+                )
+            with bar(options, "recording", snapshots, unit="snapshots") as advance:
+                await carrying.restore(door, found, advance)
+            with bar(options, "comparing", snapshots, unit="snapshots") as advance:
+                answered_beside = await carrying.digest(door, found, advance)
+        if answered_beside != found.digest_beside:
             raise BackupFailed(
-                f"store {store} answers other events than {options.file} holds:"
-                f" digest {answered.hex()}, not {found.link.hex()}"
+                f"store {store} has other settings, checkpoints, snapshots or subscriptions than"
+                f" {options.file}: digest {answered_beside}, not {found.digest_beside}"
             )
         show(
             options,
             f"store {store} is as {options.file} has it",
             events=until,
             resumed_at=begun.position,
-            checkpoints=len(found.head.checkpoints),
+            **beside(tally),
             seconds=round(time.monotonic() - start, 2),
             digest_of_file=found.link.hex(),
             digest_of_store=answered.hex(),
+            beside_in_file=found.digest_beside,
+            beside_in_store=answered_beside,
         )
 
 
+def beside(tally: Tally) -> dict[str, int]:
+    """What there is beside the events; parked events are in the file only."""
+    counts = tally.counts
+    return {
+        "checkpoints": counts[Checkpoint],
+        "snapshots": counts[Snapshot],
+        "subscriptions": counts[Subscription],
+        "parked_in_file": counts[Parked],
+    }
+
+
 @contextmanager
-def bar(options: argparse.Namespace, what: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """A progress bar on stderr where that is a terminal; nothing otherwise."""
+def bar(
+    options: argparse.Namespace, what: str, total: int, done: int = 0, unit: str = "events"
+) -> Iterator[Advance]:
+    """A progress bar on stderr where that is a terminal and there is something to do."""
     columns = (
         TextColumn(f"{what:<10}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("events"),
+        TextColumn(unit),
         TimeRemainingColumn(),
     )
-    shown = sys.stderr.isatty() and not options.json
+    shown = total > 0 and sys.stderr.isatty() and not options.json
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
         task = progress.add_task(what, total=total, completed=done)
         yield lambda count: progress.advance(task, count)

@@ -156,10 +156,11 @@ class Subscription:
 
     @property
     def settled_up_to(self) -> int:
-        """The greatest position up to which every wanted event was settled, or parked.
+        """A position up to which every wanted event was settled, or parked.
 
         Another subscription that begins behind it misses nothing that this one would still hand
-        out, but for what is parked. The cost grows with the lines.
+        out, but for what is parked. It may be a little smaller than it could be, where nobody has
+        fetched since. The cost grows with the lines.
         """
         unsettled = [position - 1 for position in self.in_flight]
         for line in self.lines.values():

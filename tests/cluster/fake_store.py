@@ -57,7 +57,12 @@ class FakeStore:
             return await self._checkpoint(request, path.removeprefix("/checkpoints/"))
         if path == "/events":
             return 200, self._page(request.query)
-        return 200, {"position": len(self.events), "durability": self.durability}
+        if path == "/subscriptions":
+            return 200, {"subscriptions": []}
+        if path == "/snapshots":
+            return 200, {"snapshots": [], "next": None}
+        facts = {"store": "s", "durability": self.durability, "snapshots_kept": None}
+        return 200, {**facts, "position": len(self.events), "snapshots": 0}
 
     async def _body(self, request: web.Request) -> Any:
         content = await request.read()

@@ -8,7 +8,7 @@ import json
 import math
 import sqlite3
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from cluster.__main__ import main
 from cluster.backup import BackupFailed, taking
 from cluster.backup.digest import FIRST_LINK, StoredEvent, next_link
 from cluster.backup.door import Door
-from cluster.backup.file import Finished, partial_of
+from cluster.backup.file import Advance, Finished, partial_of
 from tests.cluster.fake_store import FakeStore, serving_store
 
 VALUES = [
@@ -54,9 +54,14 @@ def filled(count: int) -> FakeStore:
 
 async def take(path: Path, *urls: str, checkpoints: Sequence[str] = ()) -> None:
     async with Door(urls, "s", timeout_s=5) as door:
-        with await taking.begin(door, path, checkpoints) as written:
+        with await taking.begin(door, path, checkpoints, unwatched) as written:
             await taking.take(door, written, lambda _: None)
             written.finish(lambda _: None)
+
+
+@contextlib.contextmanager
+def unwatched(_: int) -> Iterator[Advance]:
+    yield lambda _: None
 
 
 def events_of(path: Path) -> list[StoredEvent]:
@@ -77,20 +82,20 @@ async def test_a_file_holds_everything_that_the_store_tells(tmp_path: Path) -> N
         await take(path, url, checkpoints=["billing"])
     assert same(events_of(path), [StoredEvent.of(event) for event in store.events])
     with Finished.open(path) as found:
-        assert found.head == ("s", None, 60, (("billing", 12),))
+        assert found.head == ("s", (None, None), 60)
+        assert found.beside.checkpoints() == [("billing", 12)]
     assert not partial_of(path).exists()
-    assert store.requests[1] == ("GET ", {"consistency": "linearizable", **timeout(store, 1)})
-
-
-def timeout(store: FakeStore, at: int) -> dict[str, str]:
-    return {"timeout_ms": store.requests[at][1]["timeout_ms"]}
+    asked = [what for what, _ in store.requests]
+    last_facts = len(asked) - 1 - asked[::-1].index("GET ")
+    assert asked.index("GET /events") == last_facts + 1, "the store's end is read last"
+    assert store.requests[last_facts][1].pop("consistency") == "linearizable"
 
 
 async def test_what_comes_while_it_is_taken_is_not_in_it(tmp_path: Path) -> None:
     path, store = tmp_path / "b", filled(30)
     store.page_events = 10
     async with serving_store(store) as url, Door([url], "s", 5) as door:
-        with await taking.begin(door, path, ()) as written:
+        with await taking.begin(door, path, (), unwatched) as written:
             store.events += filled(50).events[30:]
             await taking.take(door, written, lambda _: None)
             written.finish(lambda _: None)
@@ -114,7 +119,10 @@ async def test_an_interrupted_backup_goes_on_up_to_the_same_position(tmp_path: P
             if sum(advanced) >= 15:
                 raise InterruptedError
 
-        with pytest.raises(InterruptedError), await taking.begin(door, path, ()) as written:
+        with (
+            pytest.raises(InterruptedError),
+            await taking.begin(door, path, (), unwatched) as written,
+        ):
             await taking.take(door, written, stop)
         assert partial_of(path).exists() and not path.exists()
         store.events += filled(45).events[40:]
@@ -129,7 +137,7 @@ async def test_a_store_that_was_made_anew_is_not_joined_to_its_old_history(tmp_p
     path, store = tmp_path / "b", filled(40)
     store.page_events = 10
     async with serving_store(store) as url, Door([url], "s", 5) as door:
-        with await taking.begin(door, path, ()) as written:
+        with await taking.begin(door, path, (), unwatched) as written:
 
             def change(_: int) -> None:
                 for event in store.events:

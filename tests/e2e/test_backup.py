@@ -10,19 +10,21 @@ import cbor2
 import pytest
 
 from cluster import topology
-from cluster.backup import restoring, taking
+from cluster.backup import carrying, restoring, taking
 from cluster.backup.digest import StoredEvent
 from cluster.backup.door import Door
 from cluster.backup.file import Advance, Finished
 from cluster.bench.ports import free_ports
 from cluster.client import Client, Event
 from cluster.supervisor import Supervisor
+from tests.cluster.test_backup import unwatched
 from tests.e2e.conftest import Cluster
 
 pytestmark = pytest.mark.e2e
 
 EVENTS = 40_000
 BATCH = 1_000
+SNAPSHOTS = 50
 
 
 def addresses(running: Cluster) -> list[str]:
@@ -62,7 +64,7 @@ async def test_a_backup_under_load_is_the_store_as_of_its_beginning_though_nodes
                 killed.append(asyncio.create_task(victim.kill()))
 
         async with Door(addresses(cluster), "my_store", timeout_s=30) as door:
-            with await taking.begin(door, path, ()) as written:
+            with await taking.begin(door, path, (), unwatched) as written:
                 await taking.take(door, written, advance)
                 await asyncio.to_thread(written.finish, lambda _: None)
                 await killed[0]
@@ -89,7 +91,11 @@ async def test_a_backup_comes_back_the_same_in_a_second_store_and_in_a_new_clust
     async with Door(addresses(cluster), "my_store", timeout_s=30) as door:
         await door.ask("POST", "/append", [], as_cbor())
         await door.ask("PUT", "/checkpoints/reader", [], cbor2.dumps({"position": 77}))
-        with await taking.begin(door, path, ["reader"]) as written:
+        for version in range(SNAPSHOTS):
+            body = cbor2.dumps({"source_type": "T", "data": {1: b"\x00", "n": version}})
+            await door.ask("PUT", f"/snapshots/a/s-1/{version}", [], body)
+        await door.ask("PUT", "/subscriptions/workers", [], cbor2.dumps({"start_after": 50}))
+        with await taking.begin(door, path, ["reader"], unwatched) as written:
             await taking.take(door, written, lambda _: None)
             await asyncio.to_thread(written.finish, lambda _: None)
     victim = cluster.supervisor[await cluster.leader()]
@@ -100,7 +106,8 @@ async def test_a_backup_comes_back_the_same_in_a_second_store_and_in_a_new_clust
             killed.append(asyncio.create_task(victim.kill()))
 
     with Finished.open(path) as found:
-        assert found.head.checkpoints == (("reader", 77),)
+        assert found.beside.checkpoints() == [("reader", 77)]
+        assert len(list(found.beside.snapshots())) == SNAPSHOTS
         await restored_alike(found, addresses(cluster), "copy", kill)
         assert await killed[0] == -9
         await cluster.supervisor.kill()
@@ -119,6 +126,8 @@ async def restored_alike(found: Finished, urls: list[str], store: str, advance: 
         answered = await restoring.digest(door, restoring.NOTHING, found.head.until, lambda _: None)
         assert answered == found.link
         assert (await door.facts())["position"] == found.head.until
+        await carrying.restore(door, found, lambda _: None)
+        assert await carrying.digest(door, found, lambda _: None) == found.digest_beside
         assert (await door.ask("GET", "/checkpoints/reader", []))["position"] == 77
 
 

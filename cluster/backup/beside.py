@@ -1,0 +1,209 @@
+"""What stands beside the events of a store, in the file: settings, checkpoints, snapshots,
+subscriptions and what is parked in them.
+
+Its digest is the sum, modulo 2^256, of the SHA-256 of each thing: so it depends on no order, and
+what is left out again can be taken out of it. What a restore brings back and what it cannot (parked
+events) have a digest each. Times count in neither: a restore cannot choose them.
+
+A subscription stands here as it is to be made again: with the position behind which it misses
+nothing as its start.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import cbor2
+
+from cluster.backup.columns import column_of, value_of
+
+TABLES = """
+CREATE TABLE checkpoints (name TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE snapshots (
+    source      TEXT NOT NULL,
+    stream      TEXT NOT NULL,
+    version     INTEGER NOT NULL,
+    source_type TEXT NOT NULL,
+    data,
+    metadata,
+    created_us  INTEGER NOT NULL,
+    PRIMARY KEY (source, stream, version)
+);
+CREATE TABLE subscriptions (name TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE parked (
+    subscription TEXT NOT NULL,
+    position     INTEGER NOT NULL,
+    attempts     INTEGER NOT NULL,
+    why          TEXT NOT NULL,
+    consumer     TEXT NOT NULL,
+    parked_us    INTEGER NOT NULL,
+    PRIMARY KEY (subscription, position)
+) WITHOUT ROWID;
+CREATE VIEW parked_events AS
+    SELECT p.subscription, p.attempts, p.why, p.consumer, e.*
+    FROM parked AS p JOIN readable_events AS e USING (position)
+"""
+
+_SUMS = 2**256
+_READ_SNAPSHOTS = 16
+_SURPLUS = """
+SELECT source, stream, version FROM (
+    SELECT source, stream, version,
+           row_number() OVER (PARTITION BY source, stream ORDER BY version DESC) AS place
+    FROM snapshots)
+WHERE place > ?
+"""
+
+
+class Settings(NamedTuple):
+    """Of a store; None is what the nodes do by default."""
+
+    durability: str | None
+    snapshots_kept: int | None
+
+
+class Checkpoint(NamedTuple):
+    """Where somebody has got to."""
+
+    name: str
+    position: int
+
+
+class Snapshot(NamedTuple):
+    """Of an aggregate, as the API tells it."""
+
+    source: str
+    stream: str
+    version: int
+    source_type: str
+    data: Any
+    metadata: Any
+    created_us: int
+
+
+class Subscription(NamedTuple):
+    """`definition` is what makes it again, in JSON with sorted keys."""
+
+    name: str
+    definition: str
+
+
+class Parked(NamedTuple):
+    """An event that a subscription has given up."""
+
+    subscription: str
+    position: int
+    attempts: int
+    why: str
+    consumer: str
+    parked_us: int
+
+
+Thing = Settings | Checkpoint | Snapshot | Subscription | Parked
+
+
+def digest_of(thing: Thing) -> int:
+    """Its part of a digest."""
+    fields = thing[:-1] if isinstance(thing, Snapshot | Parked) else thing
+    return int.from_bytes(sha256(cbor2.dumps((type(thing).__name__, *fields))).digest())
+
+
+class Tally:
+    """How many things there are, and the sums of their digests: of what comes back, of parked."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys((Checkpoint, Snapshot, Subscription, Parked, Settings), 0)
+        self._sums = {True: 0, False: 0}
+
+    def add(self, thing: Thing) -> None:
+        self._count(thing, 1)
+
+    def remove(self, thing: Thing) -> None:
+        self._count(thing, -1)
+
+    def _count(self, thing: Thing, times: int) -> None:
+        self.counts[type(thing)] += times
+        comes_back = type(thing) is not Parked
+        self._sums[comes_back] = (self._sums[comes_back] + times * digest_of(thing)) % _SUMS
+
+    @property
+    def digest(self) -> str:
+        """Of everything that a restore brings back."""
+        return f"{self._sums[True]:064x}"
+
+    @property
+    def parked_digest(self) -> str:
+        return f"{self._sums[False]:064x}"
+
+
+class Beside:
+    """The tables. Raises sqlite3.Error, and what a damaged value raises when it is decoded."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    # --- writing: whoever calls owns the transaction -------------------------------------------
+
+    def put(self, things: Iterable[Thing]) -> None:
+        """Write some; settings are written by `file`."""
+        for thing in things:
+            if isinstance(thing, Checkpoint):
+                self._insert("checkpoints", thing)
+            elif isinstance(thing, Snapshot):
+                values = column_of(thing.data), column_of(thing.metadata)
+                self._insert("snapshots", (*thing[:4], *values, thing.created_us))
+            elif isinstance(thing, Subscription):
+                self._insert("subscriptions", thing)
+            elif isinstance(thing, Parked):
+                self._insert("parked", thing)
+
+    def _insert(self, table: str, row: tuple[Any, ...]) -> None:
+        marks = ", ".join("?" * len(row))
+        self._connection.execute(f"INSERT INTO {table} VALUES ({marks})", row)
+
+    def leave_out_surplus(self, kept: int) -> Iterator[Snapshot]:
+        """Leave out those of the smallest versions where a series has more than `kept`.
+
+        A series that grew while it was read may: its store had let go of them by then.
+        """
+        for key in self._connection.execute(_SURPLUS, (kept,)).fetchall():
+            yield from self._snapshots("(source, stream, version) = (?, ?, ?)", key)
+            self._connection.execute(
+                "DELETE FROM snapshots WHERE (source, stream, version) = (?, ?, ?)", key
+            )
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def checkpoints(self) -> list[Checkpoint]:
+        rows = self._connection.execute("SELECT * FROM checkpoints ORDER BY name")
+        return list(map(Checkpoint._make, rows))
+
+    def subscriptions(self) -> list[Subscription]:
+        rows = self._connection.execute("SELECT * FROM subscriptions ORDER BY name")
+        return list(map(Subscription._make, rows))
+
+    def parked(self) -> Iterator[Parked]:
+        rows = self._connection.execute("SELECT * FROM parked ORDER BY subscription, position")
+        return map(Parked._make, rows)
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        """All, by source, stream and version; a few at a time."""
+        key: tuple[Any, ...] = ("", "", -1)
+        while found := list(self._snapshots("(source, stream, version) > (?, ?, ?)", key)):
+            yield from found
+            key = found[-1][:3]
+
+    def _snapshots(self, where: str, key: tuple[Any, ...]) -> Iterator[Snapshot]:
+        query = f"SELECT * FROM snapshots WHERE {where} ORDER BY source, stream, version LIMIT ?"
+        for row in self._connection.execute(query, (*key, _READ_SNAPSHOTS)).fetchall():
+            yield Snapshot._make((*row[:4], value_of(row[4]), value_of(row[5]), row[6]))
+
+    def things(self) -> Iterator[Thing]:
+        """Everything but the settings."""
+        yield from self.checkpoints()
+        yield from self.snapshots()
+        yield from self.subscriptions()
+        yield from self.parked()

@@ -1,0 +1,189 @@
+"""Carrying what stands beside the events: from a store into a file, and into another store.
+
+**Out of a store** it is read before the store is asked how far it is, so that nothing here is later
+than the events: a snapshot holds no event that the file lacks, and a checkpoint or a subscription
+is not ahead. Each subscription is read at one moment with what is parked in it. Snapshots are read
+in pages; one that was recorded or deleted meanwhile may be in the file or not.
+
+**A subscription** begins again behind its `settled_position`, and so hands out once more what was
+in flight, waited, or was settled out of order behind that: at least once, nothing missed. What it
+had parked is in the file and is not brought back, because the API has no way to park an event that
+was not delivered.
+
+**Into a store** it goes after the events. Subscriptions are last: their consumers may be waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from itertools import islice
+from typing import Any
+from urllib.parse import quote
+
+import cbor2
+import msgspec
+
+from cluster.backup import BackupFailed
+from cluster.backup.beside import Checkpoint, Parked, Settings, Snapshot, Subscription, Tally
+from cluster.backup.door import Door, Query
+from cluster.backup.file import Advance, Finished, Written
+from cluster.client_errors import ClientError, NotFound
+
+PAGE_SNAPSHOTS = 1_000
+_PAGE_PARKED = 1_000
+_UNDER_WAY = 16
+_TRIES = 10
+_BOUNDS = ("ack_timeout_ms", "max_retries", "max_in_flight")
+_NOW: Query = [("consistency", "linearizable")]
+
+
+def settings_of(facts: dict[str, Any]) -> Settings:
+    """From what a node tells of a store."""
+    return Settings(facts.get("durability"), facts.get("snapshots_kept"))
+
+
+async def take(door: Door, written: Written, checkpoints: Sequence[str], advance: Advance) -> None:
+    """Everything beside the events, into the file; `advance` is told of snapshots.
+
+    Raises BackupFailed and ClientError.
+    """
+    names = dict.fromkeys(checkpoints)
+    await asyncio.to_thread(written.put, [await _checkpoint(door, name) for name in names])
+    for status in (await door.ask("GET", "/subscriptions", _NOW))["subscriptions"]:
+        await asyncio.to_thread(written.put, await _subscription(door, status["name"]))
+    async for page in _snapshots(door):
+        await asyncio.to_thread(written.put, page)
+        advance(len(page))
+
+
+async def _checkpoint(door: Door, name: str) -> Checkpoint:
+    try:
+        found = await door.ask("GET", f"/checkpoints/{quote(name, safe='')}", _NOW)
+    except NotFound as error:
+        raise BackupFailed(f"checkpoint {name!r}: {error}") from error
+    return Checkpoint(name, int(found["position"]))
+
+
+async def _snapshots(door: Door) -> AsyncIterator[list[Snapshot]]:
+    """All of the store, by source, stream and version, in pages."""
+    query = [*_NOW, ("limit", str(PAGE_SNAPSHOTS))]
+    after: Query = []
+    while True:
+        page = await door.ask("GET", "/snapshots", [*query, *after])
+        yield list(map(_snapshot, page["snapshots"]))
+        if page["next"] is None:
+            return
+        after = [("after", page["next"])]
+
+
+def _snapshot(plain: dict[str, Any]) -> Snapshot:
+    return Snapshot(
+        *(plain["source_uuid"], plain["stream_uuid"], plain["source_version"]),
+        *(plain["source_type"], plain["data"], plain["metadata"], plain["created_epoch"]),
+    )
+
+
+async def _subscription(door: Door, name: str) -> list[Subscription | Parked]:
+    """A subscription and what is parked in it; nothing if it has gone.
+
+    Everything up to `settled_position` was settled or parked then, and what was parked then is in
+    the list that is read next, unless it was replayed meanwhile: then all is read again.
+    """
+    path = f"/subscriptions/{quote(name, safe='')}"
+    try:
+        for _ in range(_TRIES):
+            before = await door.ask("GET", path, _NOW)
+            parked = [one async for one in _parked(door, path, name)]
+            if _replayed(await door.ask("GET", path, _NOW)) == _replayed(before):
+                return [_as_it_goes_on(before), *parked]
+    except NotFound:
+        return []
+    raise BackupFailed(f"subscription {name!r}: its parked events are replayed all the time")
+
+
+def _replayed(status: dict[str, Any]) -> int:
+    """How many of all that were ever parked no longer are: no smaller later on."""
+    return int(status["totals"]["parked"] - status["parked"])
+
+
+async def _parked(door: Door, path: str, name: str) -> AsyncIterator[Parked]:
+    after = 0
+    while True:
+        query = [*_NOW, ("limit", str(_PAGE_PARKED)), ("after", str(after))]
+        page = await door.ask("GET", f"{path}/parked", query)
+        for one in page["events"]:
+            yield Parked(
+                *(name, one["position"], one["attempts"], one["why"]),
+                *(one["consumer"], one["parked_epoch"]),
+            )
+        if page["next"] is None:
+            return
+        after = page["next"]
+
+
+def _as_it_goes_on(status: dict[str, Any]) -> Subscription:
+    definition = {name: status[name] for name in _BOUNDS}
+    definition |= {"filter": status["filter"], "start_after": status["settled_position"]}
+    return Subscription(status["name"], _text(definition))
+
+
+def _as_it_was_made(status: dict[str, Any]) -> Subscription:
+    """The same of one that was restored: what it was made with."""
+    definition = {name: status[name] for name in (*_BOUNDS, "filter", "start_after")}
+    return Subscription(status["name"], _text(definition))
+
+
+def _text(definition: dict[str, Any]) -> str:
+    return msgspec.json.encode(definition, order="sorted").decode()
+
+
+async def restore(door: Door, backup: Finished, advance: Advance) -> None:
+    """Everything but parked events, into a store that has the events. It may be repeated.
+
+    Raises BackupFailed and ClientError.
+    """
+    for checkpoint in backup.beside.checkpoints():
+        await _put_checkpoint(door, *checkpoint)
+    snapshots = backup.beside.snapshots()
+    while batch := await asyncio.to_thread(lambda: list(islice(snapshots, _UNDER_WAY))):
+        puts = (_put_snapshot(door, snapshot) for snapshot in batch)
+        for outcome in await asyncio.gather(*puts, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+        advance(len(batch))
+    for name, definition in backup.beside.subscriptions():
+        body = cbor2.dumps(msgspec.json.decode(definition))
+        await door.ask("PUT", f"/subscriptions/{quote(name, safe='')}", [], body)
+
+
+async def _put_checkpoint(door: Door, name: str, position: int) -> None:
+    body = cbor2.dumps({"position": position})
+    try:
+        await door.ask("PUT", f"/checkpoints/{quote(name, safe='')}", [], body)
+    except ClientError as error:
+        if error.code != "checkpoint_not_increasing" or error.fields["current"] != position:
+            raise
+
+
+async def _put_snapshot(door: Door, snapshot: Snapshot) -> None:
+    source, stream, version, source_type, data, metadata, _ = snapshot
+    body: dict[str, Any] = {"source_type": source_type}
+    body |= {k: v for k, v in (("data", data), ("metadata", metadata)) if v is not None}
+    path = f"/snapshots/{quote(source, safe='')}/{quote(stream, safe='')}/{version}"
+    await door.ask("PUT", path, [], cbor2.dumps(body))
+
+
+async def digest(door: Door, backup: Finished, advance: Advance) -> str:
+    """The digest of what the store has of all this. Raises BackupFailed and ClientError."""
+    tally = Tally()
+    tally.add(settings_of(await door.facts()))
+    for checkpoint in backup.beside.checkpoints():  # the API has no list of them
+        tally.add(await _checkpoint(door, checkpoint.name))
+    async for page in _snapshots(door):
+        for snapshot in page:
+            tally.add(snapshot)
+        advance(len(page))
+    for status in (await door.ask("GET", "/subscriptions", _NOW))["subscriptions"]:
+        tally.add(_as_it_was_made(status))
+    return tally.digest
