@@ -132,7 +132,9 @@ class Asking:
                 content = await answer.read()
                 found = msgspec.json.decode(content) if content else {}
         except aiohttp.ClientConnectorError as error:
-            raise Unavailable(f"{url}: {error}") from error
+            # aiohttp has sent a PUT or DELETE before, if that was on a connection that broke.
+            kind = OutcomeUnknown if method in ("PUT", "DELETE") else Unavailable
+            raise kind(f"{url}: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
             kind = Unavailable if method == "GET" else OutcomeUnknown
             raise kind(f"{url}: {error or type(error).__name__}") from error

@@ -74,6 +74,29 @@ def problem(status: int, code: str, **fields: Any) -> tuple[int, dict[str, Any]]
     return status, {"status": status, "code": code, "detail": "so it is", **fields}
 
 
+async def test_what_aiohttp_sends_twice_by_itself_is_never_called_certainly_not_stored() -> None:
+    """A PUT whose connection breaks is sent again; the node may have carried out the first."""
+    heard = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            heard.append(head.split()[0])
+            if heard[-1] == b"PUT":
+                server.close()
+                writer.transport.abort()
+                return
+            content = b'{"leader": null, "members": []}'
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d"
+            writer.write(head % len(content) + b"\r\n\r\n" + content)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with Client(f"127.0.0.1:{port}", timeout_s=0.3) as client:
+        with pytest.raises(OutcomeUnknown):
+            await client.create_subscription("s")
+    assert heard == [b"GET", b"PUT"]
+
+
 async def test_an_append_says_where_the_events_stand():
     node = Node((201, STORED))
     async with nodes(node) as urls, Client(*urls) as client:
