@@ -9,6 +9,8 @@ Read in this order:
     rules     which faults may coincide, so that an acknowledged event must survive them all
     faults    what is done to the nodes, drawn from a seed
     clients   who appends and reads meanwhile
+    keepers   who records and reads snapshots, and the judge of that
+    shared    consumers of a persistent subscription beside all this
     watch     memory, pauses and progress, and what the nodes' logs tell afterwards
     final     what each node holds in the end, through HTTP and in its files
     trial     one run, from the first start to the last stop

@@ -20,6 +20,8 @@ how far it saw. The events sorted by position are the one order that everybody m
     went_back     a session was shown less than its token asked for
     strange       an answer that no client may ever get
 
+What is said of snapshots is judged in `keepers`, of a subscription in `deliveries`.
+
 An unknown append may be stored or not; both are fine, once.
 
 Everything is pure: records and rows go in, `Findings` come out. Memory: about 1 KiB an append.
@@ -42,6 +44,7 @@ from cluster.chaos.history import (
     UNKNOWN,
     content_of,
 )
+from cluster.chaos.keepers import Aggregates, Kept
 
 EXAMPLES_MAX = 10
 """Of each kind of violation that are kept in words; all are counted."""
@@ -69,6 +72,8 @@ class Findings:
     """By outcome, and `unknown_stored`: of the unknown ones, how many are there."""
     stored: int = 0
     reads: Counter[str] = field(default_factory=Counter)
+    snapshots: Counter[str] = field(default_factory=Counter)
+    """Changes by outcome, and reads."""
 
     def add(self, kind: str, words: str) -> None:
         """One more violation."""
@@ -97,21 +102,30 @@ class _Read(NamedTuple):
     head: int
 
 
-def check(records: Iterable[Mapping[str, Any]], finals: Mapping[str, Iterable[Stored]]) -> Findings:
+def check(
+    records: Iterable[Mapping[str, Any]],
+    finals: Mapping[str, Iterable[Stored]],
+    snapshots: Mapping[str, Kept] | None = None,
+) -> Findings:
     """Judge a history against the rows that each node holds, in the order of positions.
 
     `finals` must not be empty; its first node's rows are the final order, and every other node's
-    must equal them.
+    must equal them. `snapshots` are those that each node has; None if nobody has looked.
     """
     findings = Findings()
     order = _final_order(finals, findings)
-    judge = _Judge(order, findings)
+    judge, aggregates = _Judge(order, findings), Aggregates(findings)
+    takes = {
+        "append": judge.append,
+        "read": judge.read,
+        "snapshot": aggregates.change,
+        "snapshot_read": aggregates.read,
+    }
     for record in records:
-        if record["op"] == "append":
-            judge.append(record)
-        else:
-            judge.read(record)
+        takes[record["op"]](record)
     judge.finish()
+    if snapshots is not None:
+        aggregates.finish(snapshots)
     return findings
 
 

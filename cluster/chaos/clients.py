@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from cluster.chaos import history
-from cluster.chaos.history import ACKNOWLEDGED, EVENT_TYPE, REFUSED, UNKNOWN, History, content_of
+from cluster.chaos.history import ACKNOWLEDGED, REFUSED, UNKNOWN, History, content_of
 
 STREAMS = 20
 BATCHES = (1, 1, 1, 5, 50)
@@ -33,11 +33,11 @@ READ_EVERY_S = 0.4
 BACK_EVENTS = 50
 """How far before the last known head a reader begins, so that what it knows is read again."""
 
-_REQUEST = aiohttp.ClientTimeout(total=8.0, connect=2.0)
+REQUEST = aiohttp.ClientTimeout(total=8.0, connect=2.0)
 _PAUSE_AFTER_REFUSAL_S = 0.05
 _STORED = (200, 201)
 _NOT_STORED = (409, 503)
-_PERHAPS = 504
+PERHAPS = 504
 
 
 class Ends(NamedTuple):
@@ -64,12 +64,14 @@ class Writer:
         chance: random.Random,
         events_per_s: float,
         persisted: bool,
+        event_type: str,
         acknowledged: Callable[[int], None],
     ) -> None:
         self._ends = ends
         self._chance = chance
         self._events_per_s = events_per_s
         self._query = f"?timeout_ms={TIMEOUT_MS}" + "&durability=persisted" * persisted
+        self._event_type = event_type
         self._acknowledged = acknowledged
         self._versions: dict[str, int] = {}
 
@@ -92,7 +94,7 @@ class Writer:
         body = {
             "expected_version": expected,
             "events": [
-                {"event_id": event, "event_type": EVENT_TYPE, "data": content_of(event)}
+                {"event_id": event, "event_type": self._event_type, "data": content_of(event)}
                 for event in ids
             ],
         }
@@ -114,7 +116,7 @@ class Writer:
         path = f"{self._ends.path}/streams/{record['stream']}/events{self._query}"
         try:
             async with self._ends.http.post(
-                self._ends.urls[node] + path, json=body, timeout=_REQUEST
+                self._ends.urls[node] + path, json=body, timeout=REQUEST
             ) as answer:
                 return self._judge(record, answer.status, await answer.json(content_type=None))
         except aiohttp.ClientConnectorError:
@@ -129,7 +131,7 @@ class Writer:
                        "positions": answer["positions"]}  # fmt: skip
             self._versions[record["stream"]] = answer["last_version"]
             return True
-        if status == _PERHAPS:
+        if status == PERHAPS:
             record["outcome"] = UNKNOWN
         elif status in _NOT_STORED:
             if status == 409:
@@ -169,7 +171,7 @@ class Reader:
         sent = time.monotonic()
         try:
             async with self._ends.http.get(
-                f"{self._ends.urls[node]}{self._ends.path}/events{query}", timeout=_REQUEST
+                f"{self._ends.urls[node]}{self._ends.path}/events{query}", timeout=REQUEST
             ) as answer:
                 if answer.status != 200:
                     return

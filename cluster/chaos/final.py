@@ -10,11 +10,13 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, urlencode
 
 import aiohttp
 
 from cluster.chaos.checker import Stored
+from cluster.chaos.keepers import Kept
 
 PAGE_EVENTS = 5_000
 
@@ -54,6 +56,23 @@ async def save_events(http: aiohttp.ClientSession, url: str, store: str, path: P
             after = page["next"]
             if page["is_end"]:
                 return count
+
+
+async def snapshots(http: aiohttp.ClientSession, url: str, store: str) -> Kept:
+    """The snapshots that a node gives, linearizably. Raises NodeUnread."""
+    kept: dict[tuple[str, int], str] = {}
+    query: dict[str, Any] = {"consistency": "linearizable", "timeout_ms": 30_000}
+    path = f"{url}/v1/stores/{store}/snapshots"
+    while True:
+        async with http.get(f"{path}?{urlencode(query)}", timeout=_REQUEST) as answer:
+            if answer.status != 200:
+                raise NodeUnread(f"{url} answered {answer.status}: {await answer.text()}")
+            page = await answer.json(content_type=None)
+        for one in page["snapshots"]:
+            kept[one["source_uuid"], one["source_version"]] = one["data"]["id"]
+        if page["next"] is None:
+            return kept
+        query["after"] = page["next"]
 
 
 def saved_events(path: Path) -> Iterator[Stored]:

@@ -15,6 +15,10 @@ process in which all clients run, so "before" means before.
         level     local | linearizable | session: a session brings the greatest head that it has
                   seen as `token` (min_position).
         events    [position, id] each.
+    {"op": "snapshot", "source", "version", "id", "sent", "outcome", "strange"}
+        id        what its data follow from; null where it was deleted.
+    {"op": "snapshot_read", "source", "version", "id"}
+        linearizable; id is null where there was none.
 
 The data of an event follows from its id (`content_of`), so that the checker knows it unrecorded.
 
@@ -33,6 +37,8 @@ from typing import Any
 ACKNOWLEDGED, REFUSED, UNKNOWN = "acknowledged", "refused", "unknown"
 LOCAL, LINEARIZABLE, SESSION = "local", "linearizable", "session"
 EVENT_TYPE = "ChaosHappened"
+SHARED_TYPE = "ChaosShared"
+"""Of the events that the consumers of `shared` want."""
 LINES_MAX = 1_000
 
 _PADDING_BYTES_MAX = 400

@@ -1,8 +1,10 @@
 """One run: start, torment, heal, read everything, stop, judge.
 
     1  start all nodes with empty directories; wait until they serve
-    2  writers, readers and faults, for the time that was asked for; progress every `PROGRESS_S`
-    3  no more faults, while clients go on: every node must come back
+    2  writers, readers, consumers, keepers of snapshots and faults, for the time that was asked
+       for; progress every `PROGRESS_S`
+    3  no more faults, while clients go on: every node must come back; then consumers alone, until
+       nothing is owed to them
     4  read every node to the end; stop them all with SIGTERM, which must give 0; read their files
     5  the checker's judgement over the history and both kinds of rows, and what the logs tell
 
@@ -25,10 +27,13 @@ from typing import NamedTuple
 from cluster.chaos import final, history, watch
 from cluster.chaos.checker import Findings, check
 from cluster.chaos.clients import Ends, Reader, Writer
+from cluster.chaos.deliveries import Judgement
 from cluster.chaos.faults import Faults
 from cluster.chaos.ground import STORE, Ground, open_ground
-from cluster.chaos.history import History, read_history
+from cluster.chaos.history import EVENT_TYPE, SHARED_TYPE, History, read_history
+from cluster.chaos.keepers import KEEPERS, Keeper, Kept
 from cluster.chaos.rules import Losses
+from cluster.chaos.shared import consuming
 from cluster.chaos.watch import Memory, Pulse
 
 PROGRESS_S = 15.0
@@ -65,6 +70,8 @@ class Result:
     plan: Plan
     seconds: float = 0.0
     findings: Findings = field(default_factory=Findings)
+    shared: Judgement = field(default_factory=Judgement)
+    snapshots: dict[str, Kept] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     processes: Counter[str] = field(default_factory=Counter)
@@ -111,9 +118,15 @@ async def _carry_out(
 ) -> None:
     await asyncio.gather(*(ground.start(node_id) for node_id in ground.nodes))
     await asyncio.gather(*(ground.wait_ready(node_id) for node_id in ground.nodes))
-    with History(directory / "history.jsonl") as kept:
-        await _torment(plan, ground, kept, result, say)
-    say("healed; reading every node")
+    chance = random.Random(f"{plan.seed} consumers")
+    async with consuming(ground, directory, chance) as shared:
+        with History(directory / "history.jsonl") as kept:
+            await _torment(plan, ground, kept, result, say)
+        shared.calm.set()
+        say("healed; waiting until nothing is owed to consumers")
+        await shared.drain()
+    result.shared = shared.judgement
+    say("reading every node")
     await _read_all(ground, directory, result)
     result.memory.take(ground.pids)
     await ground.stop_all()
@@ -153,13 +166,14 @@ async def _torment(
 
 def _clients(
     ends: Ends, chance: random.Random, plan: Plan, acknowledged: Callable[[int], None]
-) -> list[Writer | Reader]:
+) -> list[Writer | Reader | Keeper]:
     writers = [
         Writer(
             ends,
             random.Random(chance.getrandbits(64)),
             plan.events_per_s / WRITERS,
             number == 0,
+            SHARED_TYPE if number == 1 else EVENT_TYPE,
             acknowledged,
         )
         for number in range(WRITERS)
@@ -172,7 +186,10 @@ def _clients(
     readers = [
         Reader(ends, random.Random(chance.getrandbits(64)), level, node) for level, node in levels
     ]
-    return [*writers, *readers]
+    keepers = [
+        Keeper(ends, random.Random(chance.getrandbits(64)), number) for number in range(KEEPERS)
+    ]
+    return [*writers, *readers, *keepers]
 
 
 async def _look(
@@ -217,6 +234,7 @@ async def _read_all(ground: Ground, directory: Path, result: Result) -> None:
     for node_id, url in ground.urls.items():
         try:
             await final.save_events(ground.http, url, STORE, _rows(directory, node_id))
+            result.snapshots[node_id] = await final.snapshots(ground.http, url, STORE)
         except (final.NodeUnread, OSError, TimeoutError) as error:
             result.violations.append(f"{node_id} could not be read in the end: {error!r}")
 
@@ -243,12 +261,13 @@ def _judge(ground: Ground, directory: Path, result: Result) -> None:
         for node_id in ground.nodes
     }
     try:
-        result.findings = check(read_history(directory / "history.jsonl"), finals | files)
+        records = read_history(directory / "history.jsonl")
+        result.findings = check(records, finals | files, result.snapshots)
     except final.NodeUnread as error:
         result.violations.append(str(error))
-    for kind, count in result.findings.violations.items():
-        example = result.findings.examples[kind][0]
-        result.violations.append(f"{kind}: {count}, such as {example}")
+    for found in (result.findings, result.shared):
+        for kind, count in found.violations.items():
+            result.violations.append(f"{kind}: {count}, such as {found.examples[kind][0]}")
 
 
 def _keep_files(ground: Ground, directory: Path) -> None:

@@ -267,3 +267,84 @@ def test_a_history_comes_back_from_its_file_as_it_was_written(
         for record in honest.records:
             history.record(record)
     assert list(read_history(tmp_path / "history")) == honest.records
+
+
+class Keeper:
+    """An honest keeper of snapshots, and what its node has in the end."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.kept: dict[tuple[str, int], str] = {}
+
+    def change(self, version: int, number: int | None, outcome: str = "acknowledged") -> None:
+        """Record a snapshot, or delete it without a number; it is done unless it was refused."""
+        key, made = ("a", version), None if number is None else identifier(number)
+        self.records.append(
+            {"op": "snapshot", "source": "a", "version": version, "id": made, "sent": 1.0,
+             "outcome": outcome, "strange": None}
+        )  # fmt: skip
+        if outcome == "refused":
+            return
+        self.kept.pop(key, None)
+        if made is not None:
+            self.kept[key] = made
+
+    def read(self, version: int) -> None:
+        """A linearizable read of a version."""
+        found = self.kept.get(("a", version))
+        self.records.append({"op": "snapshot_read", "source": "a", "version": version, "id": found})
+
+    def judged(self, **others: dict[tuple[str, int], str]) -> Findings:
+        return check(self.records, {"n1": []}, {"n1": self.kept} | others)
+
+
+@pytest.fixture
+def keeper() -> Keeper:
+    """Versions 1 to 4: recorded, replaced, deleted, perhaps deleted; of 5 all was refused."""
+    keeper = Keeper()
+    for version in (1, 2, 3, 4):
+        keeper.change(version, version)
+        keeper.read(version)
+    keeper.change(2, 12)
+    keeper.change(3, None)
+    keeper.change(4, None, "unknown")
+    keeper.change(5, 5, "refused")
+    for version in (1, 2, 3, 4, 5):
+        keeper.read(version)
+    return keeper
+
+
+def test_an_honest_keeper_of_snapshots_is_believed(keeper: Keeper) -> None:
+    findings = keeper.judged(n2=dict(keeper.kept))
+    assert not findings.violations
+    assert findings.snapshots == {"acknowledged": 6, "unknown": 1, "refused": 1, "read": 9}
+    keeper.kept["a", 4] = identifier(4)
+    assert not keeper.judged().violations, "the deletion may not have been carried out"
+
+
+@pytest.mark.parametrize(
+    ("version", "number"), [(1, None), (2, 2), (3, 3), (4, 99), (5, 5)],
+    ids=["lost", "not replaced", "not deleted", "foreign", "refused"],
+)  # fmt: skip
+def test_a_snapshot_that_is_not_what_was_acknowledged_is_found(
+    keeper: Keeper, version: int, number: int | None
+) -> None:
+    keeper.kept.pop(("a", version), None)
+    if number is not None:
+        keeper.kept["a", version] = identifier(number)
+    assert keeper.judged().violations == {"snapshot lost": 1}
+
+
+def test_a_linearizable_read_of_an_older_snapshot_is_found(keeper: Keeper) -> None:
+    keeper.records[-4]["id"] = identifier(2)
+    assert keeper.judged().violations == {"snapshot lost": 1}
+
+
+def test_nodes_with_other_snapshots_are_found(keeper: Keeper) -> None:
+    other = keeper.kept | {("a", 1): identifier(98)}
+    assert keeper.judged(n2=other).violations == {"differing": 1}
+
+
+def test_a_strange_answer_about_a_snapshot_is_found(keeper: Keeper) -> None:
+    keeper.records[0]["strange"] = "500"
+    assert keeper.judged().violations == {"strange": 1}

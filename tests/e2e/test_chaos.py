@@ -22,3 +22,5 @@ async def test_nothing_is_broken_in_a_short_run(tmp_path: Path) -> None:
     assert result.violations == []
     assert result.findings.events["acknowledged"] > 100
     assert result.faults.total() > 0
+    assert result.shared.figures["deliveries"] > 0
+    assert result.findings.snapshots["acknowledged"] > 0
