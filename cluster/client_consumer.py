@@ -23,9 +23,10 @@ not settled. Nobody else has them meanwhile, and their streams wait: hold no mor
 handle within the deadline. What was fetched ahead and is overdue is dropped, for another may have
 it by then. What you do not settle is no longer counted once its deadline is over.
 
-**Leaving** the context sends the last words, and gives back what was not settled as `nack("retry")`
-does, so that another consumer has it at once. If no node takes them within the client's
-`timeout_s`, they come again after their deadline.
+**Leaving** the context sends the last words, and lets go of the rest, so that other consumers have
+it at once: what was fetched ahead is given back untried, what the program had and did not settle is
+to be tried again. If no node takes these words within the client's `timeout_s`, the events come
+again after their deadline.
 
 Several tasks may share a consumer: each `async for` gets deliveries of its own.
 """
@@ -49,7 +50,7 @@ _WAIT_MS = 10_000  # how long a node waits before it answers that there is nothi
 _FETCH_S = 5.0  # and how long it may take beside that
 _SETTLED_MAX = 1_000  # ids a request
 
-Action = Literal["retry", "park", "skip"]
+Action = Literal["retry", "park", "skip", "give_back"]
 
 
 class Delivery:
@@ -81,6 +82,7 @@ class Delivery:
     def nack(self, action: Action = "retry") -> asyncio.Future[bool]:
         """It is not done: try it again, "park" it for somebody to look at, or "skip" it.
 
+        "give_back" leaves it to another consumer, as not tried: that does not count as a failure.
         What is returned is as with `ack`.
         """
         return self._settle(action)
@@ -128,9 +130,9 @@ class Consumer:
         try:
             fetching.cancel()
             await asyncio.wait({fetching})
-            given_back = [one for one in self._held.values() if one.settled is None]
-            for delivery in given_back:
-                self.settle(delivery, "retry")
+            untried = {delivery.id for delivery in self._ahead}
+            for delivery in [one for one in self._held.values() if one.settled is None]:
+                self.settle(delivery, "give_back" if delivery.id in untried else "retry")
                 delivery.settled = _answered(False)  # what it says from now on does not count
             self._left = True
             self._said.set()

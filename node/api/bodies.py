@@ -171,7 +171,7 @@ class NackBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST .../subscriptions/{name}/nack`."""
 
     delivery_ids: list[str]
-    action: Literal["retry", "park", "skip"] = "retry"
+    action: Literal["retry", "park", "skip", "give_back"] = "retry"
 
 
 class ReplayBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -24,7 +24,12 @@ from node.core.outcomes import Settled
 from node.core.subscription_commands import SETTLED_MAX, Delivery
 from node.errors import InvalidRequest, Overloaded, PayloadTooLarge
 
-ACTIONS = {"retry": asked.RETRY, "park": asked.PARK, "skip": asked.SKIP}
+ACTIONS = {
+    "retry": asked.RETRY,
+    "park": asked.PARK,
+    "skip": asked.SKIP,
+    "give_back": asked.GIVE_BACK,
+}
 
 _ID = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,15})-([0-9a-f]{1,15})").fullmatch
 _GIVE_BACK_MS = 5_000

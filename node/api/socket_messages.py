@@ -51,11 +51,11 @@ offered: subscribe.
 until it is cancelled, the subscription is deleted, or the node stops; the death of a leader does
 not end it. Its `credit`, 1 to 1,000 (left out: 100), is how many of its deliveries may be in
 flight: sent, not settled, and their time not over. `ack` and `nack` (`action`: "retry", if left
-out, "park", "skip") settle up to 1,000 deliveries, of any connection, with the ids and outcomes of
-HTTP. They are answered when they are committed, and carried out in the order in which they came,
-also where the connection ends behind them. What is in flight when a `consume` is cancelled, or its
-node stops, is given back untried; where the connection ends without that, each delivery counts as a
-failure. Others get it at once in both cases.
+out, "park", "skip", "give_back") settle up to 1,000 deliveries, of any connection, with the ids and
+outcomes of HTTP. They are answered when they are committed, and carried out in the order in which
+they came, also where the connection ends behind them. What is in flight when a `consume` is
+cancelled, or its node stops, is given back untried; where the connection ends without that, each
+delivery counts as a failure. Others get it at once in both cases.
 
 **Flow control.** `credit` of a subscription is how many events it may send (null: any number); a
 request `credit` adds to it. Whoever does not read is sent no more than `stream_buffer_bytes_max`
@@ -172,7 +172,7 @@ class Nack(_Request, tag="nack"):
 
     name: str
     delivery_ids: list[str]
-    action: Literal["retry", "park", "skip"] = "retry"
+    action: Literal["retry", "park", "skip", "give_back"] = "retry"
 
 
 class Cancel(_Request, tag="cancel"):

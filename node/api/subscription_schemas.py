@@ -67,7 +67,8 @@ SUBSCRIPTION_SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "AckBody": _all({"delivery_ids": _IDS}),
     "NackBody": object_schema(
-        {"delivery_ids": _IDS, "action": {"enum": ["retry", "park", "skip"]}}, ["delivery_ids"]
+        {"delivery_ids": _IDS, "action": {"enum": ["retry", "park", "skip", "give_back"]}},
+        ["delivery_ids"],
     ),
     "Settled": _all({"settled": _COUNT, "stale": _IDS}),
     "ParkedPage": _all(

@@ -64,6 +64,17 @@ async def test_a_refused_event_comes_again_and_is_parked_and_replayed(node: Node
     assert places(await fetched(node)) == [1]
 
 
+async def test_what_is_given_back_untried_is_no_failure(node: Node):
+    await node.append("s", 1)
+    await made(node, max_retries=0)
+    for attempt in (1, 2):
+        answer = await fetched(node)
+        assert [event["attempt"] for event in answer.body["events"]] == [attempt]
+        body = {"delivery_ids": ids(answer), "action": "give_back"}
+        assert (await node.ask("POST", ONE + "/nack", json=body)).body["settled"] == 1
+    assert (await node.ask("GET", ONE)).body["parked"] == 0
+
+
 async def test_a_fetch_waits_for_an_event_that_matches(node: Node):
     await made(node, filter={"stream_prefix": "wanted"})
     waiting = asyncio.create_task(fetched(node, wait_ms=5_000))

@@ -167,6 +167,20 @@ async def test_who_leaves_sends_the_last_words_and_gives_back_the_rest(client: C
         assert sorted(each.event.position for each in again) == [3, 4, 5]
 
 
+async def test_leaving_uses_up_no_retries_of_what_was_fetched_ahead(client: Client):
+    await appended(client, "s", "t")
+    await client.create_subscription(NAME, max_retries=0)
+    async with client.consume(NAME, "c1") as consumer:
+        (had,) = await taken(consumer, 1)
+    assert [one.event.id async for one in client.parked(NAME)] == [had.event.id]
+    async with client.consume(NAME, "c1") as consumer:
+        (again,) = await taken(consumer, 1)
+        assert again.event.id != had.event.id and again.attempt == 2
+        assert await again.nack("give_back")
+        (again,) = await taken(consumer, 1)
+        assert again.attempt == 3 and await again.ack()
+
+
 async def test_what_is_said_after_leaving_does_not_count(client: Client):
     await appended(client, "s")
     await client.create_subscription(NAME)

@@ -164,6 +164,14 @@ DEFECTS = (
         (_TRANSFER,),
     ),
     Defect(
+        "giving-back-is-a-failure",
+        "what a consumer gives back untried does not use up the event's retries",
+        "api/settlements.py",
+        '    "give_back": asked.GIVE_BACK,\n',
+        '    "give_back": asked.RETRY,\n',
+        (f"{_API}::test_what_is_given_back_untried_is_no_failure",),
+    ),
+    Defect(
         "stale-deliveries-told-to-another-request",
         "who shares a command is told what is stale of its own",
         "api/settlements.py",
