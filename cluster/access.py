@@ -7,7 +7,7 @@ through here, because an address that broke in the middle of an answer is passed
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -45,7 +45,7 @@ async def request(
     urls: list[str],
     path: str,
     *,
-    params: Mapping[str, str] | None = None,
+    params: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
     json: object = None,
     timeout_s: float = 10.0,
 ) -> Reply:

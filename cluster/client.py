@@ -117,9 +117,13 @@ class Client(SnapshotCalls, SubscriptionCalls):
                 return
             following = str(page["next"])
 
-    async def read(self, after: int = 0, wanted: Filter | None = None) -> AsyncIterator[Recorded]:
+    async def read(
+        self, after: int = 0, wanted: Filter | None = None, stream: str | None = None
+    ) -> AsyncIterator[Recorded]:
         """The events of the store behind a position, up to its present end, in order."""
         query = [("limit", str(_PAGE_EVENTS)), *(wanted or Filter()).query()]
+        if stream is not None:
+            query.append(("stream", stream))
         while True:
             page = await self._read("/events", [*query, ("after", str(after))])
             for event in page["events"]:

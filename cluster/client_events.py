@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from cluster.client_values import plain_values, value_of
 
@@ -66,16 +68,30 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which events a reader or a follower wants; all of them by default."""
+    """Which events a reader or a follower wants; all of them by default.
+
+    `where` are conditions on what is in an event, all of which hold, as the API has them:
+
+        Filter(("OrderPlaced",), where=({"path": "data.country", "any_of": ["DE", "AT"]},))
+    """
 
     types: tuple[str, ...] = ()
     stream_prefix: str = ""
+    where: Sequence[Mapping[str, Any]] = ()
 
     def query(self) -> list[tuple[str, str]]:
         """As parameters of the API."""
         query = [("type", one) for one in self.types]
-        return [*query, ("stream_prefix", self.stream_prefix)] if self.stream_prefix else query
+        if self.stream_prefix:
+            query.append(("stream_prefix", self.stream_prefix))
+        if self.where:
+            query.append(("where", msgspec.json.encode(self.where).decode()))
+        return query
 
     def plain(self) -> dict[str, Any]:
         """As a member of a body."""
-        return {"types": list(self.types), "stream_prefix": self.stream_prefix}
+        return {
+            "types": list(self.types),
+            "stream_prefix": self.stream_prefix,
+            "where": list(self.where),
+        }

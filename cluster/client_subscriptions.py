@@ -69,7 +69,7 @@ class PersistentSubscription:
                 "consumers", "stalled")  # fmt: skip
         return cls(
             **{name: plain[name] for name in same},
-            wanted=Filter(tuple(wanted["types"]), wanted["stream_prefix"]),
+            wanted=Filter(tuple(wanted["types"]), wanted["stream_prefix"], tuple(wanted["where"])),
             stream=wanted["stream"],
             last_fetch_us=plain["last_fetch_epoch"],
             last_progress_us=plain["last_progress_epoch"],

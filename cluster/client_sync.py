@@ -78,9 +78,11 @@ class SyncClient:
         """The events of a stream."""
         return self._iterate(self._client.read_stream(stream, start, backward))
 
-    def read(self, after: int = 0, wanted: Filter | None = None) -> Iterator[Recorded]:
+    def read(
+        self, after: int = 0, wanted: Filter | None = None, stream: str | None = None
+    ) -> Iterator[Recorded]:
         """The events of the store behind a position, in order."""
-        return self._iterate(self._client.read(after, wanted))
+        return self._iterate(self._client.read(after, wanted, stream))
 
     def version(self, stream: str) -> int:
         """The number of the stream's last event; -1 if it has none."""

@@ -12,7 +12,7 @@ import msgspec
 
 from cluster.access import DEFAULT_URLS, urls_or_default
 from cluster.cli.ending import WRONG_USAGE, Failure, complain
-from cluster.client import Client
+from cluster.client import Client, Filter
 
 DEFAULT_STORE = "my_store"
 TIMEOUT_MS = 15_000
@@ -74,6 +74,26 @@ def filter_options(made: Parser) -> None:
                       help="only events of this type, repeatable")  # fmt: skip
     made.add_argument("--prefix", default="", metavar="TEXT",
                       help="only streams whose names begin so")  # fmt: skip
+    made.add_argument("--where", type=_conditions, default=(), metavar="JSON",
+                      help="only events of which these conditions hold, a list or a single one, "
+                           "such as '{\"path\": \"data.total\", \"equals\": 12}'; tests are "
+                           "equals, any_of, prefix, exists")  # fmt: skip
+
+
+def wanted(options: argparse.Namespace) -> Filter:
+    """The filter that `filter_options` describe."""
+    return Filter(tuple(options.type), options.prefix, options.where)
+
+
+def _conditions(text: str) -> list[Any]:
+    """Conditions; what they say is judged by the node."""
+    try:
+        given = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise argparse.ArgumentTypeError(f"is not JSON: {error}") from None
+    if not isinstance(given, dict | list):
+        raise argparse.ArgumentTypeError("must be a list of conditions, or one")
+    return [given] if isinstance(given, dict) else given
 
 
 def client(options: argparse.Namespace) -> Client:

@@ -17,7 +17,7 @@ from cluster.access import request, urls_or_default
 from cluster.cli import options as shared
 from cluster.cli.ending import DONE, Failure, accepted, run
 from cluster.cli.showing import say_event
-from cluster.client import Client, Filter, Recorded
+from cluster.client import Client, Recorded
 from cluster.client_consumer import IN_FLIGHT
 
 _PAGE_EVENTS = 1_000
@@ -26,6 +26,7 @@ _READ_EXAMPLES = """\
   exesdb read order-7
   exesdb read order-7 --backward --limit 1
   exesdb read --after 1000 --type OrderPlaced --prefix order-      the whole store, by position
+  exesdb read --where '{"path": "data.customer.country", "any_of": ["DE", "AT"]}'
   exesdb read --json | jq -r .event_type | sort | uniq -c
 """
 _TAIL_EXAMPLES = """\
@@ -36,6 +37,7 @@ _TAIL_EXAMPLES = """\
 _SUBSCRIBE_EXAMPLES = """\
   exesdb subscribe --after 0              all events, then every one that comes
   exesdb subscribe --now --type OrderPlaced
+  exesdb subscribe --where '[{"path": "data.total", "exists": true}]'
   exesdb subscribe order-7 --json | while read -r event; do echo "$event"; done
   exesdb subscribe --limit 1 --now        wait for the next event
   exesdb subscribe --persistent mails     share events with others: those of a persistent
@@ -60,16 +62,18 @@ def read(argv: list[str], prog: str = "exesdb read") -> int:
     options = made.parse_args(argv)
     if options.stream is None and (options.start or options.backward):
         made.error("--from and --backward need a stream")
-    if options.stream is not None and (options.after or options.type or options.prefix):
-        made.error("--after, --type and --prefix are for the store: name no stream")
+    if options.stream is not None and (options.after or options.prefix):
+        made.error("--after and --prefix are for the store: name no stream")
+    if (options.start or options.backward) and (options.type or options.where):
+        made.error("--from and --backward go with neither --type nor --where")
     return run(prog, _read(options), options.json)
 
 
 async def _read(options: argparse.Namespace) -> None:
     left = options.limit
     async with shared.client(options) as client:
-        if options.stream is None:
-            events = client.read(options.after, _filter(options))
+        if options.stream is None or options.type or options.where:
+            events = client.read(options.after, shared.wanted(options), options.stream)
         else:
             events = client.read_stream(options.stream, options.start, options.backward)
         if left == 0:
@@ -92,8 +96,8 @@ def tail(argv: list[str], prog: str = "exesdb tail") -> int:
     add("-n", "--events", type=shared.count, default=10, metavar="N", help="default 10")
     add("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C")
     add("--limit", type=shared.count, metavar="N", help="with -f: end after so many that came")
+    shared.filter_options(made)
     options = made.parse_args(argv)
-    options.type, options.prefix = [], ""
     if options.events > 10_000:
         made.error("-n is at most 10000: use read")
     return run(prog, _tail(options), options.json, DONE if options.follow else 130)
@@ -124,25 +128,28 @@ async def _head(options: argparse.Namespace) -> int:
 
 async def _last(options: argparse.Namespace, head: int) -> list[Recorded]:
     """The last events up to a position of the store, in order."""
-    store = f"/v1/stores/{quote(options.store, safe='')}"
-    path = f"{store}/events"
-    params = {"direction": "backward", "min_position": str(head)}
-    if options.stream is None:
-        params["after"] = str(head + 1)
-    else:
-        path = f"{store}/streams/{quote(options.stream, safe='')}/events"
+    path = f"/v1/stores/{quote(options.store, safe='')}/events"
+    params = [("direction", "backward"), ("min_position", str(head))]
+    params += shared.wanted(options).query()
+    if options.stream is not None:
+        params.append(("stream", options.stream))
+    after = head + 1
     found: list[Recorded] = []
     while len(found) < options.events:
-        params["limit"] = str(min(_PAGE_EVENTS, options.events - len(found)))
-        urls = urls_or_default(options.url)
-        timeout_s = options.timeout_ms / 1000
-        reply = await request("GET", urls, path, params=params, timeout_s=timeout_s)
-        page = accepted(reply)
-        events = [Recorded.of(plain) for plain in page["events"]]
-        found += [event for event in events if event.position <= head]
+        limit = min(_PAGE_EVENTS, options.events - len(found))
+        page = accepted(
+            await request(
+                "GET",
+                urls_or_default(options.url),
+                path,
+                params=[*params, ("after", str(after)), ("limit", str(limit))],
+                timeout_s=options.timeout_ms / 1000,
+            )
+        )
+        found += [Recorded.of(plain) for plain in page["events"]]
         if page["is_end"]:
             break
-        params["after" if options.stream is None else "from"] = str(page["next"])
+        after = page["next"]
     return found[::-1]
 
 
@@ -165,7 +172,8 @@ def subscribe(argv: list[str], prog: str = "exesdb subscribe") -> int:
         if options.consumer is not None:
             made.error("--consumer is for --persistent")
         return run(prog, _subscribe(options), options.json, DONE)
-    if options.stream or options.after or options.now or options.type or options.prefix:
+    chosen = any(shared.wanted(options).plain().values())
+    if options.stream or options.after or options.now or chosen:
         made.error("a persistent subscription has its own filter and place")
     return run(prog, _consume(options), options.json, DONE)
 
@@ -203,7 +211,7 @@ async def _follow(client: Client, after: int, options: argparse.Namespace) -> No
     left = options.limit
     if left == 0:
         return
-    subscription = client.subscribe(after, _filter(options), options.stream)
+    subscription = client.subscribe(after, shared.wanted(options), options.stream)
     try:
         async for event in subscription:
             say_event(event, options.json)
@@ -216,7 +224,3 @@ async def _follow(client: Client, after: int, options: argparse.Namespace) -> No
         if not options.json and sys.stderr.isatty():
             print(f"to go on from here: --after {subscription.position}", file=sys.stderr)
     raise Failure("the subscription ended")
-
-
-def _filter(options: argparse.Namespace) -> Filter:
-    return Filter(tuple(options.type), options.prefix)

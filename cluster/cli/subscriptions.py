@@ -48,7 +48,7 @@ def main(argv: list[str], prog: str = "exesdb subscriptions") -> int:
     add("--max-in-flight", type=shared.count, metavar="N",
         help="what all consumers together have not settled; default 1000")  # fmt: skip
     options = made.parse_args(argv)
-    given = (options.type, options.prefix, options.stream, options.start_after)
+    given = (*shared.wanted(options).plain().values(), options.stream, options.start_after)
     bounds = [getattr(options, name) for name in _BOUNDS]
     if (options.name is None) != (options.action == "list"):
         made.error(f"{options.action} takes {'no' if options.name else 'the'} name of one")
@@ -78,7 +78,7 @@ async def _list(options: argparse.Namespace) -> None:
 
 
 async def _create(options: argparse.Namespace) -> None:
-    wanted = {"types": options.type, "stream_prefix": options.prefix, "stream": options.stream}
+    wanted = {**shared.wanted(options).plain(), "stream": options.stream}
     bounds = {name: getattr(options, name) for name in _BOUNDS}
     body = {name: value for name, value in bounds.items() if value is not None}
     body |= {"filter": wanted, "start_after": options.start_after or 0}

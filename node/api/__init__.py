@@ -7,6 +7,7 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
 * `routes`     how a path finds its handler; one list that serves and documents
 * `appends`    the hot path: body -> frames -> command -> answer (`bodies`, `framing`, `values`)
 * `gathering`  the appends of a turn of the event loop become one command
+* `wanted`     the filter language, for all who choose events
 * `reads`      pages of events (`levels`, `filters`, `records`, `arrivals`)
 * `snapshots`  snapshots of aggregates (`snapshot_records`)
 * `folds`      a stream folded from its latest snapshot on

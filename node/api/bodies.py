@@ -135,12 +135,26 @@ class MemberBody(msgspec.Struct, forbid_unknown_fields=True):
     raft_address: str
 
 
+class ConditionBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A condition of a filter. What its fields may be to one another is judged in `wanted`."""
+
+    path: str | list[str | int]
+    equals: Any = UNSET
+    any_of: list[Any] | msgspec.UnsetType = UNSET
+    prefix: Any = UNSET
+    exists: bool | msgspec.UnsetType = UNSET
+    equals_base64: bytes | msgspec.UnsetType = UNSET
+    any_of_base64: list[bytes] | msgspec.UnsetType = UNSET
+    prefix_base64: bytes | msgspec.UnsetType = UNSET
+
+
 class FilterBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Which events a subscription delivers."""
+    """Which events a subscription delivers. Judged in `wanted`."""
 
     types: list[str] = []
     stream_prefix: str = ""
     stream: str | None = None
+    where: list[ConditionBody] = []
 
 
 class SubscriptionBody(msgspec.Struct, forbid_unknown_fields=True):

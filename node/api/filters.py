@@ -1,17 +1,18 @@
-"""Filters and scans: reading a store in position order, and what was evaluated on the way.
+"""Scans: reading a store in position order, and what was evaluated on the way.
 
 A scan goes through positions in one direction and keeps those that match. It stops at the first of:
-enough matches, enough bytes, the edge of the range, or `positions_per_scan_max` positions. It
-always tells the last position that it *evaluated*, which is where the next page begins: a filtered
-reader never sees a position twice and never skips one, even where nothing matched.
+enough matches, enough bytes, the edge of the range, `positions_per_scan_max` positions, or, where
+the filter looks into events, `decoded_bytes_per_scan_max` of them. It always tells the last
+position that it *evaluated*, which is where the next page begins: a filtered reader never sees a
+position twice and never skips one, even where nothing matched.
 
-What matches is said in `core.filters`.
+What a filter may ask for is said in `wanted`, what matches in `core.filters`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from node.api.limits import ApiLimits
@@ -20,6 +21,7 @@ from node.core.filters import Filter, Matcher
 from node.core.store import Record, Row, Store
 
 _SLICE_POSITIONS = 512
+_PAUSE_BYTES = 64 * 1024  # how much is decoded between two turns of the event loop, at least
 
 
 @dataclass(slots=True)
@@ -46,18 +48,16 @@ class Scan:
 
     def is_end(self, head: int) -> bool:
         """Whether nothing is left to evaluate in a store whose last position is `head`."""
-        if self.backward:
-            return self.next <= max(1, self.until or 1)
-        return self.next >= min(head, head if self.until is None else self.until)
+        edge = self._edge(head)
+        return self.next <= edge if self.backward else self.next >= edge
 
     async def run(self, store: Store, limits: ApiLimits, pacer: Pacer, evaluate_max: int) -> None:
         """Go on, for at most `evaluate_max` positions (of one stream: events)."""
         matcher = None if self.wanted.takes_all else Matcher(store, self.wanted)
-        if self.wanted.stream is not None:
-            self._run_stream(store, limits, matcher, evaluate_max)
-            return
-        left = evaluate_max
+        left, decoded_max = evaluate_max, limits.decoded_bytes_per_scan_max
+        pause_at = min(_PAUSE_BYTES, decoded_max)
         while left > 0 and not self.is_end(store.position):
+            before = left
             for row in self._slice(store, min(left, _SLICE_POSITIONS)):
                 self.next = row[0]
                 left -= 1
@@ -66,26 +66,14 @@ class Scan:
                     self.frame_bytes += len(row[5])
                     if self.full or self.frame_bytes >= limits.page_bytes_max:
                         return
+                if matcher is not None and matcher.decoded_bytes >= pause_at:
+                    if matcher.decoded_bytes >= decoded_max:
+                        return
+                    pause_at = min(matcher.decoded_bytes + _PAUSE_BYTES, decoded_max)
+                    await pacer.breathe()
+            if left == before:  # the stream has no more
+                self.next = self._edge(store.position)
             await pacer.breathe()
-
-    def _run_stream(
-        self, store: Store, limits: ApiLimits, matcher: Matcher | None, evaluate_max: int
-    ) -> None:
-        """Go on forward in one stream, whose positions are known: nothing between them matters."""
-        stream = store.streams.get(self.wanted.stream or "")
-        positions = () if stream is None else stream.positions
-        edge = store.position if self.until is None else min(store.position, self.until)
-        first = bisect_right(positions, self.next)
-        for position in positions[first : min(first + evaluate_max, bisect_right(positions, edge))]:
-            self.next = position
-            row = next(store.rows(position - 1, position))
-            if matcher is None or matcher.matches(row):
-                self.rows.append(row)
-                self.frame_bytes += len(row[5])
-                if self.full or self.frame_bytes >= limits.page_bytes_max:
-                    return
-        if first + evaluate_max >= len(positions):
-            self.next = max(self.next, edge)
 
     def records(self, store: Store) -> Iterator[Record]:
         """The matches as records, made one at a time."""
@@ -93,9 +81,31 @@ class Scan:
         for position, ordinal, number, created_us, _, frame in self.rows:
             yield Record(streams[ordinal].name, number, position, created_us, frame)
 
-    def _slice(self, store: Store, count: int) -> Iterator[Row]:
+    def _edge(self, head: int) -> int:
+        """The last position to evaluate."""
         if self.backward:
-            first = max(self.next - 1 - count, (self.until or 1) - 1, 0)
-            return reversed(list(store.rows(first, self.next - 1)))
-        last = min(self.next + count, store.position)
-        return store.rows(self.next, last if self.until is None else min(last, self.until))
+            return max(1, self.until or 1)
+        return head if self.until is None else min(head, self.until)
+
+    def _slice(self, store: Store, count: int) -> Iterable[Row]:
+        """The next rows to look at, not more than `count`."""
+        if self.wanted.stream is not None:
+            return self._slice_of_stream(store, self.wanted.stream, count)
+        edge = self._edge(store.position)
+        if self.backward:
+            return reversed(list(store.rows(max(self.next - 1 - count, edge - 1), self.next - 1)))
+        return store.rows(self.next, min(self.next + count, edge))
+
+    def _slice_of_stream(self, store: Store, name: str, count: int) -> Iterator[Row]:
+        """The same in one stream, whose positions are known: nothing between them matters."""
+        stream = store.streams.get(name)
+        positions = () if stream is None else stream.positions
+        edge = self._edge(store.position)
+        if self.backward:
+            last = bisect_left(positions, self.next)
+            first = max(bisect_left(positions, edge), last - count)
+            chosen = reversed(positions[first:last])
+        else:
+            first = bisect_right(positions, self.next)
+            chosen = iter(positions[first : min(first + count, bisect_right(positions, edge))])
+        return (next(store.rows(position - 1, position)) for position in chosen)

@@ -38,14 +38,13 @@ from node.api.arrivals import Arrivals, canceller
 from node.api.filters import Scan
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
-from node.api.names import checked_name
-from node.api.parameters import Parameter, Values, integer, text
-from node.api.reads import END, filter_parameters
+from node.api.parameters import Parameter, integer
+from node.api.reads import END
 from node.api.records import Pacer, json_event
 from node.api.routes import Reply, Route
 from node.api.streamed import Outflow, TooSlow
+from node.api.wanted import filter_parameters, wanted
 from node.api.wire import Answer, Request, Streamed
-from node.core.filters import Filter
 from node.core.state import State
 from node.core.store import Record, Store
 from node.errors import (
@@ -54,6 +53,7 @@ from node.errors import (
     NotAcceptable,
     NotReady,
     Overloaded,
+    PayloadTooLarge,
     SlowConsumer,
     StoreMissing,
 )
@@ -136,11 +136,10 @@ class Following:
                 (Reply(200, "Events as they come.", types=(SSE, NDJSON)),),
                 (
                     _after(),
-                    text("stream", "Only events of this stream.", _stream),
                     *filter_parameters(self.limits),
                     *self._levels.store_parameters,
                 ),
-                problems=(*READ_PROBLEMS, NotAcceptable, Overloaded),
+                problems=(*READ_PROBLEMS, NotAcceptable, Overloaded, PayloadTooLarge),
             )
         ]
 
@@ -305,15 +304,6 @@ def _form(accept: str | None) -> str:
     )
 
 
-def wanted(parameters: Values) -> Filter:
-    """The filter that the parameters of this route ask for."""
-    return Filter(
-        tuple(dict.fromkeys(parameters["type"])),
-        parameters["stream_prefix"],
-        parameters["stream"],
-    )
-
-
 def start(request: Request, store: Store) -> int:
     """The position behind which to begin. What a client saw last outranks where it began once."""
     seen = request.message.headers.get("Last-Event-ID")
@@ -337,7 +327,3 @@ def _after() -> Parameter:
         parse,
         0,
     )
-
-
-def _stream(given: str) -> str:
-    return checked_name(given, "stream")

@@ -30,6 +30,8 @@ class ApiLimits:
     nesting_max: int = 64
     types_per_filter_max: int = 64
     positions_per_scan_max: int = 200_000  # a filtered page ends early here, with `next` to go on
+    # A page or a look of a follower whose filter has conditions ends early here, too.
+    decoded_bytes_per_scan_max: int = 16 * 1024 * 1024
     wait_ms_max: int = 60_000
     timeout_ms_max: int = 300_000
 
@@ -92,6 +94,7 @@ _PUBLISHED = (
     "nesting_max",
     "types_per_filter_max",
     "positions_per_scan_max",
+    "decoded_bytes_per_scan_max",
     "wait_ms_max",
     "timeout_ms_max",
     "connections_max",

@@ -104,8 +104,10 @@ def _query_parameter(parameter: Parameter) -> dict[str, Any]:
         "in": "query",
         "required": False,
         "description": parameter.description,
-        "schema": parameter.schema,
     }
+    if parameter.as_json:
+        return described | {"content": {JSON.type: {"schema": parameter.schema}}}
+    described["schema"] = parameter.schema
     if parameter.repeats_max > 1:
         described |= {"style": "form", "explode": True}
     return described

@@ -23,7 +23,10 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One query parameter. `parse` gets the decoded text and raises a `RequestError`."""
+    """One query parameter. `parse` gets the decoded text and raises a `RequestError`.
+
+    `as_json` tells that the text is JSON, of which `schema` speaks.
+    """
 
     name: str
     description: str
@@ -31,6 +34,7 @@ class Parameter:
     parse: Callable[[str], Any]
     default: Any = None
     repeats_max: int = 1
+    as_json: bool = False
 
 
 def parse_query(query: str, known: Mapping[str, Parameter], defaults: Values) -> Values:

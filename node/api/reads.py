@@ -19,12 +19,11 @@ from node.api.arrivals import Arrivals, canceller
 from node.api.filters import Scan
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
-from node.api.names import NAME_BYTES_MAX
 from node.api.parameters import Parameter, choice, flag, integer, page_limit, text
 from node.api.records import Pacer, written_page
 from node.api.routes import Reply, Route
+from node.api.wanted import filter_parameters, name_prefix, wanted
 from node.api.wire import Answer, Request
-from node.core.filters import Filter
 from node.core.state import State
 from node.core.store import Record, Store
 from node.core.stream import Stream
@@ -83,8 +82,8 @@ class Reads:
                 "List the streams of a store, sorted by name.",
                 (Reply(200, "A page of streams.", "StreamList"),),
                 (
-                    text("prefix", "Only streams whose names begin so.", _prefix, default=""),
-                    text("after", "Begin behind this name.", _prefix, default=""),
+                    text("prefix", "Only streams whose names begin so.", name_prefix, default=""),
+                    text("after", "Begin behind this name.", name_prefix, default=""),
                     limit,
                     *levels,
                 ),
@@ -138,7 +137,7 @@ class Reads:
             raise InvalidRequest("wait_ms: waiting makes sense only with direction=forward")
         store = await self._levels.store(request, name)
         scan = Scan(
-            wanted=Filter(tuple(dict.fromkeys(parameters["type"])), parameters["stream_prefix"]),
+            wanted=wanted(parameters),
             backward=backward,
             limit=parameters["limit"],
             next=_start(parameters["after"], backward, store.position),
@@ -297,21 +296,3 @@ def _scan_parameters(limits: ApiLimits) -> tuple[Parameter, ...]:
             maximum=limits.wait_ms_max,
         ),
     )
-
-
-def filter_parameters(limits: ApiLimits) -> tuple[Parameter, ...]:
-    """What a reader or a follower of the store may ask for of its events."""
-    return (
-        text(
-            "type",
-            "Only events of this type; may be repeated.",
-            repeats_max=limits.types_per_filter_max,
-        ),
-        text("stream_prefix", "Only streams whose names begin so.", _prefix, default=""),
-    )
-
-
-def _prefix(given: str) -> str:
-    if len(given.encode()) > NAME_BYTES_MAX:
-        raise InvalidRequest(f"names have at most {NAME_BYTES_MAX} bytes")
-    return given

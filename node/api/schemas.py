@@ -10,6 +10,7 @@ from typing import Any
 
 from node.api.routes import object_schema
 from node.api.subscription_schemas import SUBSCRIPTION_SCHEMAS
+from node.api.wanted import FILTER_SCHEMAS
 from node.core.snapshots import KEPT_MAX
 
 PREAMBLE = """\
@@ -351,6 +352,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "Info": _all({"node_id": _TEXT, "version": _TEXT, "limits": _map(_COUNT), "config": _OBJECT}),
     "Health": _all({"status": {"enum": ["live", "ready"]}}),
     **SUBSCRIPTION_SCHEMAS,
+    **FILTER_SCHEMAS,
     "Problem": {
         "type": "object",
         "description": "RFC 9457. The named fields of an error stand beside these members.",

@@ -40,8 +40,8 @@ is judged and then stored as it is. That costs the node half of what values in t
 An `expected_version` of null or left out is "any".
 
 **Options** are the query parameters of `GET .../events`, `GET .../streams/{stream}/events` and
-`GET .../subscribe`: text, numbers, true, false, lists where they may be repeated. `wait_ms` is not
-offered: subscribe.
+`GET .../subscribe`: text, numbers, true, false, lists where they may be repeated; `where` is JSON
+as text. `wait_ms` is not offered: subscribe.
 
 **Persistent subscriptions.** `consume` has the events of the one called `name` delivered to this
 `consumer`, in order per stream, as they become available:

@@ -10,15 +10,8 @@ from node.core.subscription import Counts
 _TEXT: dict[str, Any] = {"type": "string"}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 _IDS: dict[str, Any] = {"type": "array", "items": _TEXT}
-_FILTER = object_schema(
-    {
-        "types": {"type": "array", "items": _TEXT},
-        "stream_prefix": _TEXT,
-        "stream": {"anyOf": [_TEXT, {"type": "null"}]},
-    }
-)
 _DEFINITION: dict[str, Any] = {
-    "filter": _FILTER,
+    "filter": {"$ref": "#/components/schemas/Filter"},
     "start_after": {"oneOf": [_COUNT, {"const": "end"}]},
     "ack_timeout_ms": {"type": "integer", "minimum": 100, "maximum": 86_400_000},
     "max_retries": {"type": "integer", "minimum": 0, "maximum": 1_000},

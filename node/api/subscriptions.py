@@ -17,17 +17,16 @@ from node.api.bodies import BodyReader, Decoder, ReplayBody, SubscriptionBody
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.media import sent
-from node.api.names import checked_name
 from node.api.parameters import integer, page_limit, timeout
 from node.api.ports import Clock, Replica
 from node.api.records import Pacer, written_page
 from node.api.refusals import refusal
 from node.api.routes import Reply, Route
 from node.api.stores import CHANGE_PROBLEMS
+from node.api.wanted import described, filter_of
 from node.api.wire import Answer, Request
 from node.core import subscription_commands as asked
-from node.core.fields import NAME_BYTES_MAX, NUMBER_MAX
-from node.core.filters import Filter
+from node.core.fields import NUMBER_MAX
 from node.core.outcomes import Replayed, Subscribed, Unsubscribed
 from node.core.store import Store
 from node.core.subscription import BY_CONSUMER, PARKED_MAX, Subscription
@@ -214,11 +213,7 @@ def status(one: Subscription, store: Store, now_us: int) -> dict[str, Any]:
     timeout_us = ack_timeout_ms * 1_000
     return {
         "name": one.name,
-        "filter": {
-            "types": list(wanted.types),
-            "stream_prefix": wanted.stream_prefix,
-            "stream": wanted.stream,
-        },
+        "filter": described(wanted),
         "start_after": "end" if start == asked.START_AT_END else start,
         "ack_timeout_ms": ack_timeout_ms,
         "max_retries": max_retries,
@@ -260,20 +255,9 @@ def stalled(one: Subscription, store: Store, now_us: int) -> str | None:
 
 def _definition(body: SubscriptionBody) -> asked.Definition:
     """Raises `InvalidRequest`, `PayloadTooLarge`."""
-    wanted = body.filter
-    if len(wanted.types) > asked.TYPES_MAX:
-        raise PayloadTooLarge(
-            "filter: too many types", limit=asked.TYPES_MAX, actual=len(wanted.types)
-        )
-    if any(not 0 < len(one.encode()) <= NAME_BYTES_MAX for one in wanted.types):
-        raise InvalidRequest("filter: types have 1 to 255 bytes", parameter="filter")
-    if len(wanted.stream_prefix.encode()) > NAME_BYTES_MAX:
-        raise InvalidRequest("filter: stream_prefix has at most 255 bytes", parameter="filter")
-    if wanted.stream is not None:
-        checked_name(wanted.stream, "stream")
     start = asked.START_AT_END if body.start_after == "end" else body.start_after
     return asked.Definition(
-        Filter(tuple(sorted(set(wanted.types))), wanted.stream_prefix, wanted.stream),
+        filter_of(body.filter),
         int(start),
         body.ack_timeout_ms,
         body.max_retries,

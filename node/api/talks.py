@@ -20,7 +20,7 @@ from node.api.appends import Appends
 from node.api.bodies import BodyReader
 from node.api.conversation import Conversation
 from node.api.desks import Desks
-from node.api.following import Following, start, wanted
+from node.api.following import Following, start
 from node.api.gathering import Gathering
 from node.api.known_heads import KnownHead, WholeBody
 from node.api.levels import UNKNOWN_STORE_MS, Levels
@@ -35,6 +35,7 @@ from node.api.socket_consumers import Consumption
 from node.api.socket_feeds import Feed
 from node.api.socket_messages import Consume, Read, Subscribe
 from node.api.sockets import Socket, accepted
+from node.api.wanted import wanted
 from node.api.wire import Answer, Connection, Request, TakenOver
 from node.errors import (
     InvalidRequest,

@@ -14,7 +14,7 @@ node to node (time, ids) enters as data inside a command. Read in this order:
 * `folding`   what events come to, key by key
 * `snapshots` what was folded of streams, kept by source, stream and version
 * `store`     one store: events in position order, streams, checkpoints, snapshots
-* `filters`   which events somebody wants
+* `filters`   which events somebody wants (`conditions`: by what is in them)
 * `subscription_commands`, `subscription`, `subscription_state`, `subscriptions`
               who was handed which event, and what became of it; its commands, and it as bytes
 * `appending` several appends in one command, each for itself

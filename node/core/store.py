@@ -123,10 +123,6 @@ class Store:
         """The frame at a position."""
         return self._frames[position - 1]
 
-    def type_ordinal(self, position: int) -> int:
-        """Which event type, counted in order of first use, the event at a position has."""
-        return self._type_of[position - 1]
-
     def find_type(self, event_type: str) -> int | None:
         """The ordinal of an event type, or None if no event of the store has it."""
         return self._type_ordinals.get(event_type.encode())

@@ -21,8 +21,8 @@ command is applied, so that all nodes agree; nothing happens between commands. O
 was far ahead must not stop the time of all others: a command that is `CLOCK_BACK_US` behind sets
 the time back.
 
-A fetch evaluates at most `EVALUATED_MAX` events and hands out at most `FETCH_BYTES_MAX` of frames,
-or one event; its outcome says whether it ended there.
+A fetch evaluates at most `EVALUATED_MAX` events, looks into at most `DECODED_BYTES_MAX` of them and
+hands out at most `FETCH_BYTES_MAX`, or one event; its outcome says whether it ended there.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # a store holds its subscriptions
     from node.core.store import Store
 
 EVALUATED_MAX = 5_000
+DECODED_BYTES_MAX = 256 * 1024  # some milliseconds of every node's time
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 PARKED_MAX = 10_000
 CLOCK_BACK_US = 3_600 * 1_000_000
@@ -121,7 +122,11 @@ class _Round:
 
     @property
     def exhausted(self) -> bool:
-        return self.evaluations <= 0 or self.frame_bytes >= FETCH_BYTES_MAX
+        return (
+            self.evaluations <= 0
+            or self.frame_bytes >= FETCH_BYTES_MAX
+            or self.matcher.decoded_bytes >= DECODED_BYTES_MAX
+        )
 
     @property
     def over(self) -> bool:
@@ -217,11 +222,11 @@ class Subscription:
         positions = turn.store.stream_list[ordinal].positions
         at = bisect_right(positions, line.behind or 0)
         while at < len(positions) and positions[at] <= self.cursor:
-            if turn.evaluations <= 0:
+            if turn.exhausted:
                 return 0
             turn.evaluations -= 1
             line.behind = position = positions[at]
-            if turn.matcher.takes_type(turn.store.type_ordinal(position)):
+            if turn.matcher.matches(next(turn.store.rows(position - 1, position))):
                 return position
             at += 1
         line.behind = None
@@ -229,11 +234,11 @@ class Subscription:
 
     def _scan(self, turn: _Round) -> None:
         """Go on behind the cursor."""
-        store = turn.store
-        if self.definition.wanted.stream is not None:
-            self._scan_stream(turn, self.definition.wanted.stream)
+        store, wanted = turn.store, self.definition.wanted
+        if wanted.stream is not None:
+            self._scan_stream(turn, wanted.stream)
             return
-        takes_all = self.definition.wanted.takes_all
+        takes_all, looks_inside = wanted.takes_all, bool(wanted.where)
         while self.cursor < store.position and not turn.over:
             slice_end = self.cursor + min(_SLICE_POSITIONS, turn.evaluations)
             for row in store.rows(self.cursor, min(slice_end, store.position)):
@@ -241,8 +246,10 @@ class Subscription:
                 turn.evaluations -= 1
                 if takes_all or turn.matcher.matches(row):
                     self._meet(turn, row[1], row[0])
-                    if turn.over:
-                        return
+                elif not looks_inside:
+                    continue
+                if turn.over:
+                    return
 
     def _scan_stream(self, turn: _Round, name: str) -> None:
         """Go on in the only stream that is wanted: nothing between its events matters."""

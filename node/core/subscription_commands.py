@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import cbor2
 
+from node.core import conditions
 from node.core.fields import NUMBER_MAX, is_name, is_number, is_time, need
 from node.core.filters import Filter
 
@@ -107,9 +108,7 @@ SubscriptionCommand = Subscribe | Unsubscribe | Fetch | Settle | Replay
 
 def subscribe(store: str, now_us: int, name: str, definition: Definition) -> bytes:
     """Encode a `Subscribe`."""
-    wanted, *bounds = definition
-    described = (wanted.types, wanted.stream_prefix, wanted.stream, *bounds)
-    return cbor2.dumps((FORMAT, SUBSCRIBE, store, now_us, name, described))
+    return cbor2.dumps((FORMAT, SUBSCRIBE, store, now_us, name, described(definition)))
 
 
 def unsubscribe(store: str, name: str) -> bytes:
@@ -137,15 +136,22 @@ def replay(store: str, now_us: int, name: str, positions: Sequence[int]) -> byte
 
 def decode_subscribe(fields: list[Any]) -> Subscribe:
     """Check a decoded `Subscribe`; this and those below raise `MalformedCommand`."""
-    _, _, store, now_us, name, described = fields
+    _, _, store, now_us, name, definition = fields
     _need_head(store, now_us, name)
-    return Subscribe(store, now_us, name, definition_of(described))
+    return Subscribe(store, now_us, name, definition_of(definition))
 
 
-def definition_of(described: Any) -> Definition:
-    """A definition as it is encoded. Raises `MalformedCommand`."""
-    need(type(described) is list and len(described) == 7, "definition")
-    types, prefix, stream, start_after, ack_timeout_ms, max_retries, max_in_flight = described
+def described(definition: Definition) -> list[Any]:
+    """A definition as plain values; the conditions of its filter, if any, at the end."""
+    wanted, *bounds = definition
+    plain = [wanted.types, wanted.stream_prefix, wanted.stream, *bounds]
+    return [*plain, conditions.described(wanted.where)] if wanted.where else plain
+
+
+def definition_of(given: Any) -> Definition:
+    """What `described` gave, decoded. Raises `MalformedCommand`."""
+    need(type(given) is list and len(given) in (7, 8), "definition")
+    types, prefix, stream, start_after, ack_timeout_ms, max_retries, max_in_flight = given[:7]
     need(type(types) is list and len(types) <= TYPES_MAX and all(map(is_name, types)), "types")
     need(prefix == "" or is_name(prefix), "stream_prefix")
     need(stream is None or is_name(stream), "stream")
@@ -153,7 +159,8 @@ def definition_of(described: Any) -> Definition:
     need(_within(ack_timeout_ms, ACK_TIMEOUT_MS_MIN, ACK_TIMEOUT_MS_MAX), "ack_timeout_ms")
     need(_within(max_retries, 0, RETRIES_MAX), "max_retries")
     need(_within(max_in_flight, 1, IN_FLIGHT_MAX), "max_in_flight")
-    wanted = Filter(tuple(types), prefix, stream)
+    where = conditions.decoded(given[7]) if len(given) == 8 else ()
+    wanted = Filter(tuple(types), prefix, stream, where)
     return Definition(wanted, start_after, ack_timeout_ms, max_retries, max_in_flight)
 
 

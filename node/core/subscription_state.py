@@ -27,7 +27,7 @@ from node.core.subscription import (
     Subscription,
     Waiting,
 )
-from node.core.subscription_commands import Definition, definition_of
+from node.core.subscription_commands import Definition, definition_of, described
 
 if TYPE_CHECKING:
     from node.core.store import Store
@@ -71,7 +71,6 @@ def take(one: Subscription) -> Taken:
 
 def encode(taken: Taken) -> bytes:
     """A snapshot as bytes, without name and `changed_index`; the same on every node."""
-    wanted, *bounds = taken.definition
     consumers: dict[str, int] = {}
 
     def number(consumer: str) -> int:
@@ -88,7 +87,7 @@ def encode(taken: Taken) -> bytes:
     return cbor2.dumps(
         (
             taken.uid,
-            (wanted.types, wanted.stream_prefix, wanted.stream, *bounds),
+            described(taken.definition),
             taken.cursor,
             taken.times,
             taken.counts,
@@ -114,7 +113,7 @@ def decode(name: str, changed_index: int, encoded: bytes, store: Store) -> Subsc
 
 
 def _decoded(name: str, fields: Any, store: Store) -> Subscription:
-    uid, described, cursor, times, counts, consumers, in_flight, waiting, *lines, parked = fields
+    uid, definition, cursor, times, counts, consumers, in_flight, waiting, *lines, parked = fields
     behind, ready = lines
     need(is_name(name), "name")
     need(is_number(uid) and is_number(cursor), "cursor")
@@ -123,7 +122,7 @@ def _decoded(name: str, fields: Any, store: Store) -> Subscription:
     need(all(map(is_name, consumers)), "consumers")
     for rows in (in_flight, waiting, behind, parked):
         need(all(map(is_number, (value for row in rows for value in row))), "rows")
-    one = Subscription(name, uid, definition_of(described), cursor)
+    one = Subscription(name, uid, definition_of(definition), cursor)
     one.clock_us, one.fetched_us, one.progressed_us = times
     one.counts = Counts(*counts)
     _load_lines(one, store, consumers, in_flight, waiting, behind)

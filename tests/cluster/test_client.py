@@ -211,10 +211,12 @@ async def test_reads_go_through_all_pages_and_ask_for_what_was_written():
     node = Node((201, STORED), page(1, False), page(3, True))
     async with nodes(node) as urls, Client(*urls) as client:
         await client.append("s", [Event("A")])
-        read = client.read(0, Filter(("A", "B"), "s"))
+        read = client.read(0, Filter(("A", "B"), "s", ({"path": "data", "exists": True},)), "t")
         assert [event.position async for event in read] == [1, 2, 3, 4]
         queries = [query for _, query, _ in node.asked[1:]]
         assert [query["after"] for query in queries] == ["0", "2"]
+        assert queries[1]["where"] == '[{"path":"data","exists":true}]'
+        assert (queries[1]["stream_prefix"], queries[1]["stream"]) == ("s", "t")
         assert all(query["min_index"] == "7" for query in queries)
 
 

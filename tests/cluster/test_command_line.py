@@ -96,6 +96,9 @@ def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         ["append", "--lines", "-", "--expect", "3"],
         ["read", "s", "--after", "3"],
         ["read", "--backward"],
+        ["read", "s", "--from", "3", "--where", '{"path": "data", "equals": 1}'],
+        ["read", "--where", "not json"],
+        ["tail", "--where", "12"],
         ["tail", "-n", "-1"],
         ["snapshot", "b"],
         ["snapshot", "b", "s", "--delete"],
@@ -223,6 +226,19 @@ async def test_tail_shows_the_last_events_in_order(exesdb: Exesdb) -> None:
             "after": "10",
             "limit": "2",
         }
+
+
+@pytest.mark.parametrize("words", [["read"], ["tail"], ["read", "s"], ["tail", "s"]])
+async def test_conditions_are_handed_on(exesdb: Exesdb, words: list[str]) -> None:
+    page = {"events": [event(9)], "next": 8, "is_end": True, "head": 9}
+    condition = {"path": "data.n", "any_of": [1, "é"]}
+    async with serving({("GET", f"{STORE}/events"): (200, page)}) as server:
+        for given in (condition, [condition]):
+            ended = await exesdb(server, *words, "--type", "A", "--where", json.dumps(given))
+            assert ended.code == 0 and len(ended.out.splitlines()) == 1
+            _, query = server.asked[-1]
+            assert json.loads(query["where"]) == [condition] and query["type"] == "A"
+            assert query.get("stream") == (words[1] if len(words) > 1 else None)
 
 
 async def test_streams_are_listed_page_by_page(exesdb: Exesdb) -> None:

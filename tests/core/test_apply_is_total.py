@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from node.core import commands
 from node.core import subscription_commands as asked
+from node.core.conditions import ANY_OF, EXISTS, Condition
 from node.core.fields import TIME_US_MAX
 from node.core.filters import Filter
 from node.core.outcomes import (
@@ -76,7 +77,9 @@ OUTCOMES = (
 )
 
 SNAPSHOT = encode_content("Order", b"\x01", b"\xf6")
-WANTED = asked.Definition(Filter(("T", "x" * 100), "s", "s"), asked.START_AT_END, 1000, 3, 2)
+WHERE = (Condition(("data", "k"), ANY_OF, ((2, 1), (3, "x"))), Condition(("metadata",), EXISTS))
+FILTER = Filter(("T", "x" * 100), "s", "s", WHERE)
+WANTED = asked.Definition(FILTER, asked.START_AT_END, 1000, 3, 2)
 FIRST = asked.Delivery((2 << PLACE_BITS) + 4, 1, 1)
 VALID = [
     commands.append("main", 5, "s", commands.ANY, [frame(1), frame(2, "x" * 100)]),
