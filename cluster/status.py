@@ -9,8 +9,8 @@ Two lags matter, both in entries of the replicated log. The applied lag is how f
 is behind what is committed: reads there are so much older. The persisted lag is how far a node's
 disk is behind its memory: that much it would need from the others after a crash.
 
-Exit codes: 0 there is a leader and every member is reachable; 1 not so; 2 no node could be
-reached.
+Exit codes: 0 there is a leader and every member is reachable (with `--leader`: there is one);
+1 not so; 2 no node could be reached.
 """
 
 import argparse
@@ -37,6 +37,7 @@ _EPILOG = """\
 examples:
   {prog}
   {prog} --watch --url http://10.0.0.1:8101
+  kill -9 $(cat data/$({prog} --leader)/lock)        on the leader's own machine: see who is next
 
 exit codes: 0 there is a leader and all members are reachable, 1 not so, 2 no node could be reached
 The environment variable EX_ESDB_URL holds addresses too, with commas between them.
@@ -68,6 +69,7 @@ def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
         help=f"a node to ask, repeatable; default {DEFAULT_URLS[0]} to 8103")  # fmt: skip
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print the answer instead of a table")
+    output.add_argument("--leader", action="store_true", help="print the leader's id, only")
     output.add_argument("--watch", action="store_true", help="show it again every second")
     options = parser.parse_args(argv)
     options.prog = prog
@@ -179,6 +181,8 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     except Unreachable as error:
         print(f"{options.prog}: no node could be reached\n{error}", file=sys.stderr)
         return 2
+    if options.leader:
+        return _say_leader(options.prog, reply)
     if options.json:
         console.print_json(json.dumps(reply.body))
     elif reply.status == 200:
@@ -189,6 +193,15 @@ async def run(options: argparse.Namespace, console: Console) -> int:
         detail = reply.body.get("detail") or reply.body.get("code") or f"status {reply.status}"
         print(f"{options.prog}: {reply.url} says: {detail}", file=sys.stderr)
     return 0 if reply.status == 200 and healthy(reply.body) else 1
+
+
+def _say_leader(prog: str, reply: Reply) -> int:
+    leader = reply.body.get("leader")
+    if leader is None:
+        print(f"{prog}: {reply.url} knows no leader", file=sys.stderr)
+        return 1
+    print(leader)
+    return 0
 
 
 async def _watch(urls: list[str], console: Console) -> int:

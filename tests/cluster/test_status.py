@@ -46,6 +46,14 @@ async def looked(*argv: str) -> tuple[int, str]:
     return code, screen.getvalue()
 
 
+async def test_a_script_can_ask_for_the_leader_only(capsys: pytest.CaptureFixture[str]) -> None:
+    for leader, code, said in (("n1", 0, "n1\n"), (None, 1, "")):
+        async with serving({PATH: (200, cluster("n1", leader, *THREE))}) as server:
+            assert (await looked("--leader", "--url", server.url)) == (code, "")
+        found = capsys.readouterr()
+        assert found.out == said and ("knows no leader" in found.err) == (leader is None)
+
+
 async def test_each_member_is_a_row_with_its_lags() -> None:
     async with serving({PATH: (200, cluster("n1", "n1", *THREE))}) as server:
         code, screen = await looked("--url", server.url)
