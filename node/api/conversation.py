@@ -22,7 +22,7 @@ import cbor2
 from aiohttp import WSCloseCode
 
 from node.api import problems
-from node.api.appends import appended_body, refused
+from node.api.appends import refused
 from node.api.framing import SLICE_EVENTS
 from node.api.gathering import Gathering
 from node.api.limits import ApiLimits
@@ -45,6 +45,7 @@ from node.api.socket_messages import (
     Read,
     Request,
     Subscribe,
+    message_of,
     requests,
 )
 from node.api.sockets import Broken, Socket
@@ -119,7 +120,7 @@ class Conversation:
         self._shared = shared
         self._store = store
         self._socket = socket
-        self._answers: list[Any] = []
+        self._answers: list[bytes] = []  # encoded
         self._under_way = 0
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._feeds: dict[int, _Followed] = {}
@@ -214,7 +215,10 @@ class Conversation:
                 await self._until_fewer_than(max(1, limits.socket_requests_max // 2))
             if self._socket.is_full:
                 await self._socket.room()
-            await self._begin(request, plain)
+            if type(request) is Append and len(request.events) <= SLICE_EVENTS:
+                self._append_at_once(request, plain)
+            else:
+                await self._begin(request, plain)
             if number % _PACE_REQUESTS == 0:
                 await self._pacer.breathe()
 
@@ -242,24 +246,24 @@ class Conversation:
 
     # --- appending -----------------------------------------------------------------------------
 
+    def _append_at_once(self, request: Append, plain: bool) -> None:
+        """Append few events to one stream: most requests are this, and so it costs no task."""
+        try:
+            prepared = self._shared.appends.prepared_at_once(self._store, request, plain)
+            self._propose(request.id, prepared)
+        except ExesdbError as error:
+            self._refuse(request.id, error)
+
     async def _append(self, request: Append | AppendMany, plain: bool) -> None:
+        prepared = await self._shared.appends.prepared(self._store, request, plain)
+        self._propose(request.id, prepared)
+
+    def _propose(self, request_id: int, prepared: Prepared | PreparedMany) -> None:
         if self._stopping:
             raise NotReady("this node is stopping; go on at another one")
-        appends, store = self._shared.appends, self._store
-        prepared: Prepared | PreparedMany
-        if type(request) is Append and len(request.events) <= SLICE_EVENTS:
-            prepared = appends.prepared_at_once(store, request, plain)
-        else:
-            prepared = await appends.prepared(store, request, plain)
-        gathering, then = self._shared.gathering, partial(self._resolved, request.id, prepared)
-        if type(prepared) is Prepared:
-            stream, expected, frames, _, timeout_ms, _ = prepared
-            gathering.append(store, stream, expected, frames, timeout_ms, then)
-            self._under_way += 1
-        else:
-            assert type(prepared) is PreparedMany
-            self._under_way += 1
-            gathering.propose(prepared.command, prepared.timeout_ms, then)
+        then = partial(self._resolved, request_id, prepared)
+        prepared.propose(self._shared.gathering, self._store, then)
+        self._under_way += 1
 
     def _resolved(
         self,
@@ -271,12 +275,11 @@ class Conversation:
         """The outcome of an append is known."""
         self._is_done()
         if type(outcome) is Appended:
-            body = _in_short if type(prepared) is Prepared else appended_body
-            answer = (request_id, 200 if outcome.idempotent else 201, body(outcome, index))
+            answer = prepared.answer(request_id, outcome, index)
             if prepared.durable:
                 self._start(request_id, self._on_disk(answer, index, prepared.timeout_ms))
             else:
-                self._say(answer)
+                self._say_encoded(answer)
         elif isinstance(outcome, ExesdbError):
             self._refuse(request_id, outcome)
         elif isinstance(outcome, BaseException):
@@ -285,9 +288,9 @@ class Conversation:
         else:
             self._refuse(request_id, refused(outcome, prepared.checks))
 
-    async def _on_disk(self, answer: Any, index: int, timeout_ms: int) -> None:
+    async def _on_disk(self, answer: bytes, index: int, timeout_ms: int) -> None:
         await self._shared.on_disk(index, timeout_ms)
-        self._say(answer)
+        self._say_encoded(answer)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -419,6 +422,9 @@ class Conversation:
         self._say((request_id, error.status, problems.members(error)))
 
     def _say(self, answer: Any) -> None:
+        self._say_encoded(cbor2.dumps(answer))
+
+    def _say_encoded(self, answer: bytes) -> None:
         """Add an answer to those of this turn of the event loop."""
         if not self._answers:
             asyncio.get_running_loop().call_soon(self._flush)
@@ -428,14 +434,10 @@ class Conversation:
         answers, self._answers = self._answers, []
         if answers:
             with suppress(ConnectionError):  # the reading task will notice
-                self._socket.send(cbor2.dumps(answers))
+                self._socket.send(message_of(answers))
 
     async def _send(self, answer: bytes) -> None:
         """Send an encoded answer of its own when there is room for it."""
         async with self._sending:
             await self._socket.room()
             self._socket.send(b"\x81" + answer)
-
-
-def _in_short(outcome: Appended, index: int) -> Any:
-    return (outcome.first_version, outcome.last_version, list(outcome.positions), index)

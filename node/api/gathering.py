@@ -110,8 +110,9 @@ class Gathering:
         gathered.expected.append(expected)
         gathered.thens.append(then)
         gathered.counts.append(len(frames))
-        gathered.frames += frames
-        gathered.bytes += sum(map(len, frames))
+        for frame in frames:
+            gathered.frames.append(frame)
+            gathered.bytes += len(frame)
 
     def appended(
         self, store: str, stream: str, expected: int, frames: Sequence[bytes], timeout_ms: int

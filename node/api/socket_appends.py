@@ -12,18 +12,22 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from node.api.appends import Appends, checked_streams, checkpoint_of, expected_code
+import cbor2
+
+from node.api.appends import Appends, appended_body, checked_streams, checkpoint_of, expected_code
 from node.api.bodies import UNSET
 from node.api.framing import SLICE_EVENTS, Framer
+from node.api.gathering import Gathering, Then
 from node.api.limits import ApiLimits
 from node.api.media import CBOR
 from node.api.names import checked_name
 from node.api.ports import Clock
-from node.api.socket_messages import Append, AppendMany, Misfit, Request, SocketEvent
+from node.api.socket_messages import Append, AppendMany, Misfit, Request, SocketEvent, append_answer
 from node.api.values import NotPlain, are_plain_items, check_plain, decode_cbor
 from node.core import commands
 from node.core.commands import ANY
 from node.core.frames import ABSENT
+from node.core.outcomes import Appended
 from node.errors import InvalidEvent, InvalidRequest
 
 _TIMEOUT_MS = 5_000
@@ -46,6 +50,15 @@ class Prepared(NamedTuple):
         """What must be true of streams, in the client's words."""
         return ((self.stream, self.expected, self.given),)
 
+    def propose(self, gathering: Gathering, store: str, then: Then) -> None:
+        """Have it appended. Raises `Overloaded`."""
+        stream, expected, frames, _, timeout_ms, _ = self
+        gathering.append(store, stream, expected, frames, timeout_ms, then)
+
+    def answer(self, request_id: int, outcome: Appended, index: int) -> bytes:
+        """What its client is told."""
+        return append_answer(request_id, outcome, index)
+
 
 class PreparedMany(NamedTuple):
     """The command of an append to several streams; `checks` are in its client's words."""
@@ -54,6 +67,15 @@ class PreparedMany(NamedTuple):
     durable: bool
     timeout_ms: int
     checks: Checks
+
+    def propose(self, gathering: Gathering, store: str, then: Then) -> None:
+        """Have it appended, behind what came before it."""
+        gathering.propose(self.command, self.timeout_ms, then)
+
+    def answer(self, request_id: int, outcome: Appended, index: int) -> bytes:
+        """What its client is told."""
+        status = 200 if outcome.idempotent else 201
+        return cbor2.dumps((request_id, status, appended_body(outcome, index)))
 
 
 class SocketAppends:

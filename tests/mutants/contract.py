@@ -81,4 +81,12 @@ DEFECTS = (
         "        self._propose(command, timeout_ms, then)\n",
         (_GATHERING,),
     ),
+    Defect(
+        "packed-answer-takes-one-number-for-another",
+        "an append over a WebSocket is told where its event is",
+        "api/socket_messages.py",
+        'b"\\x84\\x1b", first, b"\\x1b", last)',
+        'b"\\x84\\x1b", last, b"\\x1b", index)',
+        ("api/test_conversation.py",),
+    ),
 )
