@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
+from cluster.cli.ending import Failure, ended
+from cluster.cli.options import Parser
 from cluster.tables import whole
 
 PROG = "scripts/flush"
@@ -29,7 +31,8 @@ examples:
   {prog}
   {prog} --store my_store --url http://10.0.0.1:8101 --url http://10.0.0.2:8101
 
-exit codes: 0 all nodes have it on disk, 1 a node has not, 2 no node could be reached
+exit codes: 0 all nodes have it on disk, 1 a node has not, 2 no node could be reached, 64 wrong
+options
 The environment variable EX_ESDB_URL holds addresses too, with commas between them.
 """
 
@@ -46,8 +49,8 @@ class Row(NamedTuple):
 
 
 def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
-    """The options, and the command's name; leaves with exit 2 on wrong ones."""
-    parser = argparse.ArgumentParser(
+    """The options, and the command's name; leaves with exit 64 on wrong ones."""
+    parser = Parser(
         prog=prog,
         description="Write everything committed so far to disk on every node, and wait for it.",
         epilog=_EPILOG.format(prog=prog),
@@ -61,7 +64,6 @@ def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
         help="how long the nodes may take; default 30000")  # fmt: skip
     add("--json", action="store_true", help="print the node's answer instead of a table")
     options = parser.parse_args(argv)
-    options.prog = prog
     if not 1 <= options.timeout_ms <= 300_000:
         parser.error("--timeout-ms must be 1..300000")
     return options
@@ -133,14 +135,13 @@ async def run(options: argparse.Namespace, console: Console) -> int:
         urls = urls_or_default(options.url)
         reply = await flush(urls, options.store, options.timeout_ms)
     except Unreachable as error:
-        print(f"{options.prog}: no node could be reached\n{error}", file=sys.stderr)
-        return 2
+        return ended(options, error)
     results = rows(reply)
     if options.json:
         console.print_json(json.dumps(reply.body))
     elif not results:
         reason = reply.body.get("detail") or reply.body.get("code") or f"status {reply.status}"
-        print(f"{options.prog}: {reply.url} says: {reason}", file=sys.stderr)
+        return ended(options, Failure(f"{reply.url} says: {reason}"))
     else:
         title = f"flush of {options.store or 'all stores'} via {reply.url}"
         console.print(whole(table(results, title), console, prose=("result",)))

@@ -26,6 +26,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
+from cluster.cli.ending import Failure, ended
+from cluster.cli.options import Parser
 from cluster.tables import whole
 
 PROG = "scripts/status"
@@ -39,7 +41,8 @@ examples:
   {prog} --watch --url http://10.0.0.1:8101
   kill -9 $(cat data/$({prog} --leader)/lock)        on the leader's own machine: see who is next
 
-exit codes: 0 there is a leader and all members are reachable, 1 not so, 2 no node could be reached
+exit codes: 0 there is a leader and all members are reachable, 1 not so, 2 no node could be reached,
+64 wrong options
 The environment variable EX_ESDB_URL holds addresses too, with commas between them.
 """
 
@@ -57,8 +60,8 @@ class Row(NamedTuple):
 
 
 def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
-    """The options, and the command's name; leaves with exit 2 on wrong ones."""
-    parser = argparse.ArgumentParser(
+    """The options, and the command's name; leaves with exit 64 on wrong ones."""
+    parser = Parser(
         prog=prog,
         description="Show the members of a cluster, their roles, and how far each is.",
         epilog=_EPILOG.format(prog=prog),
@@ -72,7 +75,6 @@ def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
     output.add_argument("--leader", action="store_true", help="print the leader's id, only")
     output.add_argument("--watch", action="store_true", help="show it again every second")
     options = parser.parse_args(argv)
-    options.prog = prog
     return options
 
 
@@ -179,10 +181,9 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     try:
         reply = await look(urls)
     except Unreachable as error:
-        print(f"{options.prog}: no node could be reached\n{error}", file=sys.stderr)
-        return 2
+        return ended(options, error)
     if options.leader:
-        return _say_leader(options.prog, reply)
+        return _say_leader(options, reply)
     if options.json:
         console.print_json(json.dumps(reply.body))
     elif reply.status == 200:
@@ -191,15 +192,14 @@ async def run(options: argparse.Namespace, console: Console) -> int:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
     else:
         detail = reply.body.get("detail") or reply.body.get("code") or f"status {reply.status}"
-        print(f"{options.prog}: {reply.url} says: {detail}", file=sys.stderr)
+        return ended(options, Failure(f"{reply.url} says: {detail}"))
     return 0 if reply.status == 200 and healthy(reply.body) else 1
 
 
-def _say_leader(prog: str, reply: Reply) -> int:
+def _say_leader(options: argparse.Namespace, reply: Reply) -> int:
     leader = reply.body.get("leader")
     if leader is None:
-        print(f"{prog}: {reply.url} knows no leader", file=sys.stderr)
-        return 1
+        return ended(options, Failure(f"{reply.url} knows no leader", word="no_leader"))
     print(leader)
     return 0
 

@@ -9,8 +9,8 @@ go on without it; `--no-restart` leaves it dead. One that dies again and again i
 slowly, up to `RESTART_S_MAX`. Ctrl-C or SIGTERM stops all nodes and waits for their last flush; a
 second one kills them.
 
-Exit codes: 0 all stopped cleanly; 1 a node did not start, or had to be killed to stop;
-2 wrong options, or a port is in use.
+Exit codes: 0 all stopped cleanly; 1 a node did not start, or had to be killed to stop; 2 a port is
+in use; 64 wrong options.
 """
 
 import argparse
@@ -26,6 +26,8 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.cli.ending import WRONG_USAGE, Failure, ended
+from cluster.cli.options import Parser
 from cluster.supervisor import PROJECT, NodeFailed, NodeProcess, PortBusy, Supervisor, how_it_ended
 from cluster.topology import NODES_MAX, LocalNode, Topology, local
 
@@ -36,6 +38,11 @@ RESTART_S_MAX = 60.0
 _STEADY_S = 30.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_BUSY = 2
+_PORT_HINT = (
+    "Another cluster may be running here: stop it, or choose other ports with --http-port and"
+    " --raft-port"
+)
 _DESCRIPTION = "Run a cluster of the event store on this machine, in the foreground."
 _EPILOG = """\
 examples:
@@ -49,8 +56,8 @@ reported and started again after 3 s; --no-restart leaves it dead.
 
 
 def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
-    """The options; leaves with exit 2 on wrong ones."""
-    parser = argparse.ArgumentParser(
+    """The options; leaves with exit 64 on wrong ones."""
+    parser = Parser(
         prog=prog,
         description=_DESCRIPTION,
         epilog=_EPILOG.format(prog=prog),
@@ -100,18 +107,10 @@ def main(argv: list[str], prog: str = PROG) -> int:
             as_json=options.json,
         )
         return asyncio.run(up.run())
-    except (ValueError, PortBusy) as error:
-        print(f"{prog}: {error}{_port_hint(error)}", file=sys.stderr)
-        return 2
-
-
-def _port_hint(error: Exception) -> str:
-    if not isinstance(error, PortBusy):
-        return ""
-    return (
-        "\nAnother cluster may be running here. Stop it, or choose other ports with"
-        " --http-port and --raft-port."
-    )
+    except ValueError as error:
+        return ended(options, Failure(str(error), WRONG_USAGE, "wrong_usage"))
+    except PortBusy as error:
+        return ended(options, Failure(f"{error}. {_PORT_HINT}", _BUSY, "port_in_use"))
 
 
 class Up:

@@ -22,6 +22,7 @@ from cluster.bench import (
     wrk,
 )
 from cluster.bench.report import JsonReport, Report
+from cluster.cli.options import Parser
 from cluster.demo_transfer import TransferFailed
 from cluster.supervisor import NodeFailed, PortBusy
 
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Measure the event store on this machine, beside etcd and NATS where they are.",
         epilog=EPILOG.format(prog=prog),
@@ -112,7 +113,7 @@ def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
         help="NATS' load generator (default: built from ../shared/peers, if it is there)",
     )
     parser.add_argument("--json", action="store_true", help="the figures as JSON, an object a line")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     options.repetitions = options.repetitions or (2 if options.quick else 5)
     options.seconds = options.seconds or (2 if options.quick else 8)
     return options

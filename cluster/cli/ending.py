@@ -17,6 +17,7 @@ the fields of the API's problem.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -86,6 +87,13 @@ def run(
         failure = failure_of(error)
         complain(prog, failure, as_json)
         return failure.exit_code
+
+
+def ended(options: argparse.Namespace, error: ClientError | Unreachable | Failure) -> int:
+    """Say what went wrong, in one line or as JSON; the exit code."""
+    failure = failure_of(error)
+    complain(options.prog, failure, options.json)
+    return failure.exit_code
 
 
 def failure_of(error: ClientError | Unreachable | Failure) -> Failure:

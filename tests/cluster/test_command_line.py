@@ -77,6 +77,30 @@ def test_every_command_explains_itself_with_examples(
     assert f"exesdb {name}" in said.split("\n\n", 1)[1]
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_wrong_options_are_one_line_or_one_object_for_every_command(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--nonsense", "--json"]) == 64
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert json.loads(found.err)["error"] == "wrong_usage"
+    assert main([name, "--nonsense"]) == 64
+    found = capsys.readouterr()
+    assert found.out == "" and found.err.startswith(f"exesdb {name}: wrong_usage: ")
+    assert found.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["status", "flush", "stores", "streams", "read", "tail"])
+def test_no_node_is_one_object_where_json_is_asked_for(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = () if name in ("status", "flush") else ("--timeout-ms", "300")
+    assert main([name, "--json", "--url", "http://127.0.0.1:9", *options]) == 2
+    found = capsys.readouterr()
+    assert found.out == "" and "127.0.0.1:9" in json.loads(found.err)["detail"]
+
+
 def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     said = capsys.readouterr().out

@@ -140,5 +140,5 @@ async def test_json_is_the_nodes_own_answer() -> None:
 
 
 def test_watching_and_json_exclude_each_other() -> None:
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="64"):
         status.parse(["--watch", "--json"])
