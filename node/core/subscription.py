@@ -227,6 +227,8 @@ class Subscription:
             turn.evaluations -= 1
             line.behind = position = positions[at]
             if turn.matcher.matches(next(turn.store.rows(position - 1, position))):
+                if at + 1 == len(positions) or positions[at + 1] > self.cursor:
+                    line.behind = None  # it was the last that the scan has passed by
                 return position
             at += 1
         line.behind = None

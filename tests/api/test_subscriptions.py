@@ -215,6 +215,20 @@ async def test_who_shares_a_command_is_told_of_its_own_deliveries(
     assert len(commands) <= 3
 
 
+async def test_a_stream_whose_last_event_is_handed_out_is_not_behind(node: Node):
+    await node.append("s", 3)
+    await node.append("t", 1)
+    await made(node)
+    seen = []
+    for _ in range(3):
+        answer = await fetched(node)
+        seen.append(places(answer))
+        await node.ask("POST", ONE + "/ack", json={"delivery_ids": ids(answer)})
+    assert seen == [[1, 4], [2], [3]]
+    body = (await node.ask("GET", ONE)).body
+    assert (body["streams_behind"], body["lag"], body["in_flight"]) == (0, 0, 0)
+
+
 async def test_the_lag_of_a_subscription_to_which_nothing_comes_becomes_0(node: Node):
     await made(node, filter={"types": ["None"]})
     await node.append("s", 9)

@@ -19,6 +19,14 @@ DEFECTS = (
         (_CORE,),
     ),
     Defect(
+        "a-stream-stays-behind-for-ever",
+        "a subscription of which all is done has nothing to hand out",
+        "core/subscription.py",
+        "                    line.behind = None  # it was the last",
+        "                    pass  # it was the last",
+        (f"{_API}::test_a_stream_whose_last_event_is_handed_out_is_not_behind",),
+    ),
+    Defect(
         "stream-goes-on-beside-a-waiting-event",
         "I18: in order per stream, what waits comes first",
         "core/subscription.py",
