@@ -10,6 +10,9 @@ What may be there is shared out: as many fetches as there may be events, at most
 waits, in the order in which they came, go into the log together. Whoever left meanwhile, what was
 fetched for him is given back.
 
+A node that is cut off sees nothing new, and its consumers could wait for ever beside others that
+work. So one that is not ready for `_CUT_OFF_S` sends them away.
+
 Beside that the cursor must pass what nobody wants, or the lag of an idle subscription would grow.
 After `_AHEAD_MAX` positions, or `_LAGS_S`, a fetch is proposed for that alone.
 """
@@ -39,9 +42,11 @@ from node.errors import NotReady, SubscriptionMissing
 
 _AHEAD_MAX = 256
 _LAGS_S = 5.0
+_CUT_OFF_S = 10.0
 _FETCH_MS = 5_000
 _PAUSE_S_MIN = 0.001
 _STOPPING = "this node is stopping; go on at another one"
+_CUT_OFF = "this node is not ready; go on at another one"
 
 Change = asyncio.Future[None]
 
@@ -131,6 +136,7 @@ class Desk:
         self._seen_index = 0  # as of the last look: the last change of the subscription,
         self._looked = 0  # up to where nothing was found since,
         self._kept_up_at = 0.0  # and when its cursor was not behind, or was moved
+        self._ready_at = asyncio.get_running_loop().time()  # when this node was last seen ready
 
     # --- for consumers -------------------------------------------------------------------------
 
@@ -221,6 +227,7 @@ class Desk:
                 self._kept_up_at = moment
                 await self._hand_out(count)
                 return 0
+            self._check_ready(moment)
             return self._pause_s(one, store, moment)
         except Exception as error:
             self._end(error)
@@ -285,15 +292,26 @@ class Desk:
         elif fetched.deliveries:
             waiting.fetched.set_result(fetched)
 
-    def _pause_s(self, one: Subscription, store: Store, moment: float) -> float | None:
-        """When the next delivery is over, or the cursor has been behind for long."""
-        pauses = []
+    def _check_ready(self, moment: float) -> None:
+        """Raise `NotReady` where this node has not been ready for long; looks now and then."""
+        silent_s = moment - self._ready_at
+        if silent_s < _LAGS_S:
+            return
+        reasons = self._desks.replica.not_ready_reasons()
+        if not reasons:
+            self._ready_at = moment
+        elif silent_s >= _CUT_OFF_S:
+            raise NotReady(_CUT_OFF, reasons=reasons)
+
+    def _pause_s(self, one: Subscription, store: Store, moment: float) -> float:
+        """When the next delivery is over, or the cursor has been behind for long; or anyway."""
+        pauses = [_LAGS_S]
         expiry_us = one.next_expiry_us()
         if expiry_us is not None:
             pauses.append(max(_PAUSE_S_MIN, (expiry_us - self._desks.clock()) / 1e6))
         if one.room > 0 and one.cursor < store.position:
             pauses.append(max(_PAUSE_S_MIN, self._kept_up_at + _LAGS_S - moment))
-        return min(pauses, default=None)
+        return min(pauses)
 
     def _give_back(self, fetched: Fetched) -> None:
         """Nobody is there any more for whom this was fetched."""

@@ -48,14 +48,14 @@ as text. `wait_ms` is not offered: subscribe.
 
     [id, "deliveries", [[position, number, created, stream, event, delivery id, attempt], ...]]
 
-until it is cancelled, the subscription is deleted, or the node stops; the death of a leader does
-not end it. Its `credit`, 1 to 1,000 (left out: 100), is how many of its deliveries may be in
-flight: sent, not settled, and their time not over. `ack` and `nack` (`action`: "retry", if left
-out, "park", "skip", "give_back") settle up to 1,000 deliveries, of any connection, with the ids and
-outcomes of HTTP. They are answered when they are committed, and carried out in the order in which
-they came, also where the connection ends behind them. What is in flight when a `consume` is
-cancelled, or its node stops, is given back untried; where the connection ends without that, each
-delivery counts as a failure. Others get it at once in both cases.
+until it is cancelled, the subscription is deleted, the node stops, or it has not been ready for ten
+seconds; the death of a leader does not end it. Its `credit`, 1 to 1,000 (left out: 100), is how
+many of its deliveries may be in flight: sent, not settled, and their time not over. `ack` and
+`nack` (`action`: "retry", if left out, "park", "skip", "give_back") settle up to 1,000 deliveries,
+of any connection, with the ids and outcomes of HTTP. They are answered when they are committed, and
+carried out in the order in which they came, also where the connection ends behind them. What is in
+flight when a `consume` is cancelled, or its node stops, is given back untried; where the connection
+ends without that, each delivery counts as a failure. Others get it at once in both cases.
 
 **Flow control.** `credit` of a subscription is how many events it may send (null: any number); a
 request `credit` adds to it. Whoever does not read is sent no more than `stream_buffer_bytes_max`

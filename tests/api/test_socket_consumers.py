@@ -8,7 +8,7 @@ from typing import Any
 
 import cbor2
 
-from node.api import socket_consumers
+from node.api import desks, socket_consumers
 from node.core.subscription import Subscription
 from node.core.subscription_commands import FETCH, SETTLE
 from node.errors import NoLeader
@@ -65,8 +65,8 @@ async def consume(client: Client, request_id: int, consumer: str = "a", *credit:
 async def idle(node: Node) -> None:
     """Return when whoever consumes waits at the desk, and nothing is there for anybody."""
     assert (await node.ask("GET", "/health/live")).status == 200
-    desks = node.api._talks._desks._desks
-    await eventually(lambda: all(desk._waiting for desk in desks.values()))
+    at = node.api._talks._desks._desks
+    await eventually(lambda: all(desk._waiting for desk in at.values()))
 
 
 async def test_what_is_there_and_what_comes_is_delivered_and_acknowledged(node: Node):
@@ -114,9 +114,8 @@ async def test_a_delivery_whose_time_is_over_gives_its_place_to_the_next(node: N
     await made(node, ack_timeout_ms=100, max_retries=1)
     await node.append("s")
     async with talking(node) as client:
-        desks = node.api._talks._desks
-        now = [desks.clock()]
-        desks.clock = lambda: now[0]
+        now = [node.api._talks._desks.clock()]
+        node.api._talks._desks.clock = lambda: now[0]
         await consume(client, 1, "a", 1)
         [first] = await deliveries(client, 1, 1)
         now[0] += 100_001
@@ -392,6 +391,19 @@ async def test_a_cluster_without_a_leader_for_a_moment_ends_nothing(node: Node):
         await asyncio.sleep(0.15)
         node.replica.propose_error = None
         assert places(await deliveries(client, 1, 1)) == [1]
+
+
+async def test_a_node_that_is_cut_off_sends_its_consumers_away(node: Node, monkeypatch):
+    monkeypatch.setattr(desks, "_LAGS_S", 0.02)
+    monkeypatch.setattr(desks, "_CUT_OFF_S", 0.06)
+    await made(node)
+    async with talking(node) as client:
+        await consume(client, 1)
+        await idle(node)
+        node.replica.reasons = ["no leader is known"]
+        status, body = await client.final(1)
+        assert (status, body["code"]) == (503, "not_ready")
+        assert body["reasons"] == ["no leader is known"]
 
 
 async def test_a_cluster_without_a_leader_for_long_ends_a_consume(node: Node, monkeypatch):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -119,6 +120,28 @@ async def test_nothing_is_lost_and_no_order_broken_by_the_death_of_a_consumers_n
     assert work.again <= 2 * 20 + STREAMS  # what two consumers may have had in flight
 
 
+async def test_a_node_that_stops_gives_back_what_its_consumer_has(cluster: Cluster):
+    leader = await cluster.leader()
+    other = next(client for name, client in cluster.clients.items() if name != leader)
+    await made(other, ack_timeout_ms=600_000, max_retries=0)
+    for number in range(5):
+        await other.append_until_taken(f"s{number}", "held")
+    async with aiohttp.ClientSession() as session, asyncio.timeout(20):
+        async with _consuming(session, cluster.clients[leader].address) as socket:
+            assert [one[6] for one in await _deliveries(socket, 5)] == [1] * 5
+            stopping = asyncio.create_task(cluster.supervisor[leader].stop())
+            [[_, status, problem]] = cbor2.loads((await socket.receive()).data)
+            assert (status, problem["code"]) == (503, "not_ready")
+        async with _consuming(session, other.address) as socket:
+            again = await _deliveries(socket, 5)
+            assert [one[6] for one in again] == [2] * 5
+            await socket.send_bytes(cbor2.dumps([["ack", 1, "workers", [one[5] for one in again]]]))
+            [[_, status, body]] = cbor2.loads((await socket.receive()).data)
+            assert (status, body) == (200, {"settled": 5, "stale": []})
+        assert await stopping == 0
+    assert (await other.request("GET", WORKERS)).body["parked"] == 0
+
+
 @pytest.mark.slow
 async def test_a_subscription_that_nobody_consumes_is_reported_by_every_node(cluster: Cluster):
     await made(cluster.any)
@@ -138,6 +161,25 @@ async def test_a_subscription_that_nobody_consumes_is_reported_by_every_node(clu
         assert (await cluster.any.request("GET", WORKERS)).body["stalled"] is None
     consuming.cancel()
     await asyncio.wait([consuming])
+
+
+@asynccontextmanager
+async def _consuming(
+    session: aiohttp.ClientSession, address: str
+) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    async with session.ws_connect(f"{address}/v1/stores/{STORE}/ws") as socket:
+        await socket.send_bytes(cbor2.dumps([["consume", 0, "workers", "a", 20]]))
+        yield socket
+
+
+async def _deliveries(socket: aiohttp.ClientWebSocketResponse, count: int) -> list[Any]:
+    """The next so many deliveries."""
+    found: list[Any] = []
+    while len(found) < count:
+        for _, kind, body in cbor2.loads((await socket.receive()).data):
+            assert kind == "deliveries", body
+            found += body
+    return found
 
 
 async def metric(client: Client, name: str) -> float:

@@ -234,4 +234,12 @@ DEFECTS = (
         "        first += 1\n",
         (f"{_CONSUMERS}::test_each_request_is_told_what_is_stale_of_its_own",),
     ),
+    Defect(
+        "a-node-that-is-cut-off-keeps-its-consumers",
+        "no consumer waits for ever beside others that work",
+        "api/desks.py",
+        "        elif silent_s >= _CUT_OFF_S:\n",
+        "        elif silent_s < 0:\n",
+        (f"{_CONSUMERS}::test_a_node_that_is_cut_off_sends_its_consumers_away",),
+    ),
 )
