@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import textwrap
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,7 @@ from cluster import client_consumer, client_subscriptions
 from cluster.client import Client, Event, Filter
 from cluster.client_consumer import Consumer, Delivery
 from cluster.client_errors import InvalidRequest, NotFound, SubscriptionExists, Unavailable
+from cluster.client_errors import OutcomeUnknown as ClientOutcomeUnknown
 from cluster.client_sync import SyncClient
 from node.errors import NoLeader, OutcomeUnknown
 from tests.api import fakes
@@ -152,6 +154,8 @@ async def test_a_program_that_stands_still_is_not_handed_the_same_events_for_eve
         # The second was fetched ahead and is overdue: another may have it.
         (third,) = await taken(consumer, 1)
         assert third.event.position == 3
+    async with asyncio.timeout(5):
+        assert not await first.ack()
 
 
 async def test_who_leaves_sends_the_last_words_and_gives_back_the_rest(client: Client):
@@ -235,7 +239,47 @@ async def test_a_dead_node_and_refusals_for_now_do_not_end_a_consumer(node: Node
                 assert delivery.event.data == number and await delivery.ack()
 
 
-async def test_an_acknowledgement_that_cannot_be_sent_says_so(node: Node):
+async def test_a_fetch_whose_answer_is_lost_is_made_again(client: Client):
+    await appended(client, "s")
+    await client.create_subscription(NAME)
+    once, lost = client._once, 0
+
+    async def losing(method: str, url: str, path: str, *rest: Any) -> Any:
+        nonlocal lost
+        if path.endswith("fetch") and not lost:
+            lost += 1
+            raise ClientOutcomeUnknown("the connection was lost")
+        return await once(method, url, path, *rest)
+
+    client._once = losing  # type: ignore[assignment, method-assign]
+    async with client.consume(NAME, "c1") as consumer:
+        (delivery,) = await taken(consumer, 1)
+        assert lost and await delivery.ack()
+
+
+async def test_who_is_cancelled_while_he_leaves_leaves_nobody_waiting(node: Node, client: Client):
+    await appended(client, "s")
+    await client.create_subscription(NAME)
+    said: asyncio.Future[asyncio.Future[bool]] = asyncio.get_running_loop().create_future()
+
+    async def work() -> None:
+        async with client.consume(NAME, "c1") as consumer:
+            (delivery,) = await taken(consumer, 1)
+            node.replica.propose_error = NoLeader("?")
+            said.set_result(delivery.ack())
+
+    working = asyncio.create_task(work())
+    answer = await said
+    await asyncio.sleep(0.02)
+    working.cancel()
+    async with asyncio.timeout(2):
+        await asyncio.wait({working})
+        assert not await answer
+
+
+async def test_an_acknowledgement_that_cannot_be_sent_says_so(
+    node: Node, caplog: pytest.LogCaptureFixture
+):
     async with Client(f"127.0.0.1:{node.port}", store="main", timeout_s=0.2) as client:
         await appended(client, "s", "t")
         await client.create_subscription(NAME)
@@ -246,6 +290,9 @@ async def test_an_acknowledgement_that_cannot_be_sent_says_so(node: Node):
             with pytest.raises(Unavailable):
                 await one.ack()
         assert await in_flight(client) == 2
+        del one, two, consumer
+    gc.collect()
+    assert not caplog.records  # such as: the exception of a future was never retrieved
 
 
 async def test_who_no_longer_waits_for_an_acknowledgement_has_given_it_all_the_same(client: Client):
