@@ -8,7 +8,7 @@ and are told whether that counted; who torments them writes down when (`consumer
     {"op": "told", "at", "position", "attempt", "counted"}       true | false | null: an error
     {"op": "left", "at", "consumer"}       cancelled, killed, frozen or thawed: what it has may be
                                            with others by now
-    {"op": "fault", "at"}                  a node was killed
+    {"op": "fault", "at"}                  a node was killed or stopped, or is back
 
 Times are seconds of the machine's one monotonic clock; `received` is when the client got the answer
 with the delivery. With the events of the store and what is parked in the end, that must be so:
@@ -261,8 +261,6 @@ class _Judge:
         figures = self._found.figures
         figures["events"] = len(self._end.wanted)
         figures["parked"] = len(self._end.parked)
-        figures["node faults"] = len(self._faults)
-        figures["consumers lost"] = len(self._losses) - len(self._faults)
         for attempts in self._seen.values():
             figures["deliveries"] += len(attempts)
             figures["delivered again"] += len(attempts) - (1 in attempts)

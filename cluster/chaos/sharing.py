@@ -2,9 +2,9 @@
 
 Three real nodes, four consumers of one subscription that refuse one event in five (`consumers`),
 two of them as processes; a writer goes on all the time. Consumers are cancelled, killed with -9, or
-frozen for longer than their deadlines; nodes are killed with -9, the leader as often as not, and
-come back. In the end everybody is left alone until nothing is left to do, and what consumers wrote
-down is judged (`deliveries`).
+frozen for longer than their deadlines; nodes are killed with -9 or stopped in order, the leader as
+often as not, and come back. In the end everybody is left alone until nothing is left to do, and
+what consumers wrote down is judged (`deliveries`).
 """
 
 from __future__ import annotations
@@ -213,9 +213,10 @@ class _Run:
             await asyncio.sleep(1.0 + 2.0 * chance.random())
             leader = await self._leader() if chance.random() < 0.5 else None
             node = self.supervisor[leader or chance.choice(list(self.supervisor.nodes))]
-            self.faults["kill the leader" if leader else "kill a node"] += 1
+            fault, end = ("stop", node.stop) if chance.random() < 0.3 else ("kill", node.kill)
+            self.faults[f"{fault} {'the leader' if leader else 'a node'}"] += 1
             self.notes.note("fault")
-            await node.kill()
+            await end()
             await asyncio.sleep(chance.random())
             await node.start()
             await node.wait_ready()

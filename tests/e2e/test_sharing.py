@@ -23,4 +23,4 @@ async def test_nothing_is_lost_doubled_or_out_of_order_when_consumers_and_nodes_
     assert not result.judgement.violations, result.judgement.examples
     figures = result.judgement.figures
     assert figures["events"] > 100 and figures["parked"] > 0 and figures["retry"] > 0
-    assert figures["node faults"] > 0 and figures["consumers lost"] > 0
+    assert result.faults.total() > 5
