@@ -12,7 +12,7 @@ nothing as its start.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ CREATE TABLE snapshots (
     created_us  INTEGER NOT NULL,
     PRIMARY KEY (source, stream, version)
 );
-CREATE TABLE subscriptions (name TEXT PRIMARY KEY, definition TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE subscriptions (name TEXT PRIMARY KEY, definition NOT NULL) WITHOUT ROWID;
 CREATE TABLE parked (
     subscription TEXT NOT NULL,
     position     INTEGER NOT NULL,
@@ -85,10 +85,10 @@ class Snapshot(NamedTuple):
 
 
 class Subscription(NamedTuple):
-    """`definition` is what makes it again, in JSON with sorted keys."""
+    """`definition` is what makes it again."""
 
     name: str
-    definition: str
+    definition: Mapping[str, Any]
 
 
 class Parked(NamedTuple):
@@ -108,7 +108,8 @@ Thing = Settings | Checkpoint | Snapshot | Subscription | Parked
 def digest_of(thing: Thing) -> int:
     """Its part of a digest."""
     fields = thing[:-1] if isinstance(thing, Snapshot | Parked) else thing
-    return int.from_bytes(sha256(cbor2.dumps((type(thing).__name__, *fields))).digest())
+    encoded = cbor2.dumps((type(thing).__name__, *fields), canonical=True)
+    return int.from_bytes(sha256(encoded).digest())
 
 
 class Tally:
@@ -156,7 +157,7 @@ class Beside:
                 values = column_of(thing.data), column_of(thing.metadata)
                 self._insert("snapshots", (*thing[:4], *values, thing.created_us))
             elif isinstance(thing, Subscription):
-                self._insert("subscriptions", thing)
+                self._insert("subscriptions", (thing.name, column_of(thing.definition)))
             elif isinstance(thing, Parked):
                 self._insert("parked", thing)
 
@@ -183,7 +184,7 @@ class Beside:
 
     def subscriptions(self) -> list[Subscription]:
         rows = self._connection.execute("SELECT * FROM subscriptions ORDER BY name")
-        return list(map(Subscription._make, rows))
+        return [Subscription(name, value_of(definition)) for name, definition in rows]
 
     def parked(self) -> Iterator[Parked]:
         rows = self._connection.execute("SELECT * FROM parked ORDER BY subscription, position")

@@ -22,7 +22,6 @@ from typing import Any
 from urllib.parse import quote
 
 import cbor2
-import msgspec
 
 from cluster.backup import BackupFailed
 from cluster.backup.beside import Checkpoint, Parked, Settings, Snapshot, Subscription, Tally
@@ -125,17 +124,13 @@ async def _parked(door: Door, path: str, name: str) -> AsyncIterator[Parked]:
 def _as_it_goes_on(status: dict[str, Any]) -> Subscription:
     definition = {name: status[name] for name in _BOUNDS}
     definition |= {"filter": status["filter"], "start_after": status["settled_position"]}
-    return Subscription(status["name"], _text(definition))
+    return Subscription(status["name"], definition)
 
 
 def _as_it_was_made(status: dict[str, Any]) -> Subscription:
     """The same of one that was restored: what it was made with."""
     definition = {name: status[name] for name in (*_BOUNDS, "filter", "start_after")}
-    return Subscription(status["name"], _text(definition))
-
-
-def _text(definition: dict[str, Any]) -> str:
-    return msgspec.json.encode(definition, order="sorted").decode()
+    return Subscription(status["name"], definition)
 
 
 async def restore(door: Door, backup: Finished, advance: Advance) -> None:
@@ -153,8 +148,8 @@ async def restore(door: Door, backup: Finished, advance: Advance) -> None:
                 raise outcome
         advance(len(batch))
     for name, definition in backup.beside.subscriptions():
-        body = cbor2.dumps(msgspec.json.decode(definition))
-        await door.ask("PUT", f"/subscriptions/{quote(name, safe='')}", [], body)
+        path = f"/subscriptions/{quote(name, safe='')}"
+        await door.ask("PUT", path, [], cbor2.dumps(definition))
 
 
 async def _put_checkpoint(door: Door, name: str, position: int) -> None:

@@ -111,8 +111,14 @@ async def test_settings_snapshots_subscriptions_and_checkpoints_come_back(
     for version, data in enumerate(VALUES):
         await record(node, version, data)
         await record(node, version, data, f"a%2Fb/s-%C3%BC{version % 3}")
-    body = {"filter": {"types": ["B", "A"], "stream_prefix": "s"}, "max_retries": 3}
-    await node.ask("PUT", WORKERS, json=body)
+    where = [{"path": "data.total", "equals": 12.5}, {"path": "data.n", "any_of": [1, "x", None]}]
+    wanted = {"types": ["B", "A"], "stream_prefix": "s", "where": where}
+    made = await node.ask("PUT", WORKERS, json={"filter": wanted, "max_retries": 3})
+    assert made.status == 201, made.body
+    where = [{"path": "data.of", "equals": float("inf")}, {"path": "data.b", "equals": b"\x00"}]
+    body = cbor2.dumps({"filter": {"where": where}})
+    made = await node.ask("PUT", STORE + "/subscriptions/odd", data=body, headers=CBOR)
+    assert made.status == 201, made.body
     await node.ask("PUT", STORE + "/subscriptions/later", json={"start_after": 10**6})
     await node.ask("PUT", STORE + "/checkpoints/reader", json={"position": 7})
     await take(node, tmp_path / "b", ("reader",))
