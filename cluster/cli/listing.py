@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 from urllib.parse import quote
 
 from cluster.access import request, urls_or_default
@@ -15,6 +16,8 @@ _PAGE_STREAMS = 1_000
 _STORES_EXAMPLES = """\
   exesdb stores
   exesdb stores --create orders
+  exesdb stores --create orders --durability persisted --snapshots-kept 3       or change these
+  exesdb stores --delete orders --yes                   with all that it holds, on all nodes
   exesdb stores --json | jq -r .store
 """
 _STREAMS_EXAMPLES = """\
@@ -26,17 +29,32 @@ _STREAMS_EXAMPLES = """\
 
 def stores(argv: list[str], prog: str = "exesdb stores") -> int:
     """The exit code of `exesdb stores`."""
-    made = shared.parser(prog, "List the stores, or make one.", _STORES_EXAMPLES)
-    made.add_argument("--create", metavar="STORE", help="make this store first, if it is not there")
+    made = shared.parser(prog, "List the stores; make, change or remove one.", _STORES_EXAMPLES)
+    what = made.add_mutually_exclusive_group()
+    what.add_argument("--create", metavar="STORE", help="make this store first, if it is not there")
+    what.add_argument("--delete", metavar="STORE", help="remove this store first")
+    add = made.add_argument
+    add("--yes", action="store_true", help="with --delete: yes, everything in it")
+    add("--durability", choices=("replicated", "persisted", "default"),
+        help="with --create: what appends to it wait for")  # fmt: skip
+    add("--snapshots-kept", type=shared.count, metavar="N",
+        help="with --create: of each source and stream; 0: as many as there may be")  # fmt: skip
     options = made.parse_args(argv)
+    settings = options.durability is not None or options.snapshots_kept is not None
+    if settings and options.create is None:
+        made.error("--durability and --snapshots-kept need --create")
+    if options.yes != (options.delete is not None):
+        made.error("to remove a store with all that it holds, give --delete STORE --yes")
     return run(prog, _stores(options), options.json)
 
 
 async def _stores(options: argparse.Namespace) -> None:
     urls, timeout_s = urls_or_default(options.url), options.timeout_ms / 1000
-    if options.create:
-        path = f"/v1/stores/{quote(options.create, safe='')}"
-        accepted(await request("PUT", urls, path, timeout_s=timeout_s))
+    name = options.create or options.delete
+    if name is not None:
+        path = f"/v1/stores/{quote(name, safe='')}"
+        method, body = ("PUT", _settings(options)) if options.create else ("DELETE", None)
+        accepted(await request(method, urls, path, json=body, timeout_s=timeout_s))
     params = {"consistency": "leader"}
     reply = await request("GET", urls, "/v1/stores", params=params, timeout_s=timeout_s)
     found = accepted(reply)["stores"]
@@ -47,6 +65,16 @@ async def _stores(options: argparse.Namespace) -> None:
     say(f"{'store':<24}  {'streams':>12}  {'events':>12}")
     for store in found:
         say(f"{store['store']:<24}  {store['streams']:>12,}  {store['events']:>12,}")
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Those that are given; None leaves all as they are."""
+    settings: dict[str, Any] = {}
+    if options.durability is not None:
+        settings["durability"] = None if options.durability == "default" else options.durability
+    if options.snapshots_kept is not None:
+        settings["snapshots_kept"] = options.snapshots_kept or None
+    return settings or None
 
 
 def streams(argv: list[str], prog: str = "exesdb streams") -> int:

@@ -19,6 +19,7 @@ from cluster.bench.report import JsonReport
 from cluster.up import ready_line
 from tests.api.fakes import Node
 from tests.api.fakes import serving as a_node
+from tests.api.fakes import serving as serving_api
 from tests.cluster.fake_http import FakeServer, serving
 from tests.cluster.fake_store import FakeStore, serving_store
 
@@ -281,6 +282,25 @@ async def test_a_store_can_be_made(exesdb: Exesdb) -> None:
     async with serving(answers) as server:
         ended = await exesdb(server, "stores", "--create", "orders", "--json")
     assert ended.code == 0 and json.loads(ended.out) == store
+
+
+async def test_a_store_is_changed_and_removed_only_as_it_is_said(exesdb: Exesdb) -> None:
+    async with serving_api() as node:
+        url, orders = f"http://127.0.0.1:{node.port}", "/v1/stores/orders"
+        words = ("stores", "--create", "orders", "--durability", "persisted")
+        assert (await exesdb(url, *words, "--snapshots-kept", "3")).code == 0
+        facts = (await node.ask("GET", orders)).body
+        assert (facts["durability"], facts["snapshots_kept"]) == ("persisted", 3)
+        words = ("stores", "--create", "orders", "--durability", "default")
+        assert (await exesdb(url, *words)).code == 0
+        facts = (await node.ask("GET", orders)).body
+        assert (facts["durability"], facts["snapshots_kept"]) == (None, 3)
+        assert (await exesdb(url, "stores", "--delete", "orders")).code == 64
+        assert (await exesdb(url, "stores", "--durability", "default")).code == 64
+        assert (await node.ask("GET", orders)).status == 200
+        left = await exesdb(url, "stores", "--delete", "orders", "--yes")
+        assert left.code == 0 and "orders" not in left.out and "main" in left.out
+        assert (await exesdb(url, "stores", "--delete", "orders", "--yes")).code == 4
 
 
 async def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
