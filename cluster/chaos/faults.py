@@ -17,6 +17,7 @@ The seed fixes what is drawn, not what the machine makes of it: processes run in
     wipe                         -9, and the directory is empty at the next start
     damage                       -9, and bytes of a file are flipped, or its end is cut off
     full disk                    nothing more fits, for 1 to 6 s
+    replace                      a member is removed, and added again with an empty disk
     hand over, flush             what operators do
 """
 
@@ -77,6 +78,7 @@ class Faults:
             "wipe": _Kind(0.7, self._wipe),
             "damage": _Kind(1.0, self._damage),
             "full disk": _Kind(1.0, self._full_disk),
+            "replace": _Kind(0.5, self._replace),
             "hand over": _Kind(0.6, self._hand_over),
             "flush": _Kind(0.4, self._flush),
         }
@@ -359,6 +361,18 @@ class Faults:
             self._losses.whole(victim, loss)
 
     # --- operators ---------------------------------------------------------------------------
+
+    async def _replace(self, chance: random.Random) -> None:
+        """While a member is away, it counts as one that has lost its memory."""
+        victim = await self._victim(chance, self._losses.may_lose)
+        if victim is None:
+            return
+        self.counts["replace"] += 1
+        async with self._claimed([victim]):
+            losses = self._forget([victim])
+            await self._ground.replace(victim)
+            self._heal(losses)
+            await self._ready([victim], chance)
 
     async def _hand_over(self, chance: random.Random) -> None:
         victim = await self._victim(chance)

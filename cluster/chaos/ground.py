@@ -20,7 +20,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ EXITS_WITHOUT_DISK = (1, 70)
 
 _REQUEST = aiohttp.ClientTimeout(total=15)
 _COMMAND_LIMIT_S = 10
+REPLACE_LIMIT_S = 120.0
+_MEMBERS_MS = 5_000
+_MEMBERS_AGAIN_S = 0.3
+_ADVERTISED = "--raft-advertise-address="
+_JOIN = "--join=true"
 _RESIZE_TRIES = 5
 
 
@@ -64,6 +69,7 @@ class Ground:
         self._diskless: set[int | None] = set()
         self._paused: set[str] = set()
         self._seen_ready: set[str] = set()
+        self._replaced: set[str] = set()
         self._watchers: set[asyncio.Task[None]] = set()
         self._over = False
 
@@ -129,7 +135,12 @@ class Ground:
                 self.violations.append(str(failure))
 
     def majority_connected(self) -> bool:
-        """Whether a majority is up, has been ready since its start, and can talk to each other."""
+        """Whether a majority is up, has been ready since its start, and can talk to each other.
+
+        While a member is replaced, who counts is only known to the nodes: nothing is expected.
+        """
+        if self._replaced:
+            return False
         able = [
             name
             for name, process in self.nodes.items()
@@ -172,6 +183,41 @@ class Ground:
         task = asyncio.ensure_future(work)
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
+
+    # --- members -----------------------------------------------------------------------------
+
+    async def replace(self, node_id: str) -> None:
+        """Remove a member, and add it again with an empty disk. Too long is a violation."""
+        process = self.nodes[node_id]
+        options = process.node.options
+        (address,) = (word.partition("=")[2] for word in options if word.startswith(_ADVERTISED))
+        self._replaced.add(node_id)
+        try:
+            async with asyncio.timeout(REPLACE_LIMIT_S):
+                await self._change("DELETE", node_id, f"/{node_id}", None, "member_not_found")
+                await self.kill(node_id)
+                self.wipe(node_id)
+                process.node = dataclasses.replace(process.node, options=(*options, _JOIN))
+                await self.start(node_id)
+                body = {"id": node_id, "raft_address": address}
+                await self._change("POST", node_id, "", body, "member_exists")
+        except TimeoutError:
+            self.violations.append(f"{node_id} was not replaced within {REPLACE_LIMIT_S:g} s")
+        finally:
+            process.node = dataclasses.replace(process.node, options=options)
+            self._replaced.discard(node_id)
+
+    async def _change(self, method: str, node_id: str, path: str, body: object, done: str) -> None:
+        """Ask one node after the other until the change was made, or `done` says that it was."""
+        others = [name for name in self.nodes if name != node_id]
+        for name in cycle(others):
+            url = f"{self.urls[name]}/v1/cluster/members{path}?timeout_ms={_MEMBERS_MS}"
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError):
+                async with self.http.request(method, url, json=body, timeout=_REQUEST) as answer:
+                    told = await answer.json(content_type=None)
+                    if answer.status in (200, 201) or told.get("code") == done:
+                        return
+            await asyncio.sleep(_MEMBERS_AGAIN_S)
 
     # --- disks -------------------------------------------------------------------------------
 
@@ -268,7 +314,7 @@ def _through(layout: Topology, addresses: dict[str, str]) -> Topology:
                 ),
                 options=(
                     *node.options,
-                    f"--raft-advertise-address={addresses[node.node_id]}",
+                    f"{_ADVERTISED}{addresses[node.node_id]}",
                     *([short] if number % 2 == 0 else []),
                 ),
             )
