@@ -19,6 +19,7 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 * `library`    the only module that reaches into PySyncObj and its mangled names
 * `pinned`     the one version of PySyncObj that it may reach into
 * `guard`      what may reach the library, and what it may say
+* `attention`  how silence is measured by a node that was itself not run for a while
 * `election`   when to stand for election: only after a majority would agree (PreVote)
 * `recovery`   how a node that may have forgotten promises comes back
 * `entries`    the content of a log entry: the commands of one group commit, or a membership

@@ -49,6 +49,12 @@ class Election:
         if self._agreed:
             self._end_round()
 
+    def excuse(self, seconds: float) -> None:
+        """This node was not run for so long: the leader may have spoken (see `attention`)."""
+        self._heard_at = min(self._heard_at + seconds, now())
+        latest = now() + self._settings.election_max_ms / 1000
+        self._deadline = min(self._deadline + seconds, latest)
+
     def tick(self) -> None:
         """Ask for pre-votes when the leader has been silent for too long."""
         if now() < self._deadline:

@@ -24,8 +24,7 @@ The library counts `__otherNodes`, and itself always. `_configure` keeps these t
 journal's membership, and the learner a read-only node. A node that is no voter itself stands among
 its own other nodes: one more that never answers takes back what the library counts for it.
 
-`pinned` refuses to run with any other source than the one all this was read in. Upstream's names
-stop at this door.
+`pinned` refuses any other source than the one this was read in. Upstream's names stop at this door.
 """
 
 from __future__ import annotations
@@ -174,6 +173,11 @@ class Engine(SyncObj):  # type: ignore[misc]
     def stand(self) -> None:
         """Stand for election at once; the next tick does it."""
         self._SyncObj__raftElectionDeadline = 0
+
+    def excuse(self, seconds: float) -> None:
+        """This node was not run for so long: its peers may have answered (see `attention`)."""
+        for node, heard_at in self._SyncObj__lastResponseTime.items():
+            self._SyncObj__lastResponseTime[node] = min(heard_at + seconds, now())
 
     def forget_leader(self) -> None:
         """The leader has been silent for too long: nobody is known to lead, the term stays."""

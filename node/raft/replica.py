@@ -25,6 +25,7 @@ from node.core.state import State
 from node.errors import NotReady, ReadBarrierTimeout
 from node.raft import entries
 from node.raft.announcement import Announcement
+from node.raft.attention import Attention
 from node.raft.election import Election
 from node.raft.filling import Filling
 from node.raft.guard import Guard
@@ -101,6 +102,7 @@ class Replica:
         self._election = Election(
             self._engine, self._recovery, settings, network.send, chance or random.Random()
         )
+        self._attention = Attention(self._election.excuse, self._engine.excuse)
         self._guard = Guard(self._engine, self._recovery, network.send, self._election.heard)
         self._proposals = Proposals(
             self._engine, settings, start.incarnation, network.send, overloaded
@@ -354,7 +356,7 @@ class Replica:
         return {
             Propose: lambda peer, message: self._proposals.proposed(peer, seen(peer), message),
             Refused: lambda _, message: self._proposals.refused(message),
-            PreVoteRequest: self._election.request,
+            PreVoteRequest: self._attention.first(self._election.request),
             PreVote: self._election.answer,
             RecoveryRequest: self._recovery.request,
             RecoveryReport: self._recovery.report,
@@ -381,6 +383,7 @@ class Replica:
     def _turn(self) -> None:
         """Let every part do what is due."""
         self._turn_scheduled = False
+        self._attention.look()
         if self._recovery.active and not self._changes.outside:
             self._recovery.tick()
             if not self._recovery.active:

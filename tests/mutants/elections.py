@@ -7,6 +7,7 @@ from tests.mutants.defect import Defect
 _VOTES = "raft/test_elections.py::TestVotes"
 _PREVOTE = "raft/test_elections.py::TestPreVote"
 _RULES = "raft/test_replication_rules.py"
+_ABSENCE = "raft/test_elections.py::TestANodeThatWasNotRun"
 
 DEFECTS = (
     Defect(
@@ -178,5 +179,45 @@ DEFECTS = (
         "        self._proposals.paused = True\n",
         "",
         ("raft/test_elections.py::TestHandOver",),
+    ),
+    Defect(
+        "own-absence-counts-against-the-leader",
+        "silence: time in which this node was not run counts against nobody",
+        "raft/attention.py",
+        "        if missed_s > 0:\n",
+        "        if missed_s < 0:\n",
+        (_ABSENCE,),
+    ),
+    Defect(
+        "absent-leader-doubts-its-followers",
+        "silence: time in which this node was not run counts against nobody",
+        "raft/replica.py",
+        "Attention(self._election.excuse, self._engine.excuse)",
+        "Attention(self._election.excuse)",
+        (_ABSENCE,),
+    ),
+    Defect(
+        "pre-vote-before-listening",
+        "silence: time in which this node was not run counts against nobody",
+        "raft/replica.py",
+        "self._attention.first(self._election.request)",
+        "self._election.request",
+        (_ABSENCE,),
+    ),
+    Defect(
+        "follower-excused-beyond-the-present",
+        "silence: nobody is excused beyond the present",
+        "raft/election.py",
+        "        self._deadline = min(self._deadline + seconds, latest)\n",
+        "        self._deadline += seconds\n",
+        (_ABSENCE,),
+    ),
+    Defect(
+        "leader-excused-beyond-the-present",
+        "silence: nobody is excused beyond the present",
+        "raft/library.py",
+        "min(heard_at + seconds, now())",
+        "heard_at + seconds",
+        (_ABSENCE,),
     ),
 )

@@ -11,6 +11,7 @@ from node.core.outcomes import Appended
 from node.errors import ExesdbError, MemberMissing, NoLeader
 from node.raft import library
 from node.raft.messages import (
+    Ack,
     AppendEntries,
     PreVote,
     PreVoteRequest,
@@ -22,7 +23,7 @@ from node.raft.messages import (
 from tests.raft.harness import Cluster
 from tests.raft.solo import Disk, Solo, starting_at
 from tests.raft.stock import StockCluster
-from tests.raft.virtual_time import Clock, clock, simulate
+from tests.raft.virtual_time import Clock, VirtualLoop, clock, simulate
 
 
 @pytest.fixture(autouse=True)
@@ -258,6 +259,99 @@ class TestFailover:
             assert isinstance(outcome, Appended)
 
         simulate(scenario)
+
+
+class TestANodeThatWasNotRun:
+    """The machine had no time for it: what it did not hear in that time was perhaps said."""
+
+    @pytest.mark.parametrize("away_s", [0.5, 1.5, 30.0])
+    def test_where_nobody_was_run_nobody_is_doubted(self, away_s: float) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            term = cluster[leader].status().term
+            for _ in range(5):
+                be_away(away_s)
+                await asyncio.sleep(0.3)
+                for node_id in cluster.ids:
+                    assert cluster[node_id].leader == leader
+                    assert cluster[node_id].status().term == term
+            outcome, _ = await cluster.append(leader)
+            assert isinstance(outcome, Appended)
+
+        simulate(scenario)
+
+    def test_it_agrees_to_nobody_before_it_has_listened(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            one, other = cluster.followers()
+            answers: list[PreVote] = []
+            cluster.links.watchers.append(
+                lambda sender, _, message: (
+                    answers.append(message)
+                    if sender == one and isinstance(message, PreVote)
+                    else None
+                )
+            )
+            be_away(2.0)
+            term = cluster[leader].status().term
+            cluster[one].received(other, PreVoteRequest(term + 1, 2**40, term, 7))
+            assert [answer.granted for answer in answers] == [False]
+
+        simulate(scenario)
+
+    def test_what_it_reads_before_it_notices_gives_no_credit(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            one, other = cluster.followers()
+            term = cluster[leader].status().term
+            be_away(60.0)
+            for node_id in (one, other):
+                beat = AppendEntries(term, 10**6, term, 0, [])
+                cluster[node_id].received(leader, beat)
+                cluster[leader].received(node_id, Ack(term, 1, False, True))
+            cluster.links.cut(leader)
+            begun = asyncio.get_running_loop().time()
+            await cluster.led(one, other)
+            await cluster.until(lambda: not cluster[leader].leads)
+            assert asyncio.get_running_loop().time() - begun < 3
+
+        simulate(scenario)
+
+    def test_a_dead_leader_is_replaced_also_by_nodes_that_are_seldom_run(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            cluster.crash(leader)
+            begun = asyncio.get_running_loop().time()
+            while cluster.leader() is None:
+                be_away(0.3)
+                await asyncio.sleep(0.02)
+                assert asyncio.get_running_loop().time() - begun < 15
+
+        simulate(scenario)
+
+    def test_a_leader_that_nobody_answers_stops_leading_also_if_it_is_seldom_run(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            cluster.links.cut(leader)
+            begun = asyncio.get_running_loop().time()
+            while cluster[leader].leads:
+                be_away(0.3)
+                await asyncio.sleep(0.02)
+                assert asyncio.get_running_loop().time() - begun < 15
+
+        simulate(scenario)
+
+
+def be_away(seconds: float) -> None:
+    """Let time pass in which no node is run."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    loop.moment += seconds
 
 
 class TestHandOver:
