@@ -37,6 +37,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, Literal
 
@@ -219,13 +220,12 @@ class Consumer:
 
     def _drop_overdue(self) -> None:
         """What is overdue is no longer held. If the program has it, it may still settle it."""
-        while self._ahead and self._ahead[0].overdue:
+        now = asyncio.get_running_loop().time()
+        while self._ahead and self._ahead[0].until <= now:
             self._ahead.popleft()
-        for delivery in list(self._held.values()):
-            if not delivery.overdue:
-                return
-            if delivery.settled is None:
-                del self._held[delivery.id]
+        overdue = takewhile(lambda one: one.until <= now, self._held.values())
+        for delivery in [one for one in overdue if one.settled is None]:
+            del self._held[delivery.id]
 
     # --- settling ----------------------------------------------------------------------------
 
