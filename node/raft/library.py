@@ -49,8 +49,7 @@ _ROLES = (FOLLOWER, CANDIDATE, LEADER)
 
 _NEVER = float("inf")
 _APPLY_S = 0.005  # applying pauses here: a long backlog must leave room for heartbeats
-_SEND_ENTRIES_MAX = 1024
-_SEND_BYTES_MAX = 4 * 1024 * 1024
+_SEND_ENTRIES_MAX, _SEND_BYTES_MAX = 1024, 4 * 1024 * 1024
 
 
 def now() -> float:
@@ -176,8 +175,8 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def excuse(self, seconds: float) -> None:
         """This node was not run for so long: its peers may have answered (see `attention`)."""
-        for node, heard_at in self._SyncObj__lastResponseTime.items():
-            self._SyncObj__lastResponseTime[node] = min(heard_at + seconds, now())
+        heard = self._SyncObj__lastResponseTime
+        heard.update({node: min(heard_at + seconds, now()) for node, heard_at in heard.items()})
 
     def forget_leader(self) -> None:
         """The leader has been silent for too long: nobody is known to lead, the term stays."""
