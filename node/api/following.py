@@ -69,6 +69,7 @@ _REST_S = 0.0001
 _PIECE_BYTES = 64 * 1024
 
 _ENCODED_BYTES_MAX = 16 * 1024 * 1024
+_CLOSE_POSITIONS = 20_000
 
 _encode = msgspec.json.Encoder().encode
 
@@ -93,6 +94,7 @@ class _Encoded:
     """Events as they were sent last, so that each is encoded once for all who follow closely.
 
     At `_ENCODED_BYTES_MAX` the oldest are dropped, and encoded again for whoever still needs them.
+    What is far behind the store's end is not kept: it would drive out what all others send.
     """
 
     def __init__(self) -> None:
@@ -101,6 +103,8 @@ class _Encoded:
 
     def event(self, store: Store, record: Record) -> bytes:
         """A record in JSON."""
+        if store.position - record.position > _CLOSE_POSITIONS:
+            return json_event(record)
         key = store.uid, record.position
         known = self._events.get(key)
         if known is None:

@@ -229,6 +229,24 @@ async def test_the_last_word_when_the_node_stops():
             await asyncio.wait_for(stopping, 5)
 
 
+async def test_an_event_is_encoded_once_for_all_who_follow_closely(node: Node, monkeypatch):
+    encoded = []
+    encode = following.json_event
+    monkeypatch.setattr(
+        following, "json_event", lambda record: encoded.append(record.position) or encode(record)
+    )
+    monkeypatch.setattr(following, "_CLOSE_POSITIONS", 10)
+    monkeypatch.setattr(following, "_ENCODED_BYTES_MAX", 20 * 400)
+    put(node, *["a"] * 100)
+    async with follow(node, "?after=90") as close:
+        await close.until("caught_up")
+        async with follow(node) as far:  # drives out nothing of what is shared
+            await far.until("caught_up")
+        async with follow(node, "?after=90") as also_close:
+            await also_close.until("caught_up")
+    assert encoded == [*range(91, 101), *range(1, 91)]
+
+
 async def test_signs_of_life(node: Node, monkeypatch):
     monkeypatch.setattr(following, "_HEARTBEAT_S", 0.02)
     async with follow(node) as stream:
