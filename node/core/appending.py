@@ -11,35 +11,47 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, compress, repeat
 
-from node.core.commands import ANY, AppendEach
+from node.core.commands import ANY, NO_STREAM, AppendEach
 from node.core.frames import frame_id
-from node.core.outcomes import Appended, AppendedEach, EventIdReused, WrongExpectedVersion
+from node.core.outcomes import (
+    Appended,
+    AppendedEach,
+    EventIdReused,
+    StreamDeleted,
+    WrongExpectedVersion,
+)
 from node.core.store import Store
+from node.core.stream import NO_LIMITS
 from node.core.versions import as_expected
 
-_Others = dict[int, Appended | WrongExpectedVersion | EventIdReused]
+_Others = dict[int, Appended | WrongExpectedVersion | EventIdReused | StreamDeleted]
 
 
-def append_each(store: Store, command: AppendEach) -> AppendedEach:
-    """Append to several streams, each where its own writer expects it, or find an earlier try."""
+def append_each(store: Store, command: AppendEach, index: int) -> AppendedEach:
+    """Append to several streams, each where its own writer expects it, or find an earlier try.
+
+    `index` is the Raft index of the command.
+    """
     frames = command.frames
     ids = list(map(frame_id, frames))
     if store._recent.knows_any(ids) or len(set(ids)) < len(ids):
-        return _in_turn(store, command)
+        return _in_turn(store, command, index)
     ordinals: list[int] = []
     numbers: list[int] = []
-    outcome = _place(store, command, ordinals, numbers)
+    outcome = _place(store, command, index, ordinals, numbers)
     if outcome.others:
         stored = [place not in outcome.others for place in range(len(command.counts))]
         taken = list(_by_event(stored, command.counts))
         frames, ids = list(compress(frames, taken)), list(compress(ids, taken))
     if frames:
         _write(store, ordinals, numbers, frames, ids, command.created_us)
+        if len(store.lives):
+            _limit(store, ordinals)
     return outcome
 
 
 def _place(
-    store: Store, command: AppendEach, ordinals: list[int], numbers: list[int]
+    store: Store, command: AppendEach, index: int, ordinals: list[int], numbers: list[int]
 ) -> AppendedEach:
     """Give the events their positions; `ordinals` and `numbers` are to get those of each."""
     streams, position = store.streams, store.position
@@ -50,14 +62,20 @@ def _place(
         command.streams, command.expected, command.counts, strict=True
     ):
         found = streams.get(stream)
-        number = 0 if found is None else len(found.positions)
-        if expected != ANY and not as_expected(expected, number - 1):
-            others[len(first_numbers)] = WrongExpectedVersion(stream, expected, number - 1)
+        current = NO_STREAM if found is None else len(found.positions) - 1
+        refusal: WrongExpectedVersion | StreamDeleted | None = None
+        if found is None and store.lives.is_over(stream):
+            refusal = StreamDeleted(stream)
+        elif expected != ANY and not as_expected(expected, current):
+            refusal = WrongExpectedVersion(stream, expected, current)
+        if refusal is not None:
+            others[len(first_numbers)] = refusal
             first_numbers.append(0)
             first_positions.append(0)
             continue
         if found is None:
-            found = store._new_stream(stream)
+            found = store._begin(stream, index)
+        number = len(found.positions)
         first_numbers.append(number)
         first_positions.append(position + 1)
         if count == 1:
@@ -93,7 +111,15 @@ def _write(
     store.frame_bytes += sum(map(len, frames))
 
 
-def _in_turn(store: Store, command: AppendEach) -> AppendedEach:
+def _limit(store: Store, ordinals: Sequence[int]) -> None:
+    """Remove what the streams' limits no longer allow."""
+    for ordinal in dict.fromkeys(ordinals):
+        stream = store.stream_list[ordinal]
+        if stream.limits is not NO_LIMITS:
+            store.lives.appended(stream, store)
+
+
+def _in_turn(store: Store, command: AppendEach, index: int) -> AppendedEach:
     """The same, one append after the other."""
     numbers: list[int] = []
     positions: list[int] = []
@@ -104,7 +130,7 @@ def _in_turn(store: Store, command: AppendEach) -> AppendedEach:
     ):
         frames = command.frames[at : at + count]
         at += count
-        outcome = store.append(stream, expected, frames, command.created_us)
+        outcome = store.append(stream, expected, frames, command.created_us, index)
         if type(outcome) is Appended and not outcome.idempotent:
             numbers.append(outcome.first_version)
             positions.append(outcome.positions[0])

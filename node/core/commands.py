@@ -7,7 +7,8 @@ by the node that took the request stands in it as data: the time (`created_us`, 
 
 `decode` is the gate of `apply`: it checks the type and range of every field, so that what is behind
 it cannot fail. A new kind gets a number, an encoder, a decoder and a place in `state.State`. The
-commands of persistent subscriptions stand in `subscription_commands`.
+commands of persistent subscriptions stand in `subscription_commands`, those about the life of
+streams in `life_commands`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,15 @@ import cbor2
 
 from node.core.fields import MalformedCommand, is_name, is_number, is_time, need
 from node.core.frames import is_frame
+from node.core.life_commands import (
+    DELETE_STREAM,
+    EXPIRE,
+    SET_METADATA,
+    LifeCommand,
+    decode_delete_stream,
+    decode_expire,
+    decode_set_metadata,
+)
 from node.core.snapshots import KEPT_MAX, is_content
 from node.core.subscription_commands import (
     FETCH,
@@ -155,6 +165,7 @@ Command = (
     | PutCheckpoint
     | PutSnapshot
     | DeleteSnapshot
+    | LifeCommand
     | SubscriptionCommand
     | Barrier
 )
@@ -376,6 +387,9 @@ _DECODERS: dict[bytes, Callable[[list[Any]], Command]] = {
     _head(_PUT_SNAPSHOT, 8): _decode_put_snapshot,
     _head(_DELETE_SNAPSHOT, 6): _decode_delete_snapshot,
     _head(_BARRIER, 2): _decode_barrier,
+    _head(DELETE_STREAM, 6): decode_delete_stream,
+    _head(SET_METADATA, 7): decode_set_metadata,
+    _head(EXPIRE, 4): decode_expire,
     _head(SUBSCRIBE, 6): decode_subscribe,
     _head(UNSUBSCRIBE, 4): decode_unsubscribe,
     _head(FETCH, 7): decode_fetch,

@@ -34,9 +34,20 @@ class Filter:
 
 
 class Matcher:
-    """A filter in the ordinals of one store, as of now: for one scan."""
+    """A filter in the ordinals of one store, as of now: for one scan. No removed event matches.
 
-    __slots__ = ("_inspector", "_prefix", "_store", "_streams", "_types", "_types_matter")
+    `takes_all` says that there is no need to ask.
+    """
+
+    __slots__ = (
+        "_inspector",
+        "_prefix",
+        "_store",
+        "_streams",
+        "_types",
+        "_types_matter",
+        "takes_all",
+    )
 
     def __init__(self, store: Store, wanted: Filter) -> None:
         found = (store.find_type(name) for name in wanted.types)
@@ -46,6 +57,7 @@ class Matcher:
         self._inspector = Inspector(wanted.where) if wanted.where else None
         self._streams: dict[int, bool] = {}
         self._store = store
+        self.takes_all = wanted.takes_all and not store.lives.removed
 
     @property
     def decoded_bytes(self) -> int:
@@ -54,6 +66,8 @@ class Matcher:
 
     def matches(self, row: Row) -> bool:
         """Whether an event is wanted; a stream that the filter names is not looked at."""
+        if row[2] < self._store.stream_list[row[1]].first:
+            return False
         if self._types_matter and row[4] not in self._types:
             return False
         if self._prefix and not self._takes_stream(row[1]):

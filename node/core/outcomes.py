@@ -36,7 +36,7 @@ class AppendedEach(NamedTuple):
 
     numbers: Sequence[int]
     positions: Sequence[int]
-    others: Mapping[int, Appended | WrongExpectedVersion | EventIdReused]
+    others: Mapping[int, Appended | WrongExpectedVersion | EventIdReused | StreamDeleted]
 
     def of(self, place: int, stream: str, count: int) -> Outcome:
         """What the append at this place, of `count` events to `stream`, came to."""
@@ -126,6 +126,49 @@ class SnapshotNotFound(NamedTuple):
     version: int
 
 
+class StreamNotFound(NamedTuple):
+    """No such stream at this point of the history: there was none yet, or it was deleted."""
+
+    store: str
+    stream: str
+
+
+class StreamDeleted(NamedTuple):
+    """Refused: the stream was deleted for ever."""
+
+    stream: str
+
+
+class StreamRemoved(NamedTuple):
+    """The stream is deleted now, and all its events up to number `version` are removed."""
+
+    stream: str
+    version: int
+    hard: bool
+
+
+class MetadataSet(NamedTuple):
+    """The limits are in force; events with a number below `first` are removed.
+
+    `truncate_before` is what is kept of the one asked for: at most the next event number.
+    """
+
+    stream: str
+    first: int
+    truncate_before: int | None
+
+
+class Expired(NamedTuple):
+    """So many events of so many streams were too old and are removed.
+
+    `has_more` says that the command ended at its own bound: another one removes more at once.
+    """
+
+    streams: int
+    events: int
+    has_more: bool
+
+
 class Subscribed(NamedTuple):
     """The subscription exists as asked for; `created` is False if it did before."""
 
@@ -206,6 +249,11 @@ Outcome = (
     | SnapshotTooOld
     | SnapshotDeleted
     | SnapshotNotFound
+    | StreamNotFound
+    | StreamDeleted
+    | StreamRemoved
+    | MetadataSet
+    | Expired
     | Subscribed
     | Unsubscribed
     | SubscriptionNotFound

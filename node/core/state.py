@@ -31,18 +31,22 @@ from node.core.commands import (
     PutStore,
 )
 from node.core.fields import MalformedCommand
+from node.core.life_commands import DeleteStream, Expire, LifeCommand, SetMetadata
 from node.core.outcomes import (
     Appended,
     AppendedEach,
     BarrierPassed,
     CheckpointMoved,
+    Expired,
     Malformed,
+    MetadataSet,
     Outcome,
     SnapshotDeleted,
     SnapshotRecorded,
     StoreCreated,
     StoreDeleted,
     StoreNotFound,
+    StreamRemoved,
 )
 from node.core.snapshots import PLACE_BITS, Snapshot
 from node.core.store import Store
@@ -55,7 +59,7 @@ from node.core.subscription_commands import (
     Unsubscribe,
 )
 
-_CHANGES = (CheckpointMoved, SnapshotRecorded, SnapshotDeleted)
+_CHANGES = (CheckpointMoved, SnapshotRecorded, SnapshotDeleted, StreamRemoved, MetadataSet)
 
 
 def _ignore(_: str) -> None:
@@ -84,6 +88,9 @@ class State:
             PutCheckpoint: self._put_checkpoint,
             PutSnapshot: self._put_snapshot,
             DeleteSnapshot: self._delete_snapshot,
+            DeleteStream: self._on_life,
+            SetMetadata: self._on_life,
+            Expire: self._on_life,
             Subscribe: self._on_subscription,
             Unsubscribe: self._on_subscription,
             Fetch: self._on_subscription,
@@ -118,18 +125,19 @@ class State:
             return Malformed(str(error))
         return self._appliers[type(command)](command, place)
 
-    def _append(self, command: Append, _: int) -> Outcome:
+    def _append(self, command: Append, place: int) -> Outcome:
         name, created_us, stream, expected, frames = command
         store = self.stores.get(name)
         if store is None:
             return StoreNotFound(name)
-        return self._noting(store.append(stream, expected, frames, created_us), store)
+        index = place >> PLACE_BITS
+        return self._noting(store.append(stream, expected, frames, created_us, index), store)
 
-    def _append_each(self, command: AppendEach, _: int) -> Outcome:
+    def _append_each(self, command: AppendEach, place: int) -> Outcome:
         store = self.stores.get(command.store)
         if store is None:
             return StoreNotFound(command.store)
-        return self._noting(append_each(store, command), store)
+        return self._noting(append_each(store, command, place >> PLACE_BITS), store)
 
     def _append_many(self, command: AppendMany, place: int) -> Outcome:
         store = self.stores.get(command.store)
@@ -166,6 +174,12 @@ class State:
             return StoreNotFound(name)
         outcome = store.snapshots.delete(source, stream, version, place >> PLACE_BITS)
         return self._noting(outcome, store)
+
+    def _on_life(self, command: LifeCommand, place: int) -> Outcome:
+        store = self.stores.get(command.store)
+        if store is None:
+            return StoreNotFound(command.store)
+        return self._noting(store.lives.apply(command, store, place >> PLACE_BITS), store)
 
     def _on_subscription(self, command: SubscriptionCommand, place: int) -> Outcome:
         store = self.stores.get(command.store)
@@ -209,6 +223,8 @@ class State:
             changed = not outcome.idempotent
         elif isinstance(outcome, AppendedEach):
             changed = any(outcome.positions)
+        elif isinstance(outcome, Expired):
+            changed = outcome.streams > 0
         else:
             changed = isinstance(outcome, _CHANGES)
         if changed:

@@ -21,6 +21,10 @@ command is applied, so that all nodes agree; nothing happens between commands. O
 was far ahead must not stop the time of all others: a command that is `CLOCK_BACK_US` behind sets
 the time back.
 
+**What was removed** (see `lives`) is handed out no more. The scan passes it by; what waits to be
+tried again is dropped when its turn comes, and counts as skipped; what is parked stays listed until
+a replay drops it. What is in flight can be settled as ever.
+
 A fetch evaluates at most `EVALUATED_MAX` events, looks into at most `DECODED_BYTES_MAX` of them and
 hands out at most `FETCH_BYTES_MAX`, or one event; its outcome says whether it ended there.
 """
@@ -211,16 +215,26 @@ class Subscription:
             line = self.lines[ordinal]
             if line.waiting:
                 position, attempt, failures = line.waiting.pop(0)
-                self._hand(turn, ordinal, position, attempt + 1, failures)
+                if turn.store.kept(position):
+                    self._hand(turn, ordinal, position, attempt + 1, failures)
+                else:
+                    self._pass_over(turn)
             elif found := self._next_behind(turn, ordinal, line):
                 self._hand(turn, ordinal, found, 1, 0)
-            elif line.behind is None:
+            if not (line.in_flight or line.has_more):
                 del self.lines[ordinal], self.ready[ordinal]
+
+    def _pass_over(self, turn: _Round) -> None:
+        """What waited was removed meanwhile."""
+        turn.evaluations -= 1
+        self.counts = self.counts._replace(skipped=self.counts.skipped + 1)
+        self.progressed_us = self.clock_us
 
     def _next_behind(self, turn: _Round, ordinal: int, line: Line) -> int:
         """The next event that the scan has passed by; 0 if there is none, or the round is over."""
-        positions = turn.store.stream_list[ordinal].positions
-        at = bisect_right(positions, line.behind or 0)
+        stream = turn.store.stream_list[ordinal]
+        positions = stream.positions
+        at = max(stream.first, bisect_right(positions, line.behind or 0))
         while at < len(positions) and positions[at] <= self.cursor:
             if turn.exhausted:
                 return 0
@@ -240,7 +254,7 @@ class Subscription:
         if wanted.stream is not None:
             self._scan_stream(turn, wanted.stream)
             return
-        takes_all, looks_inside = wanted.takes_all, bool(wanted.where)
+        takes_all, looks_inside = turn.matcher.takes_all, bool(wanted.where)
         while self.cursor < store.position and not turn.over:
             slice_end = self.cursor + min(_SLICE_POSITIONS, turn.evaluations)
             for row in store.rows(self.cursor, min(slice_end, store.position)):
@@ -260,6 +274,8 @@ class Subscription:
         while self.cursor < store.position and not turn.over:
             positions = () if stream is None else stream.positions
             at = bisect_right(positions, self.cursor)
+            if stream is not None:
+                at = max(at, stream.first)
             if stream is None or at == len(positions):
                 self.cursor = store.position
             elif stream.ordinal in self.lines:
@@ -309,14 +325,18 @@ class Subscription:
         """Let parked events be handed out again, with all their retries; all with no positions."""
         self._advance(now_us)
         chosen = sorted(self.parked.keys() & set(positions) if positions else self.parked)
+        removed = 0
         for position in chosen:
             parked = self.parked.pop(position)
+            if not store.kept(position):
+                removed += 1
+                continue
             ordinal = next(store.rows(position - 1, position))[1]
             line = self.lines.setdefault(ordinal, Line())
             insort(line.waiting, Waiting(position, parked.attempt, 0))
             if not line.in_flight:
                 self.ready[ordinal] = None
-        return Replayed(len(chosen))
+        return Replayed(len(chosen) - removed)
 
     def _settle(self, delivery: Delivery, action: int) -> bool:
         """Whether the delivery was in flight, and now is not."""
