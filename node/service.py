@@ -108,8 +108,7 @@ class Service:
             loaded = await self._load()
             self._build(loaded)
             await self._replica.start()
-            if config.persistence_enabled:
-                await self._worker.start()
+            await self._worker.start()
             await self._api.start(config.http_address.host, config.http_address.port)
         except BaseException:
             if self._tail is not None:
@@ -162,6 +161,7 @@ class Service:
             worker_settings(config),
             self._world.clock,
             self._wait_applied,
+            held_from=lambda: self._replica.filling.offered_from,
         )
         self._tail = self._new_tail()
         self._replica = Replica(
@@ -286,9 +286,9 @@ class Service:
 
     async def _write_everything(self) -> bool:
         """The last cycle, the log behind it, and then the mark; True if nothing is missing."""
+        written = await self._worker.stop()
         if not self._config.persistence_enabled:
             return True
-        written = await self._worker.stop()
         closed = self._tail is None or self._tail.close()
         if not (written and closed):
             log.error("not everything could be written: the next start will not trust this stop")

@@ -138,6 +138,13 @@ class Events:
             strict=False,
         )
 
+    def rows_at(self, positions: Sequence[int]) -> Iterator[Row]:
+        """The events at these positions as rows for the disk."""
+        places = [position - 1 for position in positions]
+        columns = self._stream_of, self._number_of, self._created, self._type_of, self._frames
+        picked = (map(column.__getitem__, places) for column in columns)
+        return zip(positions, *picked, strict=True)
+
     def columns(self, after: int, until: int) -> Columns:
         """The same range as columns: stream ordinals, times, type ordinals, frames."""
         part = slice(after, until)

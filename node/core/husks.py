@@ -49,13 +49,8 @@ def husk_of(frame: bytes) -> bytes:
     return b"".join((_HEAD, frame_id(frame), _MIDDLE, _pack(_crc(frame), len(frame))))
 
 
-def is_husk(stored: bytes) -> bool:
-    """Whether what stands in a store is a husk."""
-    return stored[:1] == b"\x83"
-
-
-def is_well_formed(value: object) -> bool:
-    """Whether a value that came from elsewhere is a husk."""
+def is_husk(value: object) -> bool:
+    """Whether a value is a husk; what stands in a store is a frame otherwise."""
     return (
         type(value) is bytes
         and len(value) == _HUSK_BYTES

@@ -7,6 +7,9 @@ from where it stands: position and event number.
 A `Digest` is a SHA-256 over all events of a store up to a position, and nothing else: two stores
 that agree up to there have the same one, however their events were cut into portions. So a digest
 at the end of a portion vouches for the portion and for everything before it.
+
+Where an event was removed, a portion may hold its husk instead of the frame. Of frames a digest has
+the prints, which are those of their husks (see `husks`), so it does not tell who holds what.
 """
 
 from __future__ import annotations
@@ -20,9 +23,12 @@ from typing import NamedTuple
 
 from node.core.fields import TIME_US_MAX
 from node.core.frames import frame_type_bytes, is_frame
+from node.core.husks import is_husk, prints_of
 from node.core.store import Store
 
 DIGEST_BYTES = 32
+
+_HASHED = 8  # names of streams and types, three columns, and three parts of the prints
 
 _SWAPPED = array("H", (1,)).tobytes() != b"\1\0"
 
@@ -36,7 +42,7 @@ class Portion(NamedTuple):
     stream_of: bytes  # 4 bytes an event, as have type_of and lengths
     created: bytes  # 8 bytes an event
     type_of: bytes
-    lengths: bytes  # of the frames
+    lengths: bytes  # of the frames, or husks
     frames: bytes
 
     @property
@@ -50,14 +56,15 @@ class Digest:
 
     def __init__(self) -> None:
         self.position = self.streams = self.types = 0
-        # Lengths stand beside the frames, so that no two histories give the same bytes.
-        self._hashes = [sha256() for _ in range(len(Portion._fields) - 1)]
+        self._hashes = [sha256() for _ in range(_HASHED)]
 
     def add(self, portion: Portion) -> None:
         """Go on over the portion that follows."""
         assert portion.after == self.position, "a digest goes over every event once, in order"
-        _, streams, types, *columns = portion
-        parts = (_names(streams), _names(types), *columns)
+        _, streams, types, *columns = portion[:6]
+        prints = prints_of(_split(portion.frames, _unpacked("I", portion.lengths)))
+        numbers = _packed("I", prints.crcs), _packed("I", prints.lengths)
+        parts = (_names(streams), _names(types), *columns, prints.ids, *numbers)
         for part, running in zip(parts, self._hashes, strict=True):
             running.update(part)
         self.position = portion.until
@@ -118,10 +125,10 @@ def load(store: Store, portion: Portion) -> None:
     if max(type_of) >= len(store.type_names):
         raise ValueError(f"store {store.name}: an event of an unknown type")
     names = [name.encode() for name in store.type_names]
-    if not all(map(is_frame, frames)) or [names[at] for at in type_of] != list(
-        map(frame_type_bytes, frames)
-    ):
-        raise ValueError(f"store {store.name}: a frame is none, or of another type")
+    for at, frame in zip(type_of, frames, strict=True):
+        fits = frame_type_bytes(frame) == names[at] if is_frame(frame) else is_husk(frame)
+        if not fits:
+            raise ValueError(f"store {store.name}: a frame is none, or of another type")
     store.load_columns((stream_of, created, type_of, frames))
 
 

@@ -15,12 +15,15 @@ Read in this order:
 * `schema`      the tables, and how a connection is opened
 * `snapshot_rows` snapshots of aggregates: which row counts at which mark
 * `subscription_rows` persistent subscriptions: a row for each state that a cycle saw
+* `life_rows`   how streams were limited and deleted: a row for each change that a cycle saw
 * `store_file`  one store's database: roll back to a mark, append what is new, read it all
 * `wal`         whether SQLite's write-ahead log still says all that it once said
 * `node_file`   the node's database: the cut, and which store files belong to it
 * `database`    all of them together, in the one thread that may use SQLite: one cycle, start to end
 * `breaker`     when to stop trying for a while
 * `ledger`      what is pending, what is persisted, what it cost: the books, kept on the event loop
+* `sweeper`     giving memory and disk back for events that were removed
+* `report`      what a force reached
 * `worker`      the loop that decides when a cycle runs, and who waits for it
 * `loader`      from files to a state, before the node takes part in anything
 

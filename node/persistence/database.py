@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from node.core.store import Store
 from node.persistence.directory import DataDirectory, sync_directory
 from node.persistence.faults import FileFault, StoreDamaged
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 OPEN_FILES_MAX = 64
 # A WAL is folded into its database, between cycles, once it is larger than this.
 WAL_BYTES_MAX = 8 * 1024 * 1024
+# How many free pages leave a file in one step: 1 MiB, which is a few milliseconds.
+_PAGES_A_STEP = 64
 # Beyond this a reader must be holding the WAL, and an operator should know.
 WAL_BYTES_ALARM = 256 * 1024 * 1024
 
@@ -128,6 +131,40 @@ class Database:
             except _FAILURES as error:
                 self._close_node()
                 log.warning("Cannot fold the WAL of %s: %s", self._directory.node_path, error)
+
+    def sweep(self, store: Store, positions: Sequence[int]) -> str | None:
+        """Bring the husks at these positions to a store's file; what went wrong, or None."""
+        if store.uid not in self._marks:
+            return None  # nothing of it is written yet, or it was deleted
+        path = self._directory.store_path(store.name, store.uid)
+        try:
+            file = self._store_file(path, store.uid)
+            file.sweep(list(store.rows_at(positions)))
+        except _FAILURES as error:
+            self._close_file(store.uid)
+            return f"{path}: {error}"
+        self._grown[store.uid] = file
+        self.tidy()
+        return None
+
+    def give_back(self, store: Store) -> bool:
+        """Let a store's file get shorter by a step; whether there may be another one."""
+        if store.uid not in self._marks:
+            return False
+        path = self._directory.store_path(store.name, store.uid)
+        try:
+            file = self._store_file(path, store.uid)
+            gave = file.give_back(_PAGES_A_STEP)
+        except _FAILURES as error:
+            self._close_file(store.uid)
+            log.warning("Cannot make %s shorter: %s", path, error)
+            return False
+        if gave:
+            self._grown[store.uid] = file
+            self.tidy()
+        else:
+            self._fold(store.uid, file)
+        return gave
 
     def close(self) -> None:
         """Close everything; what is left then are plain .db files (unless a reader holds one)."""

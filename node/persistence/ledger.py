@@ -14,8 +14,9 @@ nothing new is complete up to every cut that passes, so only failing stores need
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from node.core.commands import BY_NODE
 from node.core.snapshots import KEPT_MAX
@@ -48,9 +49,9 @@ class Account:
     """One store, as far as this node's disk is concerned.
 
     `origin` is that of the store whose contents are in the file. `moves_after` is the raft index up
-    to which checkpoint moves, snapshots and subscriptions are in it; `snapshot_bytes` is how much
-    of snapshots the store had ever been given by then. `failing_since` is the raft index that its
-    file covered when it began to fail; None while it does not.
+    to which checkpoint moves, snapshots, subscriptions and lives are in it; `snapshot_bytes` is how
+    much of snapshots the store had ever been given by then. `failing_since` is the raft index that
+    its file covered when it began to fail; None while it does not.
     """
 
     name: str
@@ -69,6 +70,16 @@ class Account:
     totals: Totals = field(default_factory=Totals)
 
 
+class Removal(NamedTuple):
+    """What may be swept of one store, whose events have this origin: of each stream, by ordinal,
+    the events below a number. Removed at or before the Raft index."""
+
+    name: str
+    origin: object
+    raft_index: int
+    until: dict[int, int]
+
+
 class Ledger:
     """The accounts of all stores of one state. `clock` is monotonic, in seconds."""
 
@@ -82,6 +93,8 @@ class Ledger:
         self._pending: dict[str, float] = {}  # name -> when its oldest unpersisted change came
         self._taken: dict[str, float] = {}  # the same for the cycle that is under way
         self._forgotten: list[tuple[str, int]] = []  # stores to unlist, until a cut passes
+        self._removed: dict[str, Removal] = {}  # until a cut passes
+        self._sweepable: dict[str, Removal] = {}
         self._node_breaker = new_breaker()
         self._backlog = (0.0, 0)  # when it was summed, and the sum
         self.cut = Cut()
@@ -113,6 +126,9 @@ class Ledger:
                 account.snapshot_bytes = store.snapshots.recorded_bytes - lacking
         for name in {entry.name for entry in entries} | self._state.stores.keys():
             if self._is_new(name):
+                self.changed(name)
+        for name, store in self._state.stores.items():
+            if store.lives.has_removed:
                 self.changed(name)
 
     # --- noting ------------------------------------------------------------------------------
@@ -150,6 +166,9 @@ class Ledger:
         cuts = [cut for name in due if (cut := self._cut_of(name)) is not None]
         whole = not self._pending and (forced or self._node_breaker.allows(now))
         at = Cut(self._state.applied_index, self._state.applied_term)
+        self._take_removed(due)
+        if whole and at == self.cut:
+            self._release()
         return CyclePlan(at, cuts, tuple(self._forgotten), whole)
 
     def settle(self, plan: CyclePlan, result: CycleResult) -> None:
@@ -175,6 +194,7 @@ class Ledger:
             self._node_breaker.succeeded()
             self.cut = plan.cut
             self._forgotten = self._forgotten[len(plan.gone) :]
+            self._release()
 
     def _book_failure(self, account: Account, result: CycleResult, covered: int) -> None:
         since = self._taken[account.name]
@@ -215,6 +235,38 @@ class Ledger:
         if store is None or account is None or store.uid != account.uid:
             return True
         return _differs(store, account)
+
+    # --- what may be swept -------------------------------------------------------------------
+
+    def sweepable(self, held_from: int | None) -> list[Removal]:
+        """What may be swept now, each once; nothing that was removed behind `held_from`."""
+        held = {
+            name: removal
+            for name, removal in self._sweepable.items()
+            if held_from is not None and removal.raft_index > held_from
+        }
+        free = [one for name, one in self._sweepable.items() if name not in held]
+        self._sweepable = held
+        return free
+
+    def release_all(self) -> None:
+        """Nothing is ever persisted: all that was removed may be swept."""
+        self._take_removed(self._state.stores)
+        self._release()
+
+    def _take_removed(self, names: Iterable[str]) -> None:
+        for name in names:
+            store = self._state.stores.get(name)
+            if store is not None and store.lives.has_removed:
+                until = store.lives.take_removed(store)
+                index = self._state.applied_index
+                _merge(self._removed, Removal(name, store.origin, index, until))
+
+    def _release(self) -> None:
+        """The cut on disk has passed all that was taken."""
+        for removal in self._removed.values():
+            _merge(self._sweepable, removal)
+        self._removed = {}
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -276,6 +328,13 @@ def _book_success(account: Account, cut: StoreCut, raft_index: int) -> None:
     account.breaker.succeeded()
 
 
+def _merge(removals: dict[str, Removal], later: Removal) -> None:
+    known = removals.get(later.name)
+    if known is not None and known.origin is later.origin:
+        later = later._replace(until={**known.until, **later.until})
+    removals[later.name] = later
+
+
 def _differs(store: Store, account: Account) -> bool:
     """Whether memory has more of a store than its file, or the file has to be tried again."""
     if account.failing_since is not None or store.position != account.position:
@@ -286,6 +345,8 @@ def _differs(store: Store, account: Account) -> bool:
     if store.snapshots.changed_index > account.moves_after:
         return True
     if store.subscriptions.changed_index > account.moves_after:
+        return True
+    if store.lives.changed_index > account.moves_after:
         return True
     return any(index > account.moves_after for index in store.checkpoint_index.values())
 
@@ -306,6 +367,8 @@ def _cut(store: Store, account: Account) -> StoreCut:
             if one.changed_index > account.moves_after
         ),
         subscription_names=frozenset(store.subscriptions.by_name),
+        lives=store.lives.changed_after(account.moves_after),
+        lives_digest=store.lives.digest,
     )
 
 

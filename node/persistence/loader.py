@@ -169,13 +169,14 @@ def _fill(store: Store, file: StoreFile, clock: Callable[[], float]) -> Checksum
             )
     store.load_checkpoints(file.checkpoints())
     store.snapshots.load(file.snapshots())
+    store.load_lives(file.lives())
     store.loaded()
     subscriptions = {
         name: decode(name, changed_index, state, store)
         for name, changed_index, state in file.subscriptions.states()
     }
     store.subscriptions.load(subscriptions, file.mark.raft_index)
-    return contents._replace(snapshots=store.snapshots.digest)
+    return contents._replace(snapshots=store.snapshots.digest, lives=store.lives.digest)
 
 
 def _set_unlisted_aside(directory: DataDirectory, entries: list[StoreEntry]) -> list[str]:

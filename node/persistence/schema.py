@@ -20,7 +20,7 @@ from pathlib import Path
 
 from node.persistence.faults import FilesUnreadable, FormatTooNew, StoreDamaged
 
-FORMAT = 1
+FORMAT = 2
 STORE_FILE = 0x45584553  # "EXES"
 NODE_FILE = 0x4558454E  # "EXEN"
 
@@ -63,7 +63,8 @@ CREATE VIEW readable_events AS
     SELECT e.position, s.name AS stream, e.number, t.name AS type,
            strftime('%Y-%m-%dT%H:%M:%S', e.created_us / 1000000, 'unixepoch')
                || printf('.%06dZ', e.created_us % 1000000) AS created,
-           lower(hex(substr(e.frame, 4, 16))) AS event_id, length(e.frame) AS bytes, e.frame
+           lower(hex(substr(e.frame, 4, 16))) AS event_id, length(e.frame) AS bytes, e.frame,
+           substr(e.frame, 1, 1) = x'83' AS swept
     FROM events AS e JOIN streams AS s USING (stream_id) JOIN types AS t USING (type_id)
 """
 
@@ -141,8 +142,10 @@ def connect(path: Path) -> sqlite3.Connection:
 def configured(connection: sqlite3.Connection) -> sqlite3.Connection:
     """Apply our settings; closes the connection if they cannot be applied."""
     try:
-        # Counts for a new file only, and must come before the first write.
-        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        if not connection.execute("PRAGMA page_count").fetchone()[0]:
+            # Both count for a new file only, and must come before the first write.
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_autocheckpoint = 0")

@@ -27,12 +27,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from node.core.lives import Life
 from node.core.snapshots import Snapshot
 from node.core.store import Row, Store
 from node.core.subscription_state import Taken
-from node.persistence import snapshot_rows
+from node.persistence import life_rows, snapshot_rows
 from node.persistence.checksums import EVENT_COLUMNS, Checksums, parse_checksums, row_checksum
 from node.persistence.faults import StoreDamaged
+from node.persistence.life_rows import LIVES_TABLE
 from node.persistence.schema import (
     BUSY_TIMEOUT_MS,
     STORE_FILE,
@@ -50,6 +52,8 @@ _ROWS_A_STATEMENT = (128, 32, 8, 1)
 # Binding copies the frames under the interpreter lock; 512 KiB take about 0.1 ms.
 _FRAMES_BYTES_MAX = 512 * 1024
 _ROWS_A_FETCH = 8_192
+# So many free pages stay in a file, 1 MiB: the next events fill them.
+FREE_PAGES_MAX = 64
 
 
 class Mark(NamedTuple):
@@ -77,7 +81,7 @@ class StoreCut:
 
     Taken on the event loop in one step; `store` is then read from the persistence thread, which is
     safe below these counts because a store's columns only grow. `frame_bytes` is the store's total.
-    `subscriptions` are those that changed, `subscription_names` all that there are.
+    `subscriptions` and `lives` are those that changed, `subscription_names` all that there are.
     `anew` says that what is in the file may not be the beginning of it.
     """
 
@@ -91,6 +95,8 @@ class StoreCut:
     snapshots: SnapshotsCut
     subscriptions: tuple[Taken, ...]
     subscription_names: frozenset[str]
+    lives: Sequence[Life]
+    lives_digest: int
     anew: bool = False
 
 
@@ -105,7 +111,9 @@ class StoreFile:
         self.path = path
         self._connection = connect(path)
         try:
-            self.created = ensure_tables(self._connection, path, STORE_FILE, STORE_TABLES)
+            self.created = ensure_tables(
+                self._connection, path, STORE_FILE, f"{STORE_TABLES};\n{LIVES_TABLE}"
+            )
             for statement in SNAPSHOTS_TABLES.split(";\n"):
                 self._connection.execute(statement)
             self.subscriptions = SubscriptionRows(self._connection, path)
@@ -129,6 +137,8 @@ class StoreFile:
         self._insert_moves(cut.moves, safe_index)
         self.subscriptions.write(cut.subscriptions, cut.subscription_names, raft_index, safe_index)
         contents = self._insert_snapshots(cut.snapshots, contents, raft_index, safe_index)
+        life_rows.write(self._connection, cut.lives, safe_index)
+        contents = contents._replace(lives=cut.lives_digest)
         mark = Mark(raft_index, term, cut.position, cut.streams, cut.types, contents)
         self._insert_mark(mark, safe_index)
         if self.mark.raft_index == 0:
@@ -192,6 +202,35 @@ class StoreFile:
             (safe_index,),
         )
 
+    # --- giving space back -------------------------------------------------------------------
+
+    def sweep(self, rows: Sequence[Row]) -> None:
+        """Write husks in the places of frames, in one transaction; the mark stays as it is.
+
+        What is not in the file yet is passed over. A row that only gets shorter leaves its page as
+        it was, so the old ones are deleted, which frees pages, and the new ones put together. On
+        any exception the file must be closed and opened again.
+        """
+        rows = [row for row in rows if row[0] <= self.mark.position]
+        self._connection.execute("BEGIN IMMEDIATE")
+        for places in _cut(((row[0],) for row in rows), len(rows)):
+            among = ", ".join("?" * len(places))
+            self._connection.execute(f"DELETE FROM events WHERE position IN ({among})", places)
+        for values in _batches(rows, len(rows)):
+            self._connection.execute(_insert_sql("events", EVENT_COLUMNS, values), values)
+        self._connection.execute("COMMIT")
+
+    def give_back(self, pages_max: int) -> bool:
+        """Let the file get shorter by some of its free pages; whether more are left than it may
+        keep. They go with the next fold of the WAL.
+        """
+        free = self._connection.execute("PRAGMA freelist_count").fetchone()[0]
+        if free <= FREE_PAGES_MAX:
+            return False
+        # One call for all of its steps: see the top of the file about the interpreter lock.
+        self._connection.executescript(f"PRAGMA incremental_vacuum({pages_max})")
+        return True
+
     # --- rolling back ------------------------------------------------------------------------
 
     def _roll_back(self, raft_index: int) -> Mark:
@@ -203,6 +242,7 @@ class StoreFile:
         execute("DELETE FROM streams WHERE stream_id >= ?", (mark.streams,))
         execute("DELETE FROM types WHERE type_id >= ?", (mark.types,))
         execute("DELETE FROM checkpoints WHERE raft_index > ?", (raft_index,))
+        life_rows.roll_back(self._connection, raft_index)
         self.subscriptions.roll_back(raft_index)
         execute("DELETE FROM cuts WHERE raft_index > ?", (raft_index,))
         snapshot_rows.roll_back(self._connection, raft_index)
@@ -254,6 +294,10 @@ class StoreFile:
     def snapshots(self) -> Iterator[Snapshot]:
         """All snapshots in order of place."""
         return snapshot_rows.snapshots(self._connection)
+
+    def lives(self) -> Iterator[Life]:
+        """The lives of streams, in order of change."""
+        return life_rows.lives(self._connection, self.path)
 
     def checkpoint_wal(self) -> int:
         """Fold the WAL into the file without waiting for anyone; the bytes that remain."""

@@ -15,7 +15,7 @@ running one if it was forced too and its cut covers them. A force tries even whe
 open.
 
 With `enabled=False` everything stays in memory: there is no thread and no file, and a force is
-refused.
+refused. Memory, and disk, are given back by a task beside the loop (see `sweeper`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ from node.persistence.breaker import Breaker
 from node.persistence.database import CyclePlan, CycleResult, Database
 from node.persistence.directory import DataDirectory
 from node.persistence.ledger import Account, Ledger
+from node.persistence.report import ForceReport
 from node.persistence.schema import Connect, connect
+from node.persistence.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
 
@@ -70,38 +72,12 @@ class WorkerSettings:
     breaker_pause_ms: int = 30_000
 
 
-@dataclass(frozen=True, slots=True)
-class ForceReport:
-    """What a force reached.
-
-    `persisted_index` is the raft index up to which the files of the asked stores are complete, and
-    `persisted_position` the sum of their positions on disk. `node_index` is the node's cut, up to
-    which a restart gets back to: it is less than `persisted_index` as long as another store's file
-    fails. `bytes` counts frames written while the force waited.
-    """
-
-    persisted_index: int
-    persisted_position: int
-    bytes: int
-    duration_ms: float
-    node_index: int
-
-    def entry(self) -> dict[str, object]:
-        """This node's entry in the answer to a flush, also when a peer asked for it."""
-        return {
-            "persisted_index": self.persisted_index,
-            "persisted_position": self.persisted_position,
-            "bytes": self.bytes,
-            "duration_ms": self.duration_ms,
-        }
-
-
 class Worker:
     """Persists one state into one directory.
 
     `wait_applied(index, timeout_ms)` returns once the state has applied an index, and raises
     ReadBarrierTimeout; without it a force for an index that is not applied yet times out at once.
-    `clock` is monotonic, in seconds.
+    `clock` is monotonic, in seconds; `held_from` is the `Sweeper`'s.
     """
 
     def __init__(
@@ -112,6 +88,7 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
         wait_applied: WaitApplied | None = None,
         connect: Connect = connect,
+        held_from: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._state = state
         self._directory = directory
@@ -122,6 +99,9 @@ class Worker:
         self._interval_ms = settings.interval_ms
         self._database = Database(directory, connect, clock)
         self._ledger = Ledger(state, self._new_breaker, clock)
+        swept = self._database if settings.enabled else None
+        self._sweeper = Sweeper(state, self._ledger, swept, self._in_thread, held_from)
+        self._sweeping: asyncio.Task[None] | None = None
         self._errors_logged: dict[str, float] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._task: asyncio.Task[None] | None = None
@@ -143,6 +123,7 @@ class Worker:
         """
         if not self._settings.enabled:
             log.info("PersistenceWorker[%s] is disabled: data is in memory only", self._name)
+            self._sweeping = asyncio.create_task(self._sweeper.run(), name="sweeper")
             return
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="persistence")
         try:
@@ -154,6 +135,7 @@ class Worker:
         self._stopping = False
         self._cycle_started_at = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._run(), name="persistence")
+        self._sweeping = asyncio.create_task(self._sweeper.run(), name="sweeper")
         log.info("PersistenceWorker[%s] is UP", self._name)
 
     async def stop(self, final_cycle: bool = True, timeout_ms: int = STOP_TIMEOUT_MS) -> bool:
@@ -162,6 +144,8 @@ class Worker:
         Without `final_cycle` only a running cycle is finished. A disk that does not answer within
         `timeout_ms` is given up: False, and the thread ends with the process.
         """
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         task, self._task = self._task, None
         if task is None:
             return False

@@ -26,7 +26,6 @@ it was cut, in another fill of what is missing then.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
@@ -34,14 +33,15 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from node.core import portion
-from node.core.commands import decode, put_store
+from node.core.lives import Life
 from node.core.portion import Digest, Portion
 from node.core.snapshots import Snapshot, Snapshots
 from node.core.state import State
 from node.core.store import Store
 from node.core.subscription import Subscription
-from node.raft import fill_snapshots, fill_subscriptions, plain
+from node.raft import fill_lives, fill_snapshots, fill_subscriptions
 from node.raft.fill_digests import SLICE_EVENTS, Digests
+from node.raft.fill_offer import Chunk, FillRefused, Offered, chunk_of, offer_of
 from node.raft.library import now
 from node.raft.requests import Requests
 
@@ -57,24 +57,6 @@ _PROGRESS_S = 2.0
 _CHUNK_BYTES = 200 * 1024  # aimed at, below what the source allows
 
 
-class FillRefused(Exception):
-    """The two histories do not fit together, or the other side makes no sense."""
-
-
-class _Offered(NamedTuple):
-    """One store as the source describes it; `at` is its place in the offer."""
-
-    at: int
-    name: str
-    uid: int
-    created_us: int
-    durability: str
-    position: int
-    checkpoints: dict[str, tuple[int, int]]
-    snapshots: fill_snapshots.Description
-    subscriptions: dict[str, int]  # by name, the Raft index of the last change
-
-
 class _Staged:
     """A store that is being brought over, and the digest of what it holds so far."""
 
@@ -88,7 +70,7 @@ class Filled(NamedTuple):
 
     raft_index: int
     term: int
-    stores: list[tuple[Store, Snapshots, dict[str, Subscription], _Offered]]
+    stores: list[tuple[Store, Snapshots, dict[str, Subscription], Offered]]
 
 
 class FillReceiver:
@@ -111,7 +93,7 @@ class FillReceiver:
     async def fetch(self, source: str) -> Filled:
         """Bring what this node lacks. Raises `FillRefused` or `requests.NoAnswer`."""
         answer = await self._ask(source, "fill_begin", None)
-        number, index, term, offered = _offer(answer)
+        number, index, term, offered = offer_of(answer)
         if index <= self._state.applied_index:
             raise FillRefused(f"{source} is at {index}, this node at {self._state.applied_index}")
         uids = {one.uid for one in offered}
@@ -119,12 +101,16 @@ class FillReceiver:
         for uid in self._staged_snapshots.keys() - uids:
             del self._staged_snapshots[uid]
         stores = []
+        lives = []
         for one in offered:
             link = _Link(self._requests, source, number, one.at)
             store = await self._bring(link, one)
             snapshots = await self._bring_snapshots(link, one)
             subscriptions = await self._bring_subscriptions(link, one, store)
             stores.append((store, snapshots, subscriptions, one))
+            lives.append(await self._bring_lives(link, one))
+        for (store, _, _, one), brought in zip(stores, lives, strict=True):
+            await self._load_lives(store, one, brought)
         return Filled(index, term, stores)
 
     def install(self, filled: Filled) -> None:
@@ -134,9 +120,11 @@ class FillReceiver:
             raise FillRefused(f"this node has reached {state.applied_index} meanwhile")
         # Those that are this node's own may have changed since they were compared.
         if any(
-            not fill_snapshots.fits(one, offered.snapshots) for _, one, _, offered in filled.stores
+            not fill_snapshots.fits(one, offered.snapshots)
+            or not fill_lives.fits(store.lives, offered.lives)
+            for store, one, _, offered in filled.stores
         ):
-            raise FillRefused("the snapshots of this node have changed meanwhile")
+            raise FillRefused("the snapshots or streams of this node have changed meanwhile")
         before, after = state.stores, {}
         changed = set(before)
         for store, snapshots, subscriptions, one in filled.stores:
@@ -165,7 +153,7 @@ class FillReceiver:
 
     # --- one store ---------------------------------------------------------------------------
 
-    async def _bring(self, link: _Link, one: _Offered) -> Store:
+    async def _bring(self, link: _Link, one: Offered) -> Store:
         """The store as offered: this node's own if it lacks nothing, else one beside it."""
         live = self._state.stores.get(one.name)
         if live is not None and live.uid != one.uid:
@@ -174,7 +162,7 @@ class FillReceiver:
         if staged is None or not await self._goes_on(link, one, staged, live):
             if live is None or not await self._agrees(link, one, live):
                 staged = _Staged(Store(one.name, one.uid, one.created_us), Digest())
-            elif live.position == one.position:
+            elif live.position == one.position and fill_lives.fits(live.lives, one.lives):
                 return live
             else:
                 staged = await self._copy(live)
@@ -183,7 +171,7 @@ class FillReceiver:
         await self._complete(link, one, staged)
         return staged.store
 
-    async def _bring_snapshots(self, link: _Link, one: _Offered) -> Snapshots:
+    async def _bring_snapshots(self, link: _Link, one: Offered) -> Snapshots:
         """Its snapshots as offered: this node's own if they are the same, else others."""
         live = self._state.stores.get(one.name)
         own = live.snapshots if live is not None and live.uid == one.uid else None
@@ -207,7 +195,7 @@ class FillReceiver:
         return made
 
     async def _bring_subscriptions(
-        self, link: _Link, one: _Offered, store: Store
+        self, link: _Link, one: Offered, store: Store
     ) -> dict[str, Subscription]:
         """Its subscriptions as offered; those that did not change are this node's own."""
         live = self._state.stores.get(one.name)
@@ -224,8 +212,33 @@ class FillReceiver:
         except ValueError as error:
             raise FillRefused(f"{link.source}: {error}") from error
 
+    async def _bring_lives(self, link: _Link, one: Offered) -> list[Life]:
+        """How its streams live, as offered; nothing where that is what this node has."""
+        live = self._state.stores.get(one.name)
+        if live is not None and live.uid == one.uid and fill_lives.fits(live.lives, one.lives):
+            return live.lives.all()
+
+        async def ask(first: int) -> Any:
+            self._used_at = now()
+            return await self._ask(link.source, "fill_lives", [link.number, link.at, first])
+
+        try:
+            return await fill_lives.bring(ask, one.lives)
+        except ValueError as error:
+            raise FillRefused(f"{link.source}: {error}") from error
+
+    async def _load_lives(self, store: Store, one: Offered, lives: list[Life]) -> None:
+        """Load them into a store that was brought; another fill cannot go on with it then."""
+        if store is self._state.stores.get(one.name):
+            return
+        self._staged.pop(one.uid, None)
+        try:
+            await fill_lives.load(store, lives, one.lives)
+        except ValueError as error:
+            raise FillRefused(str(error)) from error
+
     async def _goes_on(
-        self, link: _Link, one: _Offered, staged: _Staged, live: Store | None
+        self, link: _Link, one: Offered, staged: _Staged, live: Store | None
     ) -> bool:
         """Whether an earlier fill's unfinished store is worth going on with, and fits."""
         position = staged.digest.position
@@ -233,7 +246,7 @@ class FillReceiver:
             return False
         return position > 0 and await link.digest(position) == staged.digest.value()
 
-    async def _agrees(self, link: _Link, one: _Offered, live: Store) -> bool:
+    async def _agrees(self, link: _Link, one: Offered, live: Store) -> bool:
         """Whether the source holds the same up to where this node's store ends.
 
         Compared at several places, so that no answer takes long.
@@ -261,7 +274,7 @@ class FillReceiver:
             await asyncio.sleep(0)
         return _Staged(copied, await self._digests.at(live, copied.position))
 
-    async def _complete(self, link: _Link, one: _Offered, staged: _Staged) -> None:
+    async def _complete(self, link: _Link, one: Offered, staged: _Staged) -> None:
         store, digest = staged.store, staged.digest
         try:
             async with aclosing(_chunks(link, store.position, one.position)) as chunks:
@@ -279,7 +292,7 @@ class FillReceiver:
         for _ in store.remembering():
             await asyncio.sleep(0)
 
-    def _count(self, one: _Offered, taken: Portion) -> None:
+    def _count(self, one: Offered, taken: Portion) -> None:
         self.counters["fill_events_received"] += taken.until - taken.after
         self.counters["fill_bytes_received"] += sum(map(len, taken[3:]))
         self.progress = f"{taken.until} of {one.position} events of store {one.name}"
@@ -290,9 +303,6 @@ class FillReceiver:
 
     async def _ask(self, source: str, topic: str, body: Any) -> Any:
         return await self._requests.ask(source, topic, body, _ANSWER_S)
-
-
-_Chunk = tuple[Portion, bytes]  # and the digest behind it
 
 
 class _Link(NamedTuple):
@@ -311,10 +321,10 @@ class _Link(NamedTuple):
             raise FillRefused("a digest that is none")
         return value
 
-    async def rows(self, after: int, until: int) -> _Chunk:
+    async def rows(self, after: int, until: int) -> Chunk:
         """A chunk of the events in this range, from its beginning."""
         body = [self.number, self.at, after, until]
-        taken, value = _portion(await self.requests.ask(self.source, "fill_rows", body, _ANSWER_S))
+        taken, value = chunk_of(await self.requests.ask(self.source, "fill_rows", body, _ANSWER_S))
         if taken.after != after or not after < taken.until <= until:
             raise FillRefused(f"{self.source} answers with events that were not asked for")
         return taken, value
@@ -329,7 +339,7 @@ class _Window:
         self.size = 1
         self._fastest_s = float("inf")
 
-    async def rows(self, link: _Link, after: int, until: int) -> _Chunk:
+    async def rows(self, link: _Link, after: int, until: int) -> Chunk:
         """Ask for a range, and learn from how long the answer takes."""
         asked_at = now()
         answer = await link.rows(after, until)
@@ -340,7 +350,7 @@ class _Window:
         return answer
 
 
-async def _chunks(link: _Link, after: int, until: int) -> AsyncGenerator[_Chunk, None]:
+async def _chunks(link: _Link, after: int, until: int) -> AsyncGenerator[Chunk, None]:
     """All events of the range, in order, with several questions under way.
 
     A few events tell how large they are, and so how many to ask for. Where they grow, the source
@@ -348,10 +358,10 @@ async def _chunks(link: _Link, after: int, until: int) -> AsyncGenerator[_Chunk,
     """
     window = _Window()
 
-    def ask(after: int, end: int) -> asyncio.Task[_Chunk]:
+    def ask(after: int, end: int) -> asyncio.Task[Chunk]:
         return asyncio.ensure_future(window.rows(link, after, end))
 
-    asked: deque[tuple[int, asyncio.Task[_Chunk]]] = deque()
+    asked: deque[tuple[int, asyncio.Task[Chunk]]] = deque()
     following, events = after, _FIRST_EVENTS
     try:
         while asked or following < until:
@@ -385,65 +395,9 @@ def _facts(store: Store) -> tuple[Any, ...]:
     return store.durability, _checkpoints(store), tuple(snapshots), subscriptions
 
 
-def _offered_facts(one: _Offered) -> tuple[Any, ...]:
+def _offered_facts(one: Offered) -> tuple[Any, ...]:
     return one.durability, one.checkpoints, one.snapshots, one.subscriptions
 
 
 def _checkpoints(store: Store) -> dict[str, tuple[int, int]]:
     return {name: (at, store.checkpoint_index[name]) for name, at in store.checkpoints.items()}
-
-
-# --- answers: what they must look like -----------------------------------------------------------
-
-
-def _offer(answer: Any) -> tuple[int, int, int, list[_Offered]]:
-    """Number, index, term and stores of an offer. Raises `FillRefused`."""
-    try:
-        number, description, value = answer
-        _need(type(description) is bytes and hashlib.sha256(description).digest() == value)
-        index, term, described = plain.loads(description)
-        _need(all(map(_is_count, (number, index, term))))
-        offered = [_offered(at, one) for at, one in enumerate(described)]
-        _need(len({one.name for one in offered}) == len({one.uid for one in offered}))
-        _need(len({one.name for one in offered}) == len(offered))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise FillRefused(f"an offer that makes no sense: {error}") from error
-    return number, index, term, offered
-
-
-def _offered(at: int, described: Any) -> _Offered:
-    name, uid, created_us, durability, position, checkpoints, snapshots, subscribed = described
-    description = fill_snapshots.Description(*snapshots)
-    # Raises for what cannot be created.
-    decode(put_store(name, created_us, durability, description.kept))
-    _need(_is_count(description.held) and type(description.digest) is bytes)
-    _need(durability is not None and description.kept is not None)
-    _need(_is_count(uid) and _is_count(position))
-    moved = {}
-    for checkpoint, where, when in checkpoints:
-        _need(type(checkpoint) is str and _is_count(where) and _is_count(when))
-        moved[checkpoint] = (where, when)
-    settled = position, moved, description, fill_subscriptions.parsed(subscribed)
-    return _Offered(at, name, uid, created_us, durability, *settled)
-
-
-def _portion(answer: Any) -> _Chunk:
-    try:
-        *fields, value = answer
-        taken = Portion(*fields)
-        _need(_is_count(taken.after) and type(value) is bytes)
-        _need(all(type(names) is list for names in taken[1:3]))
-        _need(all(type(name) is str for names in taken[1:3] for name in names))
-        _need(all(type(column) is bytes for column in taken[3:]))
-    except (TypeError, ValueError) as error:
-        raise FillRefused(f"a chunk that makes no sense: {error}") from error
-    return taken, value
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**62
-
-
-def _need(condition: bool) -> None:
-    if not condition:
-        raise ValueError("a field is not as it must be")

@@ -5,20 +5,22 @@ stores. It asks (see `requests`), and the source answers:
 
     fill_begin                       an offer: its number, what the state is at this moment (index,
                                      term, and of each store name, uid, time of creation,
-                                     settings, position, checkpoints, and what its snapshots and
-                                     subscriptions are), and a SHA-256 of all this
+                                     settings, position, checkpoints, and what its snapshots,
+                                     subscriptions and lives are), and a SHA-256 of all this
     fill_digest (offer, store, at)   the digest of a store at a position, against which the asking
                                      node compares what it holds already
     fill_rows (offer, store, after, until)
                                      events that follow position `after`: as many as fit a chunk, at
                                      least one; and the digest of the store behind the last of them
 
-How snapshots are brought stands in `fill_snapshots`, how subscriptions in `fill_subscriptions`.
+How snapshots are brought stands in `fill_snapshots`, how subscriptions in `fill_subscriptions`, how
+deletions and limits of streams in `fill_lives`.
 
 An offer is the id of the transfer, a position is an offset in it, and the digest behind a chunk
 vouches for the chunk and for all before it (see `core.portion`). Stream and type ordinals are
 functions of the history and therefore alike on all nodes. Positions never change what they hold, so
-the source needs no copy and appends go on.
+the source needs no copy and appends go on. Of events that were removed by then it may send husks;
+what is removed later keeps its frames until the offer is withdrawn (`log_needed_from`).
 
 Bounds: an offer is withdrawn when nobody asked for anything of it in `_OFFER_IDLE_S`, when its node
 asks for a new one, or when `_OFFERS_MAX` newer ones exist; only so long does it keep a deleted
@@ -41,7 +43,7 @@ from node.core import portion
 from node.core.snapshots import Snapshot
 from node.core.state import State
 from node.core.store import Store
-from node.raft import fill_snapshots, fill_subscriptions
+from node.raft import fill_lives, fill_snapshots, fill_subscriptions
 from node.raft.fill_digests import REST_S, SLICE_EVENTS, Digests
 from node.raft.library import now
 
@@ -65,6 +67,7 @@ class _Offer:
         self.raft_index, self.term = state.applied_index, state.applied_term
         self.stores = [(store, store.position) for store in state.stores.values()]
         self.snapshots = [store.snapshots.all() for store in state.stores.values()]
+        self.lives = [store.lives.all() for store in state.stores.values()]
         self.subscriptions = [fill_subscriptions.taken_of(store) for store in state.stores.values()]
         self.asked_at = now()
 
@@ -148,6 +151,16 @@ class FillSource:
             await asyncio.sleep(REST_S)
         return answer
 
+    async def lives(self, peer: str, body: Any) -> Any:
+        """Answer `fill_lives`."""
+        number, at, first = body
+        offered = self._offer(peer, number).lives[at]
+        _need(0 <= first < len(offered))
+        async with self._one_at_a_time:
+            answer = fill_lives.chunk(offered, first)
+            await asyncio.sleep(REST_S)
+        return answer
+
     # --- what the replica asks ---------------------------------------------------------------
 
     def expire(self) -> None:
@@ -176,7 +189,8 @@ def _described(store: Store, position: int) -> list[Any]:
     ]
     facts = [store.name, store.uid, store.created_us, store.durability]
     snapshots = fill_snapshots.described(store.snapshots)
-    return [*facts, position, checkpoints, snapshots, fill_subscriptions.described(store)]
+    settled = snapshots, fill_subscriptions.described(store), fill_lives.described(store.lives)
+    return [*facts, position, checkpoints, *settled]
 
 
 def _need(condition: bool) -> None:

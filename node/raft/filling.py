@@ -23,7 +23,8 @@ from typing import Any
 
 from node.core.state import State
 from node.raft.fill_digests import Digests
-from node.raft.fill_receiver import FillReceiver, FillRefused
+from node.raft.fill_offer import FillRefused
+from node.raft.fill_receiver import FillReceiver
 from node.raft.fill_source import FillSource
 from node.raft.library import Engine, now
 from node.raft.membership import MalformedMembership, Membership
@@ -70,6 +71,7 @@ class Filling:
         requests.serve("fill_places", self.source.places)
         requests.serve("fill_snapshots", self.source.snapshots)
         requests.serve("fill_subscriptions", self.source.subscriptions)
+        requests.serve("fill_lives", self.source.lives)
 
     @property
     def active(self) -> bool:
@@ -80,6 +82,11 @@ class Filling:
     def counters(self) -> dict[str, int]:
         """Numbers for the metrics."""
         return {**self.source.counters, **self.receiver.counters}
+
+    @property
+    def offered_from(self) -> int | None:
+        """The index of the oldest state that another node is being filled with; None without."""
+        return self.source.log_needed_from
 
     def behind(self, peer: str, message: Behind) -> None:
         """The leader says that its log does not reach back to where this node ends."""

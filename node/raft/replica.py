@@ -108,7 +108,7 @@ class Replica:
             self._engine, settings, start.incarnation, network.send, overloaded
         )
         self._waiting = Waiting()
-        self._filling = Filling(
+        self.filling = Filling(
             self._engine, settings, state, self.requests, self._guard.alarm, self._fill_ended
         )
         self._members = Members(
@@ -172,7 +172,7 @@ class Replica:
     async def stop(self) -> None:
         """Close the raft port. After it this node says nothing more to anyone."""
         self._proposals.paused = True
-        self._filling.cancel()
+        self.filling.cancel()
         for task in self._timers:
             task.cancel()
         await self.requests.stop()
@@ -260,8 +260,8 @@ class Replica:
             )
         elif self._recovery.active:
             reasons.append(f"recovering: waits for {self._recovery.waits_for()}")
-        if self._filling.active:
-            reasons.append(f"being filled by the leader: {self._filling.receiver.progress}")
+        if self.filling.active:
+            reasons.append(f"being filled by the leader: {self.filling.receiver.progress}")
         if self._engine.leader is None:
             reasons.append("no leader is known")
         elif self._engine.commit_index > self.applied_index:
@@ -284,7 +284,7 @@ class Replica:
         return {
             **self._network.counters,
             **self._proposals.counters,
-            **self._filling.counters,
+            **self.filling.counters,
             **self._tail.counters,
             "started_recovering": int(self._recovery.was_needed),
             "proposals_waiting": self._proposals.waiting,
@@ -362,7 +362,7 @@ class Replica:
             RecoveryReport: self._recovery.report,
             Gossip: self._changes.heard,
             MembershipNotice: self._changes.told,
-            Behind: self._filling.behind,
+            Behind: self.filling.behind,
             Ask: self.requests.asked,
             Answer: self.requests.answered,
         }
@@ -402,9 +402,9 @@ class Replica:
         settings = self.settings
         # Without a disk there is nothing to wait for: a restart comes back empty either way.
         kept = self.applied_index if settings.memory_only else self._persisted_index()
-        kept = self._filling.cut_at_most(kept, self._journal.bytes)
+        kept = self.filling.cut_at_most(kept, self._journal.bytes)
         self._journal.cut(kept, settings.log_tail_entries_max, settings.log_tail_bytes_max)
-        self._filling.expire()
+        self.filling.expire()
         self._tail.persisted(self._persisted_index())
 
     def _notice_view(self) -> None:

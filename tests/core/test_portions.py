@@ -64,7 +64,7 @@ def test_a_digest_tells_stores_apart_that_differ_in_one_place() -> None:
         whole,
         *(
             whole._replace(**{field: flipped(getattr(whole, field))})
-            for field in ("stream_of", "created", "type_of", "lengths", "frames")
+            for field in ("stream_of", "created", "type_of", "frames")
         ),
         whole._replace(streams=["b", "a", *whole.streams[2:]]),
         whole._replace(types=[*whole.types[:-1], "Other"]),
@@ -75,6 +75,12 @@ def test_a_digest_tells_stores_apart_that_differ_in_one_place() -> None:
         digest.add(variant)
         values.add(digest.value())
     assert len(values) == len(one_bit)
+
+
+def test_a_portion_whose_lengths_do_not_fit_its_frames_has_no_digest() -> None:
+    whole = portions(grown(20).stores["main"], 1000)[0]
+    with pytest.raises(ValueError, match="longer or shorter"):
+        Digest().add(whole._replace(lengths=flipped(whole.lengths)))
 
 
 def flipped(column: bytes) -> bytes:

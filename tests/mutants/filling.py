@@ -34,7 +34,7 @@ DEFECTS = (
     Defect(
         "offer-not-verified",
         "A3: what is offered is compared with its digest",
-        "raft/fill_receiver.py",
+        "raft/fill_offer.py",
         "type(description) is bytes and hashlib.sha256(description).digest() == value",
         "type(description) is bytes",
         (_TRANSFER,),

@@ -70,8 +70,8 @@ DEFECTS = (
         "snapshots-from-the-disk-not-compared",
         "I13: what is read is what was written",
         "persistence/loader.py",
-        "    return contents._replace(snapshots=store.snapshots.digest)\n",
-        "    return contents._replace(snapshots=file.mark.contents.snapshots)\n",
+        "    return contents._replace(snapshots=store.snapshots.digest, ",
+        "    return contents._replace(snapshots=file.mark.contents.snapshots, ",
         (_DISK,),
     ),
     Defect(
@@ -94,9 +94,8 @@ DEFECTS = (
         "own-snapshots-change-before-the-fill-is-installed",
         "I13: what a fill installs is the state at its index",
         "raft/fill_receiver.py",
-        "            not fill_snapshots.fits(one, offered.snapshots) for _, one, _, offered in "
-        "filled.stores\n",
-        "            False for _ in filled.stores\n",
+        "            not fill_snapshots.fits(one, offered.snapshots)\n            or ",
+        "            ",
         (_TRANSFER,),
     ),
     Defect(

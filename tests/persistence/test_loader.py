@@ -271,9 +271,9 @@ async def test_a_newer_format_stops_the_start_and_moves_nothing(
     history = await persisted(directory)
     path = directory.node_path if which == "node" else path_of(directory, history, "beta")
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     before = sorted(directory.path.rglob("*"))
-    with pytest.raises(FormatTooNew, match="format 2; this version knows 1"):
+    with pytest.raises(FormatTooNew, match="format 3; this version knows 2"):
         load_state(directory)
     assert sorted(directory.path.rglob("*")) == before
 

@@ -191,7 +191,7 @@ class Cluster:
             self.ports.pop(node_id).cut_off()
             for task in replica._timers:
                 task.cancel()
-            replica._filling.cancel()
+            replica.filling.cancel()
             replica._proposals.stop()
 
     async def stop(self, *node_ids: str) -> None:

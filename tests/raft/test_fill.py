@@ -148,9 +148,9 @@ class TestFilling:
             cluster.links.delay_s = lambda _: 0.005
             leader, behind = await left_behind(cluster)
             await cluster.start(behind)
-            await cluster.until(lambda: cluster[behind]._filling.active)
+            await cluster.until(lambda: cluster[behind].filling.active)
             count = 0
-            while cluster[behind]._filling.active:
+            while cluster[behind].filling.active:
                 await cluster.append(leader)
                 count += 1
             assert count > 3
@@ -192,10 +192,10 @@ class TestFilling:
             cluster.links.delay_s = lambda _: 0.005
             leader, behind = await left_behind(cluster)
             await cluster.start(behind)
-            await cluster.until(lambda: cluster[behind]._filling.active)
+            await cluster.until(lambda: cluster[behind].filling.active)
             await asyncio.sleep(0.03)
             cluster.links.cut(behind)
-            await cluster.until(lambda: not cluster[behind]._filling.active)
+            await cluster.until(lambda: not cluster[behind].filling.active)
             assert cluster[behind].state.stores == {}
             cluster.links.heal()
             await cluster.settled()
@@ -212,7 +212,7 @@ class TestFilling:
             cluster.links.delay_s = lambda _: 0.005
             leader, behind = await left_behind(cluster)
             await cluster.start(behind)
-            await cluster.until(lambda: cluster[behind]._filling.active)
+            await cluster.until(lambda: cluster[behind].filling.active)
             await asyncio.sleep(0.03)
             other = next(one for one in cluster.ids if one not in (leader, behind))
             await cluster[leader].transfer_leadership(other, 3000)
@@ -240,7 +240,7 @@ class TestFilling:
             leader, behind = await left_behind(cluster, events=80)
             load = asyncio.create_task(appended_without_end(cluster, leader))
             await cluster.start(behind)
-            source, receiver = cluster[leader]._filling.source, cluster[behind]._filling.receiver
+            source, receiver = cluster[leader].filling.source, cluster[behind].filling.receiver
             # It catches up, and stays with the others.
             target = cluster[leader].applied_index + 100
             await cluster.until(lambda: cluster[behind].applied_index >= target)
@@ -283,6 +283,6 @@ class TestOlderState:
             leader = await cluster.ready()
             follower = cluster.followers()[0]
             with pytest.raises(FillRefused):
-                await cluster[follower]._filling.receiver.fetch(leader)
+                await cluster[follower].filling.receiver.fetch(leader)
 
         simulate(scenario)

@@ -396,7 +396,7 @@ async def test_a_store_that_is_longer_here_is_an_alarm_and_is_left_alone() -> No
     pair = Pair(72)
     for number in range(200):
         frame = event(5_000_000 + number)
-        pair.state.stores["a"].append("x", commands.ANY, [frame], 1)
+        pair.state.stores["a"].append("x", commands.ANY, [frame], 1, 1)
     before = contents(pair.state)
     pair.source_state.apply(500, 1, [commands.barrier()])
     with pytest.raises(FillRefused, match="longer here"):

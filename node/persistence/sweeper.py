@@ -1,0 +1,114 @@
+"""Giving memory and disk back once events were removed (see `core.lives`).
+
+Each node does so by itself, and nobody can tell whether it has: a husk takes the place of a frame,
+first in memory, then in the store's file (see `core.husks`). It may happen as soon as the node's
+cut on disk has passed the removal, because a restart begins at the cut and must have all that was
+there to be read. Where nothing is persisted it may happen at once. And it waits while another node
+is being filled with a state from before the removal, for the same reason.
+
+    memory   slices of a millisecond at most on the event loop, with a rest after each
+    disk     a transaction for each `_ROWS` husks, in the persistence thread: what a forced cycle
+             may have to wait for is one of them
+    space    free pages go from the file in steps, at the end of each store's work, and then its WAL
+             is folded: only that makes the file shorter
+
+Nothing of it has to be remembered. A start finds in its files which events were removed, and whose
+frames are there all the same. A disk that fails is tried again, every `_AGAIN_S`, and meanwhile
+nothing further is swept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from node.core.state import State
+from node.core.store import Store
+from node.persistence.database import Database
+from node.persistence.ledger import Ledger, Removal
+
+log = logging.getLogger(__name__)
+
+_PAUSE_S = 0.5
+_REST_S = 0.004
+_AGAIN_S = 5.0
+_EVENTS = 500  # of a slice in memory; a stream counts as one more
+_BYTES = 512 * 1024
+_ROWS = 1_000
+
+InThread = Callable[..., Awaitable[str | bool | None]]
+
+
+class Sweeper:
+    """Sweeps the stores of one state, and their files in `database`, if there is one.
+
+    `held_from` gives the index behind which nothing may be swept for the time being, or None.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        ledger: Ledger,
+        database: Database | None,
+        in_thread: InThread,
+        held_from: Callable[[], int | None],
+    ) -> None:
+        self._state = state
+        self._ledger = ledger
+        self._database = database
+        self._in_thread = in_thread
+        self._held_from = held_from
+
+    async def run(self) -> None:
+        """Sweep whatever may be swept, until cancelled."""
+        while True:
+            await asyncio.sleep(_PAUSE_S)
+            if self._database is None:
+                self._ledger.release_all()
+            for removal in self._ledger.sweepable(self._held_from()):
+                try:
+                    await self._sweep(removal)
+                except Exception:
+                    # A defect of ours. What it left is swept by the next start.
+                    log.exception("sweeping store %s failed", removal.name)
+
+    async def _sweep(self, removal: Removal) -> None:
+        store = self._state.stores.get(removal.name)
+        if store is None or store.origin is not removal.origin:
+            return
+        swept: list[int] = []
+        events, freed_at = _EVENTS, store.swept_bytes + _BYTES
+        for ordinal, until in removal.until.items():
+            stream = store.stream_list[ordinal]
+            while stream.swept < min(until, stream.first):
+                before = stream.swept
+                swept += store.sweep(stream, until, events, freed_at - store.swept_bytes)
+                events -= stream.swept - before + 1
+                if events <= 0 or store.swept_bytes >= freed_at:
+                    await asyncio.sleep(_REST_S)
+                    events, freed_at = _EVENTS, store.swept_bytes + _BYTES
+                if len(swept) >= _ROWS:
+                    await self._write(store, swept)
+                    swept = []
+        await self._write(store, swept)
+        await self._give_back(store)
+
+    async def _write(self, store: Store, positions: list[int]) -> None:
+        """Bring husks to the disk, if it takes as long as it may."""
+        while self._database is not None and positions and self._is_there(store):
+            error = await self._in_thread(self._database.sweep, store, positions)
+            if error is None:
+                return
+            log.error("cannot sweep, will try again: %s", error)
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _give_back(self, store: Store) -> None:
+        while self._database is not None and self._is_there(store):
+            if not await self._in_thread(self._database.give_back, store):
+                return
+            await asyncio.sleep(_REST_S)
+
+    def _is_there(self, store: Store) -> bool:
+        current = self._state.stores.get(store.name)
+        return current is not None and current.uid == store.uid
