@@ -127,6 +127,8 @@ class Ledger:
         for name in {entry.name for entry in entries} | self._state.stores.keys():
             if self._is_new(name):
                 self.changed(name)
+        if self._state.applied_index == cut.raft_index:
+            self.release_all()
         for name, store in self._state.stores.items():
             if store.lives.has_removed:
                 self.changed(name)
@@ -167,8 +169,6 @@ class Ledger:
         whole = not self._pending and (forced or self._node_breaker.allows(now))
         at = Cut(self._state.applied_index, self._state.applied_term)
         self._take_removed(due)
-        if whole and at == self.cut:
-            self._release()
         return CyclePlan(at, cuts, tuple(self._forgotten), whole)
 
     def settle(self, plan: CyclePlan, result: CycleResult) -> None:
@@ -250,7 +250,7 @@ class Ledger:
         return free
 
     def release_all(self) -> None:
-        """Nothing is ever persisted: all that was removed may be swept."""
+        """All that was removed may be swept: it is on disk, or nothing ever is."""
         self._take_removed(self._state.stores)
         self._release()
 

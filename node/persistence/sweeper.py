@@ -44,6 +44,7 @@ class Sweeper:
     """Sweeps the stores of one state, and their files in `database`, if there is one.
 
     `held_from` gives the index behind which nothing may be swept for the time being, or None.
+    `complain` is told what could not be written, and why.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Sweeper:
         database: Database | None,
         in_thread: InThread,
         held_from: Callable[[], int | None],
+        complain: Callable[[str, str], None],
     ) -> None:
         self._state = state
         self._ledger = ledger
         self._database = database
         self._in_thread = in_thread
         self._held_from = held_from
+        self._complain = complain
 
     async def run(self) -> None:
         """Sweep whatever may be swept, until cancelled."""
@@ -100,7 +103,7 @@ class Sweeper:
             error = await self._in_thread(self._database.sweep, store, positions)
             if error is None:
                 return
-            log.error("cannot sweep, will try again: %s", error)
+            self._complain(f"what is left of removed events of store {store.name}", str(error))
             await asyncio.sleep(_AGAIN_S)
 
     async def _give_back(self, store: Store) -> None:

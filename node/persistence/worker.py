@@ -100,7 +100,9 @@ class Worker:
         self._database = Database(directory, connect, clock)
         self._ledger = Ledger(state, self._new_breaker, clock)
         swept = self._database if settings.enabled else None
-        self._sweeper = Sweeper(state, self._ledger, swept, self._in_thread, held_from)
+        self._sweeper = Sweeper(
+            state, self._ledger, swept, self._in_thread, held_from, self._log_error
+        )
         self._sweeping: asyncio.Task[None] | None = None
         self._errors_logged: dict[str, float] = {}
         self._thread: ThreadPoolExecutor | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from node.core import commands
+from node.core import commands, life_commands
 from node.core.frames import ABSENT, encode_frame
+from node.core.husks import husk_of, is_husk
 from node.core.state import State
 from node.core.store import Store
 from node.core.subscription_state import encode, take
@@ -36,6 +37,9 @@ def encoded(command: Any) -> bytes:
         commands.PutSnapshot: commands.put_snapshot,
         commands.DeleteSnapshot: commands.delete_snapshot,
         commands.Barrier: commands.barrier,
+        life_commands.DeleteStream: life_commands.delete_stream,
+        life_commands.SetMetadata: life_commands.set_metadata,
+        life_commands.Expire: life_commands.expire,
     }
     return encoders[type(command)](*command)
 
@@ -60,17 +64,36 @@ def contents(state: State) -> dict[str, Any]:
     }
 
 
+def sweep(store: Store, events_max: int = 1_000_000) -> None:
+    """Put husks in the places of removed frames, of at most so many events of each stream."""
+    for stream in store.stream_list:
+        store.sweep(stream, stream.first, events_max, 1 << 40)
+
+
+def seen_frame(store: Store, position: int) -> bytes:
+    """The frame of an event that is kept, and the husk of one that is not, swept or not."""
+    stored = store.frame(position)
+    return stored if store.kept(position) or is_husk(stored) else husk_of(stored)
+
+
 def store_contents(store: Store) -> dict[str, Any]:
-    """Everything there is in a store."""
+    """Everything there is in a store, but for what has been swept of it."""
+    frames = [seen_frame(store, at) for at in range(1, store.position + 1)]
+    records = [store.record(at) for at in range(1, store.position + 1)]
+    rows = list(store.rows(0, store.position))
     return {
         "identity": (store.name, store.uid, store.created_us, store.durability),
         "position": (store.position, store.frame_bytes),
-        "records": [store.record(at) for at in range(1, store.position + 1)],
-        "rows": list(store.rows(0, store.position)),
+        "records": [(*one[:4], frame) for one, frame in zip(records, frames, strict=True)],
+        "rows": [(*one[:5], frame) for one, frame in zip(rows, frames, strict=True)],
         "streams": [
             (stream.name, stream.ordinal, stream.version, stream.count, list(stream.positions))
             for stream in store.stream_list
         ],
+        "lives": (store.lives.changed_index, store.lives.digest, sorted(store.lives.all())),
+        "kept": [(stream.first, stream.limits) for stream in store.stream_list],
+        "departed": sorted(store.lives.departed),
+        "removed": (store.kept_events, store.lives.next_due_us),
         "by_name": {name: stream.ordinal for name, stream in store.streams.items()},
         "stream_names": list(store.stream_names),
         "types": [(name, store.find_type(name)) for name in store.type_names],

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from node.core import commands
+from node.core import commands, life_commands
 from node.core.frames import decode_frame
 from node.core.outcomes import (
     Appended,
     BarrierPassed,
     CheckpointMoved,
     CheckpointNotIncreasing,
+    Expired,
+    MetadataSet,
     Outcome,
     SnapshotDeleted,
     SnapshotNotFound,
@@ -26,8 +28,12 @@ from node.core.outcomes import (
     StoreCreated,
     StoreDeleted,
     StoreNotFound,
+    StreamDeleted,
+    StreamNotFound,
+    StreamRemoved,
     WrongExpectedVersion,
 )
+from node.core.stream import Limits
 
 
 class Reused(NamedTuple):
@@ -49,6 +55,7 @@ class Event(NamedTuple):
 class ReferenceStore:
     """One store."""
 
+    name: str
     created_us: int
     remembered_min: int
     events: list[Event] = field(default_factory=list)
@@ -56,10 +63,75 @@ class ReferenceStore:
     kept: int = 10_000
     series_bytes_max: int = 64 * 1024 * 1024
     snapshots: dict[tuple[str, str, int], bytes] = field(default_factory=dict)
+    removed: set[tuple[str, int]] = field(default_factory=set)  # stream, number
+    absent: set[str] = field(default_factory=set)
+    over: set[str] = field(default_factory=set)
+    limits: dict[str, Limits] = field(default_factory=dict)
+
+    def numbers(self, stream: str) -> range:
+        """All event numbers that were ever given in a stream."""
+        return range(sum(event.stream == stream for event in self.events))
 
     def version(self, stream: str) -> int:
-        """The number of the last event of a stream, -1 without one."""
-        return sum(event.stream == stream for event in self.events) - 1
+        """The number of the last event of a stream, -1 where there is no such stream."""
+        gone = stream in self.absent or stream in self.over
+        return -1 if gone else len(self.numbers(stream)) - 1
+
+    def kept_numbers(self, stream: str) -> list[int]:
+        """The numbers of a stream's events that can be read."""
+        return [number for number in self.numbers(stream) if (stream, number) not in self.removed]
+
+    def names(self) -> list[str]:
+        """The streams that there are."""
+        return sorted({event.stream for event in self.events} - self.absent - self.over)
+
+    def delete_stream(self, stream: str, expected: int, hard: bool) -> Outcome:
+        """Judge the expected version, then remove it all."""
+        if stream in self.over:
+            return StreamDeleted(stream)
+        current = self.version(stream)
+        if not as_expected(expected, current):
+            return WrongExpectedVersion(stream, expected, current)
+        if not self.numbers(stream) or (stream in self.absent and not hard):
+            return StreamNotFound(self.name, stream)
+        self.removed.update((stream, number) for number in self.numbers(stream))
+        self.absent.discard(stream)
+        (self.over if hard else self.absent).add(stream)
+        self.limits.pop(stream, None)
+        return StreamRemoved(stream, len(self.numbers(stream)) - 1, hard)
+
+    def set_metadata(self, stream: str, limits: Limits) -> Outcome:
+        """All three at once; no event that is yet to come is removed."""
+        if stream in self.over:
+            return StreamDeleted(stream)
+        if self.version(stream) < 0:
+            return StreamNotFound(self.name, stream)
+        count = len(self.numbers(stream))
+        if limits.truncate_before is not None:
+            limits = limits._replace(truncate_before=min(count, limits.truncate_before))
+            self.removed.update((stream, number) for number in range(limits.truncate_before))
+        self.limits[stream] = limits
+        self.limit()
+        first = min(self.kept_numbers(stream), default=count)
+        return MetadataSet(stream, first, limits.truncate_before)
+
+    def limit(self) -> None:
+        """What `max_count` asks for."""
+        for stream, limits in self.limits.items():
+            if limits.max_count is not None:
+                last = self.numbers(stream)[: -limits.max_count]
+                self.removed.update((stream, number) for number in last)
+
+    def expire(self, now_us: int) -> Outcome:
+        """What `max_age_ms` asks for; more than a few streams are not judged here."""
+        expired = {
+            (event.stream, event.number)
+            for event in self.events
+            if (age_ms := self.limits.get(event.stream, Limits()).max_age_ms) is not None
+            and event.created_us + age_ms * 1000 <= now_us
+        } - self.removed
+        self.removed |= expired
+        return Expired(len({stream for stream, _ in expired}), len(expired), False)
 
     def remembered(self) -> dict[bytes, int]:
         """Event id -> position, of the events whose ids are remembered."""
@@ -84,6 +156,9 @@ class ReferenceStore:
             return Reused(frozenset(ids))
         if any(one in known for one in ids):
             return self._earlier_try(events, [known.get(one, 0) for one in ids], frozenset(ids))
+        for stream, _ in [*events, *checks]:
+            if stream in self.over:
+                return StreamDeleted(stream)
         for stream, expected in checks:
             if not as_expected(expected, self.version(stream)):
                 return WrongExpectedVersion(stream, expected, self.version(stream))
@@ -92,7 +167,10 @@ class ReferenceStore:
         after = len(self.events)
         created_us = max([created_us, *(event.created_us for event in self.events[-1:])])
         for stream, frame in events:
-            self.events.append(Event(stream, self.version(stream) + 1, created_us, frame))
+            number = len(self.numbers(stream))
+            self.events.append(Event(stream, number, created_us, frame))
+            self.absent.discard(stream)
+        self.limit()
         self.checkpoints.update([checkpoint] if checkpoint else [])
         return self._appended(list(range(after + 1, len(self.events) + 1)), idempotent=False)
 
@@ -168,7 +246,7 @@ class ReferenceState:
                 return BarrierPassed()
             case commands.CreateStore(name, created_us):
                 created = name not in self.stores
-                fresh = ReferenceStore(created_us, self.remembered_min)
+                fresh = ReferenceStore(name, created_us, self.remembered_min)
                 fresh.series_bytes_max = self.series_bytes_max
                 self.stores.setdefault(name, fresh)
                 return StoreCreated(created)
@@ -181,6 +259,12 @@ class ReferenceState:
         if store is None:
             return StoreNotFound(command.store)
         match command:
+            case life_commands.DeleteStream(_, stream, expected, hard):
+                return store.delete_stream(stream, expected, hard)
+            case life_commands.SetMetadata(_, stream, limits):
+                return store.set_metadata(stream, limits)
+            case life_commands.Expire(_, now_us):
+                return store.expire(now_us)
             case commands.DeleteStore(name):
                 del self.stores[name]
                 return StoreDeleted(name)

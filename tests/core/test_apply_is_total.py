@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.core import commands
+from node.core import commands, life_commands
 from node.core import subscription_commands as asked
 from node.core.conditions import ANY_OF, EXISTS, Condition
 from node.core.fields import TIME_US_MAX
@@ -27,8 +27,10 @@ from node.core.outcomes import (
     CheckpointMoved,
     CheckpointNotIncreasing,
     EventIdReused,
+    Expired,
     Fetched,
     Malformed,
+    MetadataSet,
     Replayed,
     Settled,
     SnapshotDeleted,
@@ -38,6 +40,9 @@ from node.core.outcomes import (
     StoreCreated,
     StoreDeleted,
     StoreNotFound,
+    StreamDeleted,
+    StreamNotFound,
+    StreamRemoved,
     Subscribed,
     SubscriptionExists,
     SubscriptionNotFound,
@@ -46,6 +51,7 @@ from node.core.outcomes import (
 )
 from node.core.snapshots import PLACE_BITS, encode_content
 from node.core.state import State
+from node.core.stream import Limits
 from tests.core.observed import contents, frame, started
 
 REFUSALS = (
@@ -58,6 +64,8 @@ REFUSALS = (
     SnapshotTooOld,
     SubscriptionExists,
     SubscriptionNotFound,
+    StreamNotFound,
+    StreamDeleted,
 )
 OUTCOMES = (
     *REFUSALS,
@@ -73,6 +81,9 @@ OUTCOMES = (
     Fetched,
     Settled,
     Replayed,
+    StreamRemoved,
+    MetadataSet,
+    Expired,
     BarrierPassed,
 )
 
@@ -115,6 +126,11 @@ VALID = [
     asked.settle("main", 5, "all", [(FIRST, asked.ACK), (FIRST, asked.SKIP)]),
     asked.settle("main", 2**50, "all", [(FIRST, asked.RETRY)]),
     asked.replay("main", 5, "all", [1, 2]),
+    life_commands.set_metadata("main", "s", Limits(1, 1, 1)),
+    life_commands.set_metadata("main", "s", Limits()),
+    life_commands.expire("main", 2**40),
+    life_commands.delete_stream("main", "s", 0, False),
+    life_commands.delete_stream("main", "s", commands.ANY, True),
     commands.barrier(),
 ]
 

@@ -1,7 +1,8 @@
 """The state against a plain reference, under any sequence of commands that hypothesis thinks of.
 
 Every command goes to three: the state, a second state (which must stay equal, byte for byte), and
-the reference. Ids are remembered for a handful of events only, so that forgetting takes part.
+the reference. Ids are remembered for a handful of events only, so that forgetting takes part. The
+second state is swept at any moment, and nothing may show it.
 A failure prints the sequence of steps and a line that reproduces it.
 """
 
@@ -16,10 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from node.core import commands, recent, snapshots
 from node.core.commands import Append, AppendEach, AppendMany
 from node.core.fields import TIME_US_MAX
+from node.core.life_commands import DeleteStream, Expire, SetMetadata
 from node.core.outcomes import Appended, AppendedEach, EventIdReused
 from node.core.snapshots import encode_content
 from node.core.state import State
-from tests.core.observed import contents, encoded, frame, remembered
+from node.core.stream import Limits
+from tests.core.observed import contents, encoded, frame, remembered, sweep
 from tests.core.reference import ReferenceState, Reused
 
 REMEMBERED_MIN = 5
@@ -33,6 +36,9 @@ versions = st.sampled_from([commands.ANY, CURRENT, CURRENT, CURRENT - 1, CURRENT
 )
 times = st.integers(0, 50) | st.just(TIME_US_MAX - 1)
 types = st.sampled_from(["T", "OrderPlaced", "é" * 12, "x" * 255])
+hardness = st.sampled_from([False, False, False, True])
+few = st.none() | st.integers(0, 5)
+limits = st.builds(Limits, st.none() | st.integers(1, 4), st.none() | st.integers(1, 30), few)
 sources = st.sampled_from(["o-1", "o-2"])
 versions_of_snapshots = st.integers(0, 6) | st.just(2**62)
 checkpoints = st.tuples(st.sampled_from(["p", "q"]), st.integers(0, 9))
@@ -174,6 +180,25 @@ class StateAgainstReference(RuleBasedStateMachine):
     def put_store(self, store: str, kept: int | None) -> None:
         self.do(commands.PutStore(store, 1, None, kept))
 
+    @rule(
+        store=stores, stream=streams, version=versions, hard=st.sampled_from([False] * 4 + [True])
+    )
+    def delete_stream(self, store: str, stream: str, version: int, hard: bool) -> None:
+        self.do(DeleteStream(store, stream, self.version(store, stream, version), hard))
+
+    @rule(store=stores, stream=streams, limits=limits)
+    def set_metadata(self, store: str, stream: str, limits: Limits) -> None:
+        self.do(SetMetadata(store, stream, limits))
+
+    @rule(store=stores, now_us=st.integers(0, 50_000))
+    def expire(self, store: str, now_us: int) -> None:
+        self.do(Expire(store, now_us))
+
+    @rule(store=stores, events_max=st.integers(1, 4))
+    def sweep_the_second(self, store: str, events_max: int) -> None:
+        if store in self.twin.stores:
+            sweep(self.twin.stores[store], events_max)
+
     @rule()
     def barrier(self) -> None:
         self.do(commands.Barrier())
@@ -181,18 +206,34 @@ class StateAgainstReference(RuleBasedStateMachine):
     @invariant()
     def everything_is_where_the_reference_has_it(self) -> None:
         self.state.check()
+        self.twin.check()
         assert contents(self.state) == contents(self.twin)
         assert self.state.stores.keys() == self.reference.stores.keys()
         for name, store in self.state.stores.items():
             expected = self.reference.stores[name]
             records = [store.record(at) for at in range(1, store.position + 1)]
             assert [(r.stream, r.number, r.created_us, r.frame) for r in records] == expected.events
+            self.everything_lives_as_the_reference_has_it(name)
             assert store.checkpoints == expected.checkpoints
             assert store.snapshots.kept == expected.kept
             kept = {one[:3]: one.content for one in store.snapshots.all()}
             assert kept == expected.snapshots
             assert remembered(store) == expected.remembered()
             assert store.created_us == expected.created_us
+
+    def everything_lives_as_the_reference_has_it(self, name: str) -> None:
+        store, expected = self.state.stores[name], self.reference.stores[name]
+        assert list(store.stream_names) == sorted(store.streams) == expected.names()
+        for stream in store.stream_list:
+            numbers = expected.kept_numbers(stream.name)
+            assert list(range(stream.first, len(stream.positions))) == numbers
+            assert [at for at in stream.positions if store.kept(at)] == [
+                stream.positions[number] for number in numbers
+            ]
+            assert store.version(stream.name) == expected.version(stream.name)
+            assert stream.limits == expected.limits.get(stream.name, Limits())
+            assert store.lives.is_over(stream.name) == (stream.name in expected.over)
+        assert store.kept_events == store.position - len(expected.removed)
 
     # --- the means ----------------------------------------------------------------------------
 

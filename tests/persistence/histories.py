@@ -6,13 +6,16 @@ import random
 from typing import Any
 
 from node.core import commands
+from node.core import life_commands as life
 from node.core import subscription_commands as asked
 from node.core.filters import Filter
 from node.core.frames import ABSENT, encode_frame
 from node.core.snapshots import KEPT_MAX, encode_content
 from node.core.state import State
+from node.core.stream import Limits
 from node.core.subscription_commands import Definition, Delivery
 from node.core.subscription_state import encode, take
+from tests.core.observed import seen_frame
 
 CREATED_US = 1_700_000_000_000_000
 
@@ -88,6 +91,18 @@ class History:
         json = "application/json"
         return encode_frame(self._ids.randbytes(16), kind, data, ABSENT, json, json)
 
+    def set_limits(self, store: str, stream: str, *limits: int | None) -> None:
+        self.apply(life.set_metadata(store, stream, Limits(*limits)))
+
+    def truncate(self, store: str, stream: str, before: int) -> None:
+        self.set_limits(store, stream, None, None, before)
+
+    def delete_stream(self, store: str, stream: str, hard: bool = False) -> None:
+        self.apply(life.delete_stream(store, stream, commands.ANY, hard))
+
+    def expire(self, store: str, age_us: int = 0) -> None:
+        self.apply(life.expire(store, CREATED_US + self.index - age_us))
+
     def wander(self, steps: int, choices: random.Random) -> None:
         """Random things, among three stores."""
         for _ in range(steps):
@@ -109,9 +124,27 @@ class History:
                 self.keep_snapshots(store, choices.choice([1, 3, KEPT_MAX]))
             elif choices.random() < 0.3:
                 self.wander_subscribed(store, choices)
+            elif choices.random() < 0.2:
+                self.wander_removing(store, f"stream-{choices.randrange(6)}", choices)
             else:
                 stream = f"stream-{choices.randrange(6)}"
                 self.append(store, stream, choices.randrange(1, 40), choices.randrange(60))
+
+    def wander_removing(self, store: str, stream: str, choices: random.Random) -> None:
+        """Random ways to remove events."""
+        match choices.randrange(6):
+            case 0:
+                self.delete_stream(store, stream)
+            case 1:
+                self.delete_stream(store, stream, hard=True)
+            case 2:
+                self.truncate(store, stream, choices.randrange(60))
+            case 3:
+                self.set_limits(store, stream, choices.randrange(1, 30), None, None)
+            case 4:
+                self.set_limits(store, stream, None, choices.randrange(1, 3), None)
+            case 5:
+                self.expire(store, -choices.randrange(3_000))
 
     def wander_subscribed(self, store: str, choices: random.Random) -> None:
         """Random things with one of two subscriptions."""
@@ -131,7 +164,10 @@ def contents(state: State) -> dict[str, Any]:
             store.uid,
             store.created_us,
             store.durability,
-            list(store.rows(0, store.position)),
+            [(*row[:5], seen_frame(store, row[0])) for row in store.rows(0, store.position)],
+            [(stream.first, stream.limits) for stream in store.stream_list],
+            (store.lives.changed_index, store.lives.digest, sorted(store.lives.all())),
+            (list(store.stream_names), sorted(store.lives.departed), store.lives.next_due_us),
             [stream.name for stream in store.stream_list],
             list(store.type_names),
             dict(store.checkpoints),

@@ -1,0 +1,271 @@
+"""What was removed leaves memory and disk, and nothing else changes by it."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from node.core.husks import is_husk
+from node.core.store import Store
+from node.errors import PersistenceFailed
+from node.persistence import sweeper
+from node.persistence.breaker import Breaker
+from node.persistence.database import Database
+from node.persistence.directory import DataDirectory
+from node.persistence.ledger import Ledger
+from node.persistence.loader import load_state
+from tests.core.observed import sweep
+from tests.persistence.failing_disk import Crash, FailingDisk
+from tests.persistence.histories import History, contents
+from tests.persistence.workers import flush, reloaded, settings, until, working
+
+
+@pytest.fixture(autouse=True)
+def _without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeper, "_PAUSE_S", 0.005)
+    monkeypatch.setattr(sweeper, "_AGAIN_S", 0.005)
+    monkeypatch.setattr(sweeper, "_ROWS", 300)
+
+
+def removing() -> History:
+    """A history with a stream of which much will be removed, between events that stay."""
+    history = History()
+    history.create("alpha")
+    for _ in range(20):
+        history.append("alpha", "old", count=100, size=900)
+        history.append("alpha", "new", count=10)
+    return history
+
+
+def swept(store: Store) -> int:
+    """How many frames have given way to husks."""
+    return sum(is_husk(store.frame(at)) for at in range(1, store.position + 1))
+
+
+def path_of(directory: DataDirectory, history: History) -> Path:
+    return directory.store_path("alpha", history.state.stores["alpha"].uid)
+
+
+def husks_in(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        (found,) = connection.execute("SELECT count(*) FROM readable_events WHERE swept").fetchone()
+    return int(found)
+
+
+async def test_what_was_removed_leaves_memory_and_disk(directory: DataDirectory) -> None:
+    history = removing()
+    store = history.state.stores["alpha"]
+    path = path_of(directory, history)
+    async with working(history, directory, final_cycle=True) as worker:
+        await flush(worker, history)
+        history.truncate("alpha", "old", 1_950)
+        history.delete_stream("alpha", "new")
+        await flush(worker, history)
+        await until(lambda: husks_in(path) == 2_150)
+        await until(lambda: path.stat().st_size < 600_000)
+    assert store.frame_bytes - store.swept_bytes < 50 * 1_000 + 2_150 * 28
+    history.state.check()
+    assert husks_in(path) == 2_150
+    assert reloaded(directory) == contents(history.state)
+    again = load_state(directory).state.stores["alpha"]
+    assert swept(again) == 2_150 and again.swept_bytes == store.swept_bytes
+
+
+async def test_nothing_is_swept_before_the_cut_on_disk_has_passed_the_removal(
+    directory: DataDirectory, disk: FailingDisk
+) -> None:
+    history = removing()
+    store = history.state.stores["alpha"]
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        disk.fail("node.db", "COMMIT")
+        history.delete_stream("alpha", "old")
+        for _ in range(3):
+            history.append("alpha", "new")
+            with pytest.raises(PersistenceFailed):
+                await flush(worker, history)
+            rounds = iter(range(5))
+            await until(lambda: next(rounds, None) is None)  # noqa: B023 - it is over by then
+        assert swept(store) == 0
+        disk.repair()
+        await flush(worker, history)
+        await until(lambda: swept(store) == 2_000)
+
+
+async def test_nothing_is_swept_behind_the_index_with_which_a_node_is_filled(
+    directory: DataDirectory,
+) -> None:
+    history, held = removing(), [0]
+    store, index = history.state.stores["alpha"], history.index
+    held[0] = index
+    hold = {"held_from": lambda: held[0] or None}
+    async with working(history, directory, **hold) as worker:
+        history.delete_stream("alpha", "old")
+        await flush(worker, history)
+        rounds = iter(range(20))
+        await until(lambda: next(rounds, None) is None)
+        assert swept(store) == 0
+        held[0] = 0
+        await until(lambda: swept(store) == 2_000)
+
+
+async def test_without_a_disk_it_is_swept_at_once(directory: DataDirectory) -> None:
+    history = removing()
+    async with working(history, directory, settings=settings(enabled=False)):
+        history.delete_stream("alpha", "old", hard=True)
+        await until(lambda: swept(history.state.stores["alpha"]) == 2_000)
+    assert not any(directory.store_files())
+
+
+async def test_a_disk_that_fails_is_tried_again_and_forces_go_on(
+    directory: DataDirectory, disk: FailingDisk
+) -> None:
+    history = removing()
+    async with working(history, directory, final_cycle=True, connect=disk.connect) as worker:
+        await flush(worker, history)
+        disk.fail("alpha", "DELETE FROM events WHERE position IN")
+        history.truncate("alpha", "old", 1_000)
+        await flush(worker, history)
+        await until(lambda: disk.refused > 3)
+        history.append("alpha", "new")
+        await flush(worker, history)
+        disk.repair()
+        path = path_of(directory, history)
+        await until(lambda: husks_in(path) == 1_000)
+    assert reloaded(directory) == contents(history.state)
+
+
+def cycle(history: History, database: Database, ledger: Ledger) -> None:
+    plan = ledger.take(forced=False)
+    result = database.run(plan)
+    assert not result.errors and result.cut_moved
+    ledger.settle(plan, result)
+
+
+STEPS = ["BEGIN", "DELETE FROM events", "INSERT INTO events", "COMMIT"]
+
+
+@pytest.mark.parametrize("statement", STEPS)
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_process_that_dies_while_it_sweeps_comes_back_with_all_and_sweeps_the_rest(
+    directory: DataDirectory, disk: FailingDisk, tmp_path: Path, statement: str, after: bool
+) -> None:
+    history = removing()
+    store = history.state.stores["alpha"]
+    database = Database(directory, disk.connect)
+    ledger = Ledger(history.state, lambda: Breaker(5, 1), lambda: 0.0)
+    ledger.open(*database.open())
+    cycle(history, database, ledger)
+    history.truncate("alpha", "old", 1_500)
+    history.state.on_change = ledger.changed
+    ledger.changed("alpha")
+    cycle(history, database, ledger)
+    [removal] = ledger.sweepable(None)
+    assert removal.until == {0: 1_500}
+    positions = store.sweep(store.stream_list[0], 1_500, 700, 1 << 30)
+    assert database.sweep(store, positions[:300]) is None
+    disk.fail("alpha", statement, after=after, error=Crash())
+    with pytest.raises(Crash):
+        database.sweep(store, positions[300:])
+    shutil.copytree(directory.path, tmp_path / "found")
+    disk.repair()
+    database.close()
+    with DataDirectory(tmp_path / "found") as found:
+        assert reloaded(found) == contents(history.state)
+        again = History(load_state(found).state)
+        async with working(again, found):
+            await until(lambda: husks_in(path_of(found, again)) == 1_500)
+        assert reloaded(found) == contents(history.state)
+
+
+async def test_a_removal_that_is_rolled_back_has_removed_nothing(
+    directory: DataDirectory, disk: FailingDisk, tmp_path: Path
+) -> None:
+    history = removing()
+    history.truncate("alpha", "new", 50)
+    database = Database(directory, disk.connect)
+    ledger = Ledger(history.state, lambda: Breaker(5, 1), lambda: 0.0)
+    ledger.open(*database.open())
+    cycle(history, database, ledger)
+    before = contents(history.state)
+    history.truncate("alpha", "new", 70)
+    history.delete_stream("alpha", "old")
+    history.append("alpha", "old")
+    ledger.changed("alpha")
+    disk.fail("node.db", "REPLACE INTO cut", error=Crash())
+    with pytest.raises(Crash):
+        database.run(ledger.take(forced=False))
+    shutil.copytree(directory.path, tmp_path / "found")
+    disk.repair()
+    database.close()
+    with DataDirectory(tmp_path / "found") as found:
+        assert reloaded(found) == before
+        frames = load_state(found).state.stores["alpha"].rows(0, 2_200)
+        assert not any(is_husk(row[5]) for row in frames)
+
+
+async def test_a_file_that_was_lost_is_written_anew_with_its_husks(
+    directory: DataDirectory,
+) -> None:
+    history = removing()
+    path = path_of(directory, history)
+    async with working(history, directory, final_cycle=True) as worker:
+        history.truncate("alpha", "old", 1_700)
+        await flush(worker, history)
+        await until(lambda: swept(history.state.stores["alpha"]) == 1_700)
+        for name in path.parent.iterdir():
+            name.unlink()
+        history.append("alpha", "new")
+        with pytest.raises(PersistenceFailed, match="was removed while the node ran"):
+            await flush(worker, history)
+        await flush(worker, history)
+    assert husks_in(path) == 1_700
+    assert reloaded(directory) == contents(history.state)
+
+
+DAMAGES = {
+    "the id in a husk": "UPDATE events SET frame = substr(frame, 1, 5) || x'00' || "
+    "substr(frame, 7) WHERE position = 7",
+    "the sum in a husk": "UPDATE events SET frame = substr(frame, 1, 21) || x'00' || "
+    "substr(frame, 23) WHERE position = 7",
+    "the length in a husk": "UPDATE events SET frame = substr(frame, 1, 26) || x'07' || "
+    "substr(frame, 28) WHERE position = 7",
+    "a husk too short": "UPDATE events SET frame = substr(frame, 1, 20) WHERE position = 7",
+    "a life changed": "UPDATE lives SET first = first - 1",
+    "a life lost": "DELETE FROM lives",
+    "a limit lost": "UPDATE lives SET truncate_before = NULL",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+async def test_damage_to_what_is_left_of_a_removed_event_is_found(
+    directory: DataDirectory, what: str
+) -> None:
+    history = removing()
+    store = history.state.stores["alpha"]
+    async with working(history, directory, final_cycle=True) as worker:
+        history.truncate("alpha", "old", 1_700)
+        await flush(worker, history)
+        await until(lambda: swept(store) == 1_700)
+    with closing(sqlite3.connect(path_of(directory, history))) as connection:
+        assert connection.execute(DAMAGES[what]).rowcount == 1
+        connection.commit()
+    assert load_state(directory).lost
+
+
+async def test_prints_do_not_tell_whether_a_store_was_swept(directory: DataDirectory) -> None:
+    history = removing()
+    store = history.state.stores["alpha"]
+    history.delete_stream("alpha", "old")
+    before = store.frame_bytes
+    sweep(store)
+    assert swept(store) == 2_000 and store.frame_bytes == before
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+    loaded = load_state(directory).state
+    loaded.check()
+    assert contents(loaded) == contents(history.state)
