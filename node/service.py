@@ -39,6 +39,7 @@ from node.raft.flush import Flushes
 from node.raft.lineage import Lineage, Standing
 from node.raft.ports import Network, RaftSettings
 from node.raft.replica import Replica
+from node.raft.retention import Retention
 from node.raft.session import Identity as SessionIdentity
 from node.raft.transport import Transport
 
@@ -116,6 +117,7 @@ class Service:
             self._directory.close()
             raise
         self._keep(self._housekeeping())
+        self._keep(Retention(self._replica, self._state, _now_us).run())
         log.info("node %s serves http://%s", config.node_id, config.http_advertise_address)
 
     async def stop(self) -> bool:
@@ -188,7 +190,7 @@ class Service:
             self._durability.reach,
             self._state,
             Info(config, self._lineage_told),
-            lambda: time.time_ns() // 1000,
+            _now_us,
             Override(self._replica, self._worker, self._state, self._identity, self.again.set),
             api_limits(config),
             config.default_durability,
@@ -259,7 +261,7 @@ class Service:
         name = self._config.store_id
         if name in self._state.stores:
             return ()
-        return (commands.create_store(name, time.time_ns() // 1000),)
+        return (commands.create_store(name, _now_us()),)
 
     def _keep(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -300,6 +302,10 @@ class Service:
             log.error("the clean mark could not be written: %s", error)
             return False
         return True
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
 
 
 def raft_settings(config: Config) -> RaftSettings:

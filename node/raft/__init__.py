@@ -30,6 +30,7 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
   `fill_receiver`, `filling`
   how a node that is further behind than the log reaches is brought up: who has it, who lacks it,
   and when
+* `retention`  when events are too old: the leader's clock
 * `waiting`    until this node has applied far enough
 * `members`    what is known here of every member
 * `reads`      barriers for reads

@@ -32,6 +32,7 @@ class Direct(Requests):
             "fill_places": source.places,
             "fill_snapshots": source.snapshots,
             "fill_subscriptions": source.subscriptions,
+            "fill_lives": source.lives,
         }
         self.asked: Counter[str] = Counter()
         self.spoil: Callable[[str, Any], Any] = lambda _, answer: answer
