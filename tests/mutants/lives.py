@@ -1,0 +1,109 @@
+"""Defects in how streams end: what is removed, when its frames go, who knows of it."""
+
+from __future__ import annotations
+
+from tests.mutants.defect import Defect
+
+_CORE = "core/test_lives.py"
+_SWEEPER = "persistence/test_sweeper.py"
+_FILL = "raft/test_fill_lives.py"
+
+DEFECTS = (
+    Defect(
+        "deleted-for-ever-until-the-next-append",
+        "a stream that was deleted hard takes no event again",
+        "core/store.py",
+        "        if found is None and self.lives.is_over(stream):\n"
+        "            return StreamDeleted(stream)\n",
+        "",
+        (_CORE,),
+    ),
+    Defect(
+        "truncation-of-the-future",
+        "truncate_before removes no event that is yet to come",
+        "core/lives.py",
+        "            before = min(limits.truncate_before, len(found.positions))\n",
+        "            before = limits.truncate_before\n",
+        (_CORE,),
+    ),
+    Defect(
+        "retry-of-a-swept-event-is-another",
+        "I7: a retry has its original answer, whatever became of the events",
+        "core/store.py",
+        "        same = stored == (husk_of(frame) if is_husk(stored) else frame)\n",
+        "        same = stored == frame\n",
+        (_CORE,),
+    ),
+    Defect(
+        "limits-forgotten-in-shared-appends",
+        "max_count counts however events come",
+        "core/appending.py",
+        "            _limit(store, ordinals)\n",
+        "            pass\n",
+        (_CORE,),
+    ),
+    Defect(
+        "swept-before-the-cut",
+        "a restart at the cut has all that was there to be read",
+        "persistence/ledger.py",
+        "                _merge(self._removed, Removal(name, store.origin, index, until))\n",
+        "                _merge(self._sweepable, Removal(name, store.origin, index, until))\n",
+        (_SWEEPER,),
+    ),
+    Defect(
+        "swept-under-a-fill",
+        "who is filled with a state has all that is there to be read in it",
+        "persistence/ledger.py",
+        "            if held_from is not None and removal.raft_index > held_from\n",
+        "            if held_from is not None and removal.raft_index < held_from\n",
+        (_SWEEPER,),
+    ),
+    Defect(
+        "half-swept-for-ever",
+        "a start goes on with what was not swept",
+        "persistence/ledger.py",
+        "        if self._state.applied_index == cut.raft_index:\n            self.release_all()\n",
+        "",
+        (_SWEEPER,),
+    ),
+    Defect(
+        "ids-in-husks-unsummed",
+        "I13: what is read is what was written",
+        "persistence/checksums.py",
+        "            ids=crc32(prints.ids, self.ids),\n",
+        "            ids=self.ids,\n",
+        (_SWEEPER,),
+    ),
+    Defect(
+        "lives-are-not-rolled-back",
+        "I13: a file rolled back to its mark is what was there",
+        "persistence/store_file.py",
+        "        life_rows.roll_back(self._connection, raft_index)\n",
+        "",
+        (_SWEEPER,),
+    ),
+    Defect(
+        "a-deletion-is-nothing-new",
+        "I13: what a fill installs is the state at its index",
+        "raft/fill_receiver.py",
+        " and fill_lives.fits(live.lives, one.lives):\n                return live\n",
+        ":\n                return live\n",
+        (_FILL,),
+    ),
+    Defect(
+        "husks-of-kept-events",
+        "an event that is kept has its frame",
+        "core/store.py",
+        "            if self.stream_list[ordinal].first < first:\n",
+        "            if self.stream_list[ordinal].first < 0:\n",
+        (_FILL,),
+    ),
+    Defect(
+        "expired-by-everybody",
+        "the leader's clock decides what is too old, and no other",
+        "raft/retention.py",
+        "            for name in sorted(self._state.stores) if self._log.leads else ():\n",
+        "            for name in sorted(self._state.stores):\n",
+        ("raft/test_retention.py",),
+    ),
+)
