@@ -52,13 +52,16 @@ class Scan:
         return self.next <= edge if self.backward else self.next >= edge
 
     async def run(self, store: Store, limits: ApiLimits, pacer: Pacer, evaluate_max: int) -> None:
-        """Go on, for at most `evaluate_max` positions (of one stream: events)."""
-        matcher = None if self.wanted.takes_all else Matcher(store, self.wanted)
+        """Go on, for at most `evaluate_max` positions (of one stream: events), up to the present
+        end of the store: a matcher knows the types that there are now."""
+        head, matcher = store.position, None
+        if not self.wanted.takes_all:
+            matcher = Matcher(store, self.wanted)
         left, decoded_max = evaluate_max, limits.decoded_bytes_per_scan_max
         pause_at = min(_PAUSE_BYTES, decoded_max)
-        while left > 0 and not self.is_end(store.position):
+        while left > 0 and not self.is_end(head):
             before = left
-            for row in self._slice(store, min(left, _SLICE_POSITIONS)):
+            for row in self._slice(store, head, min(left, _SLICE_POSITIONS)):
                 self.next = row[0]
                 left -= 1
                 if matcher is None or matcher.matches(row):
@@ -72,7 +75,7 @@ class Scan:
                     pause_at = min(matcher.decoded_bytes + _PAUSE_BYTES, decoded_max)
                     await pacer.breathe()
             if left == before:  # the stream has no more
-                self.next = self._edge(store.position)
+                self.next = self._edge(head)
             await pacer.breathe()
 
     def records(self, store: Store) -> Iterator[Record]:
@@ -87,20 +90,19 @@ class Scan:
             return max(1, self.until or 1)
         return head if self.until is None else min(head, self.until)
 
-    def _slice(self, store: Store, count: int) -> Iterable[Row]:
+    def _slice(self, store: Store, head: int, count: int) -> Iterable[Row]:
         """The next rows to look at, not more than `count`."""
+        edge = self._edge(head)
         if self.wanted.stream is not None:
-            return self._slice_of_stream(store, self.wanted.stream, count)
-        edge = self._edge(store.position)
+            return self._slice_of_stream(store, self.wanted.stream, edge, count)
         if self.backward:
             return reversed(list(store.rows(max(self.next - 1 - count, edge - 1), self.next - 1)))
         return store.rows(self.next, min(self.next + count, edge))
 
-    def _slice_of_stream(self, store: Store, name: str, count: int) -> Iterator[Row]:
+    def _slice_of_stream(self, store: Store, name: str, edge: int, count: int) -> Iterator[Row]:
         """The same in one stream, whose positions are known: nothing between them matters."""
         stream = store.streams.get(name)
         positions = () if stream is None else stream.positions
-        edge = self._edge(store.position)
         if self.backward:
             last = bisect_left(positions, self.next)
             first = max(bisect_left(positions, edge), last - count)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 import pytest
 
-from tests.api.fakes import Node, serving
+from node.api.filters import Scan
+from node.api.limits import ApiLimits
+from node.api.records import Pacer
+from node.core import commands
+from node.core.filters import Filter
+from node.core.frames import ABSENT, encode_frame
+from tests.api.fakes import NOW_US, Node, serving
 from tests.api.test_conversation import talking
 from tests.api.test_following import NDJSON, follow
 
@@ -153,6 +160,32 @@ async def test_a_reader_with_conditions_that_follows_next_sees_each_match_once(d
                 break
         expected = [at for at in range(3, 41, 3) if not stream or at % 2 == 0]
         assert seen == (expected if direction == "forward" else expected[::-1])
+
+
+class Between:
+    """Breathes by letting something happen, once."""
+
+    def __init__(self, happen: Callable[[], None]) -> None:
+        self.happen: Callable[[], None] | None = happen
+
+    async def breathe(self) -> None:
+        happen, self.happen = self.happen, None
+        if happen is not None:
+            happen()
+
+
+async def test_a_type_that_comes_up_during_a_scan_is_not_missed(node: Node):
+    await node.append("s", 600)
+
+    def append() -> None:
+        frame = encode_frame(b"x" * 16, "New", ABSENT, ABSENT, "", "")
+        node.replica.apply(commands.append("main", NOW_US, "s", commands.ANY, [frame]))
+
+    store = node.state.stores["main"]
+    scan, pacer = Scan(Filter(types=("New",)), False, 10, 0, None, []), cast(Pacer, Between(append))
+    while not scan.is_end(store.position):
+        await scan.run(store, ApiLimits(), pacer, 10_000)
+    assert [row[0] for row in scan.rows] == [601]
 
 
 CONDITION = {"path": "data.k", "equals": 1}
