@@ -2,10 +2,10 @@
 
 What they promise stands in `core.subscription`; handing out and settling in `deliveries`. Looking
 at one tells how far it is and whether it is stalled: `parked_full` (it hands out nothing until
-something is replayed), `not_acknowledged` (as much as may be is in flight, and nothing was settled
-for `_PATIENCE_US` or the ack timeout), `no_consumer` (there is something to do, and nobody fetched
-for as long). `settled_position` tells behind which position another one must begin to miss nothing
-but what is parked here.
+something is replayed), `not_acknowledged` (what is in flight has failed before, or is so for long,
+and nothing was settled for `_PATIENCE_US` or the ack timeout), `no_consumer` (there is something to
+do, and nobody fetched for as long). `settled_position` tells behind which position another one must
+begin to miss nothing but what is parked here.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def stalled(one: Subscription, store: Store, now_us: int) -> str | None:
     if len(one.parked) >= PARKED_MAX:
         return "parked_full"
     patience_us = max(_PATIENCE_US, one.definition.ack_timeout_ms * 1_000)
-    if one.room <= 0 and now_us - one.progressed_us > patience_us:
+    if _is_in_vain(one, store, now_us - patience_us):
         return "not_acknowledged"
     expiry_us = one.next_expiry_us()
     if one.ready or (expiry_us is not None and expiry_us <= now_us):
@@ -251,6 +251,15 @@ def stalled(one: Subscription, store: Store, now_us: int) -> str | None:
     else:
         return None
     return "no_consumer" if now_us - since_us > patience_us else None
+
+
+def _is_in_vain(one: Subscription, store: Store, before_us: int) -> bool:
+    """Whether consumers have events that came before that time, and have not settled any since."""
+    if not one.in_flight or one.progressed_us >= before_us:
+        return False
+    if store.record(min(one.in_flight)).created_us >= before_us:
+        return False
+    return any(handed.failures or handed.handed_us < before_us for handed in one.in_flight.values())
 
 
 def _definition(body: SubscriptionBody) -> asked.Definition:

@@ -8,6 +8,7 @@ _TALK = "api/test_conversation.py"
 _FRAMES = "api/test_sockets.py"
 _CONSUMERS = "api/test_socket_consumers.py"
 _HTTP = "api/test_subscriptions.py"
+_STALLED = "api/test_stalled.py"
 
 DEFECTS = (
     Defect(
@@ -241,5 +242,29 @@ DEFECTS = (
         "        elif silent_s >= _CUT_OFF_S:\n",
         "        elif silent_s < 0:\n",
         (f"{_CONSUMERS}::test_a_node_that_is_cut_off_sends_its_consumers_away",),
+    ),
+    Defect(
+        "a-consumer-that-never-acknowledges-is-silent",
+        "a stalled subscription is reported",
+        "api/subscriptions.py",
+        "handed.failures or handed.handed_us < before_us",
+        "handed.handed_us < before_us",
+        (f"{_STALLED}::test_a_consumer_that_never_acknowledges_is_told_of",),
+    ),
+    Defect(
+        "an-idle-subscription-is-called-stalled",
+        "a subscription that moves is not called stalled",
+        "api/subscriptions.py",
+        "    if store.record(min(one.in_flight)).created_us >= before_us:\n",
+        "    if before_us < 0:\n",
+        (f"{_STALLED}::test_a_refusal_after_long_silence_is_no_stall",),
+    ),
+    Defect(
+        "an-idle-subscription-lags",
+        "the cursor passes what nobody wants",
+        "api/desks.py",
+        "        elif ahead > _AHEAD_MAX:\n",
+        "        elif ahead > _AHEAD_MAX * 2:\n",
+        (f"{_STALLED}::test_who_waits_over_a_websocket_is_a_consumer",),
     ),
 )
