@@ -42,7 +42,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from cluster.client_asking import Asking, Attempts
-from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable
+from cluster.client_errors import OutcomeUnknown, Unavailable
 from cluster.client_events import Recorded
 
 IN_FLIGHT, IN_FLIGHT_MAX = 20, 1_000
@@ -256,11 +256,11 @@ class Consumer:
         path = f"{self._path}/ack"
         if action != "ack":
             path, body["action"] = f"{self._path}/nack", action
-        answers: Mapping[str, bool | ClientError]
+        answers: Mapping[str, bool | Exception]
         try:
             stale = set((await self._client._ask("POST", path, [], body))["stale"])
             answers = {one.id: one.id not in stale for one in batch}
-        except ClientError as error:
+        except Exception as error:  # whatever it is: who waits for an answer gets one
             answers = dict.fromkeys((one.id for one in batch), error)
         for delivery in batch:
             del self._held[delivery.id]
@@ -268,11 +268,11 @@ class Consumer:
         self._looked.set()
 
 
-def _answer(delivery: Delivery, answer: bool | ClientError) -> None:
+def _answer(delivery: Delivery, answer: bool | Exception) -> None:
     """Tell who settled the delivery, if anybody did."""
     if delivery.settled is None or delivery.settled.done():
         return
-    if isinstance(answer, ClientError):
+    if isinstance(answer, Exception):
         delivery.settled.set_exception(answer)
     else:
         delivery.settled.set_result(answer)

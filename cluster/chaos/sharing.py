@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import topology
+from cluster.access import Unreachable, request
 from cluster.bench.ports import free_ports
 from cluster.chaos.consumers import POISON, SUBSCRIPTION, Notebook, consume
 from cluster.chaos.deliveries import End, Judgement, ParkedEvent, Terms, Wanted, judge
@@ -223,8 +224,10 @@ class _Run:
             self.notes.note("fault")  # until then words may have been lost
 
     async def _leader(self) -> str | None:
-        async with self.client._session.get(f"{self.supervisor.topology.urls[0]}/v1/cluster") as it:
-            leader: str | None = (await it.json())["leader"]
+        leader: str | None = None
+        with contextlib.suppress(Unreachable):
+            reply = await request("GET", self.supervisor.topology.urls, "/v1/cluster")
+            leader = reply.body["leader"]
         return leader
 
     # --- the end -----------------------------------------------------------------------------

@@ -295,6 +295,18 @@ async def test_an_acknowledgement_that_cannot_be_sent_says_so(
     assert not caplog.records  # such as: the exception of a future was never retrieved
 
 
+async def test_who_waits_for_an_answer_gets_one_whatever_happens(client: Client):
+    await appended(client, "s")
+    await client.create_subscription(NAME)
+    async with client.consume(NAME, "c1") as consumer:
+        (delivery,) = await taken(consumer, 1)
+        await client.__aexit__(None, None, None)
+        async with asyncio.timeout(2):
+            with pytest.raises(RuntimeError):
+                await delivery.ack()
+        await client.__aenter__()
+
+
 async def test_who_no_longer_waits_for_an_acknowledgement_has_given_it_all_the_same(client: Client):
     await appended(client, "s")
     await client.create_subscription(NAME)
