@@ -30,7 +30,8 @@ class PersistentSubscription:
     """How a subscription is.
 
     `position` is how far its scan has got, `lag` how many positions are left; of `streams_behind`
-    there may be events before it that wait for one in flight. `stalled` says why nothing moves
+    there may be events before it that wait for one in flight. One that is made anew misses nothing
+    but what is parked here if it starts after `settled_position`. `stalled` says why nothing moves
     although something should: "parked_full", "not_acknowledged" or "no_consumer". `totals` counts
     what happened since it was made, `consumers` what each has in flight. Times are in microseconds
     since 1970.
@@ -44,6 +45,7 @@ class PersistentSubscription:
     max_retries: int
     max_in_flight: int
     position: int
+    settled_position: int
     lag: int
     streams_behind: int
     in_flight: int
@@ -65,8 +67,8 @@ class PersistentSubscription:
         """From the API's form."""
         wanted = plain["filter"]
         same = ("name", "start_after", "ack_timeout_ms", "max_retries", "max_in_flight",
-                "position", "lag", "streams_behind", "in_flight", "waiting", "parked", "totals",
-                "consumers", "stalled")  # fmt: skip
+                "position", "settled_position", "lag", "streams_behind", "in_flight", "waiting",
+                "parked", "totals", "consumers", "stalled")  # fmt: skip
         return cls(
             **{name: plain[name] for name in same},
             wanted=Filter(tuple(wanted["types"]), wanted["stream_prefix"], tuple(wanted["where"])),

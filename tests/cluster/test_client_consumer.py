@@ -80,6 +80,7 @@ async def test_events_come_in_the_order_of_their_stream_and_are_done_once_acknow
     found = await client.subscription(NAME)
     assert found is not None
     assert (found.totals["acked"], found.totals["redelivered"], found.lag) == (4, 0, 0)
+    assert found.settled_position == found.position == 4 and found.done
 
 
 async def test_what_is_acknowledged_together_is_sent_together(client: Client):
