@@ -229,6 +229,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         {"durability": {"enum": [*_DURABILITIES, None]}, "snapshots_kept": _or_null(_KEPT)}
     ),
     "Checkpoint": _all({"name": _TEXT, "position": _COUNT}),
+    "CheckpointList": _all(
+        {"checkpoints": _list(_all({"name": _TEXT, "position": _COUNT})), "next": _or_null(_TEXT)}
+    ),
     "CheckpointBody": _all({"position": _COUNT}),
     "SnapshotBody": object_schema(
         {

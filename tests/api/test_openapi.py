@@ -123,6 +123,7 @@ async def test_real_answers_are_as_the_document_says(node: Node):
         ("PUT", "/v1/stores/main/checkpoints/d", 409, {"position": 1}),
         ("GET", "/v1/stores/main/checkpoints/d", 200, None),
         ("GET", "/v1/stores/main/checkpoints/none", 404, None),
+        ("GET", "/v1/stores/main/checkpoints?limit=1", 200, None),
         ("PUT", WORKERS, 201, {"filter": {"stream": "s"}, "max_retries": 0}),
         ("PUT", WORKERS, 409, {"filter": {}}),
         ("POST", f"{WORKERS}/fetch", 200, {"consumer": "a", "max": 2}),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import cbor2
 import pytest
 
 from node.errors import OutcomeUnknown
 from tests.api.fakes import Node
+
+CHECKPOINTS = "/v1/stores/main/checkpoints"
 
 
 async def test_a_store_is_made_once_and_can_be_used_at_once(node: Node):
@@ -111,3 +115,18 @@ async def test_a_change_whose_fate_is_unknown_says_so(node: Node):
     ):
         answer = await node.ask(method, target, json=body)
         assert (answer.status, answer.body["stored"]) == (504, "perhaps")
+
+
+async def test_checkpoints_are_listed_by_name_in_pages(node: Node):
+    names = ["b", "a/1", "c", "ü", "a"]
+    for position, name in enumerate(names):
+        await node.ask("PUT", f"{CHECKPOINTS}/{quote(name, safe='')}", json={"position": position})
+    seen: list[tuple[str, int]] = []
+    after: str | None = ""
+    while after is not None:
+        page = (await node.ask("GET", f"{CHECKPOINTS}?limit=2{after}")).body
+        assert len(page["checkpoints"]) <= 2
+        seen += [(one["name"], one["position"]) for one in page["checkpoints"]]
+        after = page["next"] and f"&after={quote(page['next'], safe='')}"
+    assert seen == [("a", 4), ("a/1", 1), ("b", 0), ("c", 2), ("ü", 3)]
+    assert (await node.ask("GET", "/v1/stores/new/checkpoints")).status == 404
