@@ -4,7 +4,7 @@
 through the log (`consistency=linearizable`), and then reads up to there, from whichever node
 answers, while others append. The events that it has in the end are those of that one moment.
 
-What stands beside them (settings, named checkpoints, subscriptions, snapshots) is read before that
+What stands beside them (settings, checkpoints, subscriptions, snapshots) is read before that
 moment: each as it was at some moment since the backup began, and none ahead of the events. So a
 snapshot is never of events that the file lacks, and a reader who goes on from a checkpoint or a
 subscription misses nothing and may see some events once more. Two snapshots, or a snapshot and a
@@ -28,7 +28,6 @@ it has compared what is there.
 `taking`    store -> file
 `restoring` file -> store: the events
 
-What a backup does not hold: checkpoints that were not named, because the API has no list of them.
 What a restore cannot bring back: times, which are chosen by the node that takes a request, and that
 an event was parked. The file keeps both (`created_us`; `parked_events`).
 """

@@ -178,9 +178,9 @@ class Beside:
 
     # --- reading -------------------------------------------------------------------------------
 
-    def checkpoints(self) -> list[Checkpoint]:
+    def checkpoints(self) -> Iterator[Checkpoint]:
         rows = self._connection.execute("SELECT * FROM checkpoints ORDER BY name")
-        return list(map(Checkpoint._make, rows))
+        return map(Checkpoint._make, rows)
 
     def subscriptions(self) -> list[Subscription]:
         rows = self._connection.execute("SELECT * FROM subscriptions ORDER BY name")

@@ -16,9 +16,10 @@ was not delivered.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import cbor2
@@ -30,11 +31,14 @@ from cluster.backup.file import Advance, Finished, Written
 from cluster.client_errors import ClientError, NotFound
 
 PAGE_SNAPSHOTS = 1_000
+PAGE_CHECKPOINTS = 1_000
 _PAGE_PARKED = 1_000
 _UNDER_WAY = 16
 _TRIES = 10
 _BOUNDS = ("ack_timeout_ms", "max_retries", "max_in_flight")
 _NOW: Query = [("consistency", "linearizable")]
+
+T = TypeVar("T")
 
 
 def settings_of(facts: dict[str, Any]) -> Settings:
@@ -42,13 +46,13 @@ def settings_of(facts: dict[str, Any]) -> Settings:
     return Settings(facts.get("durability"), facts.get("snapshots_kept"))
 
 
-async def take(door: Door, written: Written, checkpoints: Sequence[str], advance: Advance) -> None:
+async def take(door: Door, written: Written, advance: Advance) -> None:
     """Everything beside the events, into the file; `advance` is told of snapshots.
 
     Raises BackupFailed and ClientError.
     """
-    names = dict.fromkeys(checkpoints)
-    await asyncio.to_thread(written.put, [await _checkpoint(door, name) for name in names])
+    async for checkpoints in _checkpoints(door):
+        await asyncio.to_thread(written.put, checkpoints)
     for status in (await door.ask("GET", "/subscriptions", _NOW))["subscriptions"]:
         await asyncio.to_thread(written.put, await _subscription(door, status["name"]))
     async for page in _snapshots(door):
@@ -56,24 +60,16 @@ async def take(door: Door, written: Written, checkpoints: Sequence[str], advance
         advance(len(page))
 
 
-async def _checkpoint(door: Door, name: str) -> Checkpoint:
-    try:
-        found = await door.ask("GET", f"/checkpoints/{quote(name, safe='')}", _NOW)
-    except NotFound as error:
-        raise BackupFailed(f"checkpoint {name!r}: {error}") from error
-    return Checkpoint(name, int(found["position"]))
+async def _checkpoints(door: Door) -> AsyncIterator[list[Checkpoint]]:
+    """All of the store, by name, in pages."""
+    async for page in _pages(door, "/checkpoints", PAGE_CHECKPOINTS):
+        yield [Checkpoint(one["name"], one["position"]) for one in page["checkpoints"]]
 
 
 async def _snapshots(door: Door) -> AsyncIterator[list[Snapshot]]:
     """All of the store, by source, stream and version, in pages."""
-    query = [*_NOW, ("limit", str(PAGE_SNAPSHOTS))]
-    after: Query = []
-    while True:
-        page = await door.ask("GET", "/snapshots", [*query, *after])
+    async for page in _pages(door, "/snapshots", PAGE_SNAPSHOTS):
         yield list(map(_snapshot, page["snapshots"]))
-        if page["next"] is None:
-            return
-        after = [("after", page["next"])]
 
 
 def _snapshot(plain: dict[str, Any]) -> Snapshot:
@@ -107,18 +103,24 @@ def _replayed(status: dict[str, Any]) -> int:
 
 
 async def _parked(door: Door, path: str, name: str) -> AsyncIterator[Parked]:
-    after = 0
-    while True:
-        query = [*_NOW, ("limit", str(_PAGE_PARKED)), ("after", str(after))]
-        page = await door.ask("GET", f"{path}/parked", query)
+    async for page in _pages(door, f"{path}/parked", _PAGE_PARKED):
         for one in page["events"]:
             yield Parked(
                 *(name, one["position"], one["attempts"], one["why"]),
                 *(one["consumer"], one["parked_epoch"]),
             )
+
+
+async def _pages(door: Door, path: str, limit: int) -> AsyncIterator[dict[str, Any]]:
+    """All pages of a list that goes on behind its `next`."""
+    query = [*_NOW, ("limit", str(limit))]
+    after: Query = []
+    while True:
+        page = await door.ask("GET", path, [*query, *after])
+        yield page
         if page["next"] is None:
             return
-        after = page["next"]
+        after = [("after", str(page["next"]))]
 
 
 def _as_it_goes_on(status: dict[str, Any]) -> Subscription:
@@ -138,21 +140,24 @@ async def restore(door: Door, backup: Finished, advance: Advance) -> None:
 
     Raises BackupFailed and ClientError.
     """
-    for checkpoint in backup.beside.checkpoints():
-        await _put_checkpoint(door, *checkpoint)
-    snapshots = backup.beside.snapshots()
-    while batch := await asyncio.to_thread(lambda: list(islice(snapshots, _UNDER_WAY))):
-        puts = (_put_snapshot(door, snapshot) for snapshot in batch)
-        for outcome in await asyncio.gather(*puts, return_exceptions=True):
-            if outcome is not None:
-                raise outcome
-        advance(len(batch))
+    await _each(backup.beside.checkpoints(), partial(_put_checkpoint, door), lambda _: None)
+    await _each(backup.beside.snapshots(), partial(_put_snapshot, door), advance)
     for name, definition in backup.beside.subscriptions():
         path = f"/subscriptions/{quote(name, safe='')}"
         await door.ask("PUT", path, [], cbor2.dumps(definition))
 
 
-async def _put_checkpoint(door: Door, name: str, position: int) -> None:
+async def _each(things: Iterator[T], put: Callable[[T], Awaitable[None]], advance: Advance) -> None:
+    """Put all, a few at a time. Raises what the first of them raises."""
+    while batch := await asyncio.to_thread(lambda: list(islice(things, _UNDER_WAY))):
+        for outcome in await asyncio.gather(*map(put, batch), return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+        advance(len(batch))
+
+
+async def _put_checkpoint(door: Door, checkpoint: Checkpoint) -> None:
+    name, position = checkpoint
     body = cbor2.dumps({"position": position})
     try:
         await door.ask("PUT", f"/checkpoints/{quote(name, safe='')}", [], body)
@@ -169,12 +174,13 @@ async def _put_snapshot(door: Door, snapshot: Snapshot) -> None:
     await door.ask("PUT", path, [], cbor2.dumps(body))
 
 
-async def digest(door: Door, backup: Finished, advance: Advance) -> str:
+async def digest(door: Door, advance: Advance) -> str:
     """The digest of what the store has of all this. Raises BackupFailed and ClientError."""
     tally = Tally()
     tally.add(settings_of(await door.facts()))
-    for checkpoint in backup.beside.checkpoints():  # the API has no list of them
-        tally.add(await _checkpoint(door, checkpoint.name))
+    async for checkpoints in _checkpoints(door):
+        for checkpoint in checkpoints:
+            tally.add(checkpoint)
     async for page in _snapshots(door):
         for snapshot in page:
             tally.add(snapshot)

@@ -8,7 +8,7 @@ from another node: one that dies in the middle is passed over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ Watch = Callable[[int], AbstractContextManager[Advance]]
 """Makes a progress bar of so many snapshots."""
 
 
-async def begin(door: Door, path: Path, checkpoints: Sequence[str], watch: Watch) -> Written:
+async def begin(door: Door, path: Path, watch: Watch) -> Written:
     """A new backup of the store as it is now, or the one that was interrupted.
 
     All that stands beside the events is in it, and where these end. One that was interrupted before
@@ -48,7 +48,7 @@ async def begin(door: Door, path: Path, checkpoints: Sequence[str], watch: Watch
     written = await asyncio.to_thread(Written.begin, path, door.store, settings)
     try:
         with watch(facts.get("snapshots", 0)) as advance:
-            await carrying.take(door, written, checkpoints, advance)
+            await carrying.take(door, written, advance)
         await asyncio.to_thread(written.end_at, (await door.facts())["position"])
     except BaseException:
         with written:

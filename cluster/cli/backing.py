@@ -35,15 +35,13 @@ TIMEOUT_MS = 60_000
 
 _BACKUP_EXAMPLES = """\
   exesdb backup orders.backup --store orders
-  exesdb backup orders.backup --store orders --checkpoint billing --checkpoint mails
   exesdb backup orders.backup --check           read a finished backup, and compare its digest
   sqlite3 orders.backup 'select position, stream, type, data from readable_events limit 3'
   sqlite3 orders.backup 'select subscription, why, position, data from parked_events'
 
 The store stays in use meanwhile: the file holds its events as of the moment at which their reading
-began, and beside them its settings, snapshots, subscriptions with what is parked, and the named
-checkpoints, from just before. Interrupted, it is orders.backup.partial; the same command goes on
-with it.
+began, and beside them its settings, checkpoints, snapshots, and subscriptions with what is parked,
+from just before. Interrupted, it is orders.backup.partial; the same command goes on with it.
 """
 
 _RESTORE_EXAMPLES = """\
@@ -66,8 +64,6 @@ def backup(argv: list[str], prog: str = "exesdb backup") -> int:
     made.set_defaults(timeout_ms=TIMEOUT_MS)
     add = made.add_argument
     add("file", type=Path, help="must not be there yet")
-    add("--checkpoint", action="append", default=[], metavar="NAME",
-        help="a checkpoint to be kept with it, repeatable")  # fmt: skip
     add("--check", action="store_true", help="only check the finished backup in FILE")
     options = made.parse_args(argv)
     return run(prog, _told(_check(options) if options.check else _backup(options)), options.json)
@@ -86,7 +82,7 @@ async def _backup(options: argparse.Namespace) -> None:
     door = Door(urls_or_default(options.url), options.store, options.timeout_ms / 1000)
     async with door:
         watch = partial(bar, options, "reading", unit="snapshots")
-        with await taking.begin(door, options.file, options.checkpoint, watch) as written:
+        with await taking.begin(door, options.file, watch) as written:
             head, before = written.head, written.position
             with bar(options, "reading", head.until, before) as advance:
                 await taking.take(door, written, advance)
@@ -158,7 +154,7 @@ async def _restore(options: argparse.Namespace) -> None:
             with bar(options, "recording", snapshots, unit="snapshots") as advance:
                 await carrying.restore(door, found, advance)
             with bar(options, "comparing", snapshots, unit="snapshots") as advance:
-                answered_beside = await carrying.digest(door, found, advance)
+                answered_beside = await carrying.digest(door, advance)
         if answered_beside != found.digest_beside:
             raise BackupFailed(
                 f"store {store} has other settings, checkpoints, snapshots or subscriptions than"

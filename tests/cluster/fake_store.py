@@ -57,6 +57,9 @@ class FakeStore:
             return await self._checkpoint(request, path.removeprefix("/checkpoints/"))
         if path == "/events":
             return 200, self._page(request.query)
+        if path == "/checkpoints":
+            found = [{"name": n, "position": p} for n, p in sorted(self.checkpoints.items())]
+            return 200, {"checkpoints": found, "next": None}
         if path == "/subscriptions":
             return 200, {"subscriptions": []}
         if path == "/snapshots":

@@ -48,15 +48,13 @@ async def record(node: Node, version: int, data: Any = None, where: str = "billi
     assert answer.status in (200, 201), answer.body
 
 
-async def take(
-    node: Node, path: Path, checkpoints: tuple[str, ...] = (), advance: Advance = lambda _: None
-) -> None:
+async def take(node: Node, path: Path, advance: Advance = lambda _: None) -> None:
     @contextlib.contextmanager
     def watch(_: int):
         yield advance
 
     async with door(node) as opened:
-        with await taking.begin(opened, path, checkpoints, watch) as written:
+        with await taking.begin(opened, path, watch) as written:
             await taking.take(opened, written, lambda _: None)
             written.finish(lambda _: None)
 
@@ -67,7 +65,7 @@ async def restore(node: Node, path: Path) -> Finished:
             begun = await restoring.begin(opened, found, lambda _: None)
             await restoring.restore(opened, found, begun.position, lambda _: None)
             await carrying.restore(opened, found, lambda _: None)
-            answered = await carrying.digest(opened, found, lambda _: None)
+            answered = await carrying.digest(opened, lambda _: None)
         assert answered == found.digest_beside
         return found
 
@@ -98,7 +96,7 @@ async def everything(node: Node) -> list[Any]:
         (facts["durability"], facts["snapshots_kept"]),
         snapshots,
         [{name: one[name] for name in bounds} for one in made],
-        (await node.ask("GET", STORE + "/checkpoints/reader")).body,
+        (await node.ask("GET", STORE + "/checkpoints")).body,
     ]
 
 
@@ -106,6 +104,9 @@ async def test_settings_snapshots_subscriptions_and_checkpoints_come_back(
     node: Node, other: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(carrying, "PAGE_SNAPSHOTS", 3)
+    monkeypatch.setattr(carrying, "PAGE_CHECKPOINTS", 2)
+    for number in range(5):
+        await node.ask("PUT", f"{STORE}/checkpoints/c%2F{number}", json={"position": number})
     await node.ask("PUT", STORE, json={"durability": "persisted", "snapshots_kept": 20})
     await node.append("s", 12)
     for version, data in enumerate(VALUES):
@@ -121,7 +122,7 @@ async def test_settings_snapshots_subscriptions_and_checkpoints_come_back(
     assert made.status == 201, made.body
     await node.ask("PUT", STORE + "/subscriptions/later", json={"start_after": 10**6})
     await node.ask("PUT", STORE + "/checkpoints/reader", json={"position": 7})
-    await take(node, tmp_path / "b", ("reader",))
+    await take(node, tmp_path / "b")
     await restore(other, tmp_path / "b")
     assert await everything(other) == await everything(node)
     await restore(other, tmp_path / "b")  # once more changes nothing
@@ -180,7 +181,7 @@ async def test_no_snapshot_in_the_file_is_of_events_that_are_not(
     def advance(_: int) -> None:
         going_on.append(loop.create_task(use()))
 
-    await take(node, tmp_path / "b", (), advance)
+    await take(node, tmp_path / "b", advance)
     await asyncio.gather(*going_on)
     with Finished.open(tmp_path / "b") as found:
         last = max(snapshot.version for snapshot in found.beside.snapshots())
@@ -244,7 +245,7 @@ async def test_a_backup_that_had_not_come_to_the_events_begins_anew(
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        await take(node, tmp_path / "b", (), stop)
+        await take(node, tmp_path / "b", stop)
     assert partial_of(tmp_path / "b").exists()
     await record(node, 2)
     await take(node, tmp_path / "b")
@@ -272,7 +273,7 @@ async def test_a_file_that_was_changed_is_found_out(
     await node.ask("PUT", WORKERS, json={})
     await settle(node, "park", *await fetch(node, 1))
     await node.ask("PUT", STORE + "/checkpoints/reader", json={"position": 2})
-    await take(node, tmp_path / "b", ("reader",))
+    await take(node, tmp_path / "b")
     with contextlib.closing(sqlite3.connect(tmp_path / "b")) as connection:
         connection.execute(damage)
         connection.commit()
@@ -327,7 +328,7 @@ async def test_the_commands_tell_what_is_beside_and_compare_it(
 
 async def test_an_empty_store_needs_nothing_beside(node: Node, other: Node, tmp_path: Path) -> None:
     async with door(node) as opened:
-        with await taking.begin(opened, tmp_path / "b", (), unwatched) as written:
+        with await taking.begin(opened, tmp_path / "b", unwatched) as written:
             await taking.take(opened, written, lambda _: None)
             tally = written.finish(lambda _: None)
     assert sum(tally.counts.values()) == 1  # the settings
