@@ -26,6 +26,7 @@ class Wanted:
     attempt: int = 0
     failures: int = 0
     handed_us: int = 0
+    removed: bool = False
 
 
 class Reference:
@@ -52,6 +53,14 @@ class Reference:
     def redefined(self, definition: Definition) -> None:
         """The bounds are others now."""
         self.definition = definition._replace(start_after=self.definition.start_after)
+
+    def removed(self, position: int) -> None:
+        """The event is no longer kept: it is not handed out again."""
+        one = self.events.get(position)
+        if one is not None:
+            one.removed = True
+            if one.status in (NEW, WAITING):
+                one.status = DONE
 
     def of(self, *statuses: str) -> list[int]:
         """The events of which one of these words is true."""
@@ -96,10 +105,11 @@ class Reference:
         """A replay of these, or of all with none, was answered so."""
         self._advance(now_us)
         chosen = [one for one in self.of(PARKED) if not positions or one in positions]
-        assert outcome == Replayed(len(chosen))
+        kept = [one for one in chosen if not self.events[one].removed]
+        assert outcome == Replayed(len(kept))
         for position in chosen:
             one = self.events[position]
-            one.status, one.failures = WAITING, 0
+            one.status, one.failures = DONE if one.removed else WAITING, 0
 
     def _settle(self, delivery: Delivery, action: int) -> bool:
         """Whether the delivery counts."""
@@ -111,7 +121,7 @@ class Reference:
         if action == asked.RETRY:
             self._fail(one)
         elif action == asked.GIVE_BACK:
-            one.status = WAITING
+            one.status = DONE if one.removed else WAITING
         else:
             one.status = PARKED if action == asked.PARK else DONE
         return True
@@ -132,4 +142,7 @@ class Reference:
 
     def _fail(self, one: Wanted) -> None:
         one.failures += 1
-        one.status = PARKED if one.failures > self.definition.max_retries else WAITING
+        if one.failures > self.definition.max_retries:
+            one.status = PARKED
+        else:
+            one.status = DONE if one.removed else WAITING

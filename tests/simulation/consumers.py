@@ -4,33 +4,27 @@ They speak to any node, whose clock may be hours off, and repeat what got no ans
 fetch whose answer was lost leaves deliveries that nobody knows of, and a delivery may be settled
 twice. Now and then the subscription is removed, or its bounds are changed. In a share of the seeds
 only, and each of them does a bounded number of things.
-
-    I17  what a consumer was told stands in the history, as it was told
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from node.core import subscription_commands as asked
 from node.core.filters import Filter
 from node.core.outcomes import (
     Fetched,
-    Outcome,
     Settled,
     Subscribed,
     SubscriptionNotFound,
     Unsubscribed,
 )
 from node.core.subscription_commands import Definition, Delivery
-from node.errors import ExesdbError
-from tests.simulation.clients import TIMEOUT_MS, TRIES_MAX, Client, Gone
-from tests.simulation.doors import WALL_S
-from tests.simulation.nodes import STORE, Life
-from tests.simulation.watch import Entry, comparable
+from tests.simulation.nodes import STORE
+from tests.simulation.told import ToldClient
 
 SHARE = 0.4  # of the seeds
 STEPS_MAX = 24
@@ -46,25 +40,15 @@ FILTERS = (
 )
 
 
-class Told(NamedTuple):
-    """The outcome of a command, and where it stands."""
-
-    raft_index: int
-    command: bytes
-    outcome: Outcome
-
-
-class Consumer(Client):
+class Consumer(ToldClient):
     """One of those that share a subscription."""
 
     def __init__(self, name: str, subscription: str, definition: Definition, *others: Any) -> None:
-        super().__init__(*others)
-        self._name = name
+        super().__init__(name, *others)
         self._subscription = subscription
         self._definition = definition
         self._steps_left = STEPS_MAX
         self._held: list[Delivery] = []
-        self._told: list[Told] = []
         self.delivered = self.settled = 0
 
     async def run(self, until: float, pause_s: float) -> None:
@@ -81,18 +65,6 @@ class Consumer(Client):
         for _ in range(CALM_ROUNDS):
             await self._fetch()
             await self._acknowledge(self._held)
-
-    def forget(self, position: int, certain: int) -> None:
-        """All power was lost: what was told of later entries may be otherwise."""
-        super().forget(position, certain)
-        self._told = [told for told in self._told if told.raft_index <= certain]
-
-    def judge(self, entries: Mapping[int, Entry]) -> None:
-        """Compare what this consumer was told with the history."""
-        for index, command, outcome in self._told:
-            entry = entries[index]
-            if (command, outcome) not in zip(entry.batch, entry.outcomes, strict=True):
-                self._fail(f"I17: {self._name} was told {outcome}, entry {index} answers otherwise")
 
     # --- steps -------------------------------------------------------------------------------
 
@@ -152,27 +124,6 @@ class Consumer(Client):
         outcome = await self._ask(lambda _: asked.unsubscribe(STORE, self._subscription))
         if not isinstance(outcome, Unsubscribed | SubscriptionNotFound | None):
             self._fail(f"I17: a removal was answered {outcome}")
-
-    async def _ask(self, make: Callable[[int], bytes]) -> Outcome | None:
-        """What some node answers to a command, which carries the time of its clock."""
-        for _ in range(TRIES_MAX):
-            forgets, sent = self.forgets, list[bytes]()
-
-            def propose(life: Life, sent: list[bytes] = sent) -> Any:
-                sent.append(make(int((WALL_S + self._loop.time() + life.skew_s) * 1e6)))
-                return life.replica.propose(sent[0], TIMEOUT_MS)
-
-            node = self._chance.choice(self._nodes)
-            try:
-                outcome, index = await self._asked(node, propose, TIMEOUT_MS)
-            except (ExesdbError, Gone):
-                await asyncio.sleep(self._chance.choice([0.01, 0.1, 0.5]))
-                continue
-            told = Told(index, sent[0], comparable(outcome))
-            if forgets == self.forgets:
-                self._told.append(told)
-            return told.outcome
-        return None
 
 
 def made(chance: random.Random, *others: Any) -> list[Consumer]:

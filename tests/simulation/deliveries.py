@@ -17,12 +17,24 @@ from node.core import commands
 from node.core import subscription_commands as asked
 from node.core.commands import Append, AppendMany
 from node.core.frames import decode_frame
-from node.core.outcomes import Appended, Fetched, Replayed, Settled, Subscribed, Unsubscribed
+from node.core.outcomes import (
+    Appended,
+    Expired,
+    Fetched,
+    MetadataSet,
+    Replayed,
+    Settled,
+    StreamRemoved,
+    Subscribed,
+    Unsubscribed,
+)
 from node.core.snapshots import PLACE_BITS
+from node.core.state import State
 from node.core.store import Store
 from node.core.subscription_commands import START_AT_END, Delivery
 from node.core.subscription_state import decode, encode, take
 from tests.core.subscription_reference import DONE, PARKED, Reference
+from tests.simulation.nodes import STORE
 from tests.simulation.watch import Entry
 
 DRAIN_MOST = 1_000
@@ -35,11 +47,15 @@ class Ledger:
     def __init__(self, entries: Mapping[int, Entry], fail: Callable[[str], None]) -> None:
         self.references: dict[str, Reference] = {}
         self._events: list[tuple[str, str]] = []
+        self._state = State()
+        self._first: dict[str, int] = {}
         self._fail = fail
         for index, entry in sorted(entries.items()):
             for at, (command, outcome) in enumerate(zip(entry.batch, entry.outcomes, strict=True)):
+                place = (index << PLACE_BITS) + at
+                self._state._apply_one(command, place)
                 try:
-                    self._take((index << PLACE_BITS) + at, commands.decode(command), outcome)
+                    self._take(place, commands.decode(command), outcome)
                 except AssertionError as error:
                     fail(f"I18: entry {index}, command {at}: {error}, {outcome}")
                     return
@@ -69,6 +85,16 @@ class Ledger:
             self.references[command.name].settled(command.now_us, command.settlements, outcome)
         elif isinstance(outcome, Replayed):
             self.references[command.name].replayed(command.now_us, command.positions, outcome)
+        if isinstance(outcome, Appended | StreamRemoved | MetadataSet | Expired):
+            self._see_what_is_removed()
+
+    def _see_what_is_removed(self) -> None:
+        """What the state has removed by now; that it does so rightly is judged elsewhere."""
+        for stream in self._state.stores[STORE].stream_list:
+            for position in stream.positions[self._first.get(stream.name, 0) : stream.first]:
+                for reference in self.references.values():
+                    reference.removed(position)
+            self._first[stream.name] = stream.first
 
     def _appended(self, command: Append | AppendMany, outcome: Appended) -> None:
         if outcome.idempotent:
@@ -91,8 +117,11 @@ class Ledger:
         if definition.start_after == START_AT_END:
             definition = definition._replace(start_after=len(self._events))
         made = self.references[command.name] = Reference(place, definition, command.now_us)
+        store = self._state.stores[STORE]
         for position, (stream, kind) in enumerate(self._events, 1):
             made.appended(position, stream, kind)
+            if not store.kept(position):
+                made.removed(position)
 
     def _drain(self, name: str, store: Store) -> None:
         """Hand out all that a copy of the subscription owes, as if its consumers were back."""

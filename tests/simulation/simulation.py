@@ -32,7 +32,7 @@ from typing import Any
 from node.raft.membership import Membership, founding
 from node.raft.messages import Ask, Message
 from tests.raft import virtual_time
-from tests.simulation import consumers, doors
+from tests.simulation import consumers, doors, removers
 from tests.simulation.clients import Client, History, Operation, judge
 from tests.simulation.deliveries import Ledger
 from tests.simulation.faults import Director
@@ -122,6 +122,9 @@ class Simulation:
         self.consumers = consumers.made(
             random.Random(f"{seed}/{size}/consumers"), self.asked, loop, self.history, self.fail
         )
+        self.removers = removers.made(
+            random.Random(f"{seed}/{size}/removers"), self.asked, loop, self.history, self.fail
+        )
         self.links.watchers.append(self._watch)
         self.bounds = {
             "entries_in_flight_max": self.chance.choice([1, 2, 2, 8]),
@@ -185,7 +188,7 @@ class Simulation:
     # --- beginning and end -------------------------------------------------------------------
 
     async def _begin(self) -> None:
-        self.clients += self.consumers
+        self.clients += [*self.consumers, *self.removers]
         for node in self.nodes.values():
             await node.start()
         await self.until(lambda: self.leader() is not None and self._store_made(), "I14: no start")
@@ -271,6 +274,8 @@ class Simulation:
             client.judge(self.chronicle.state.stores[STORE])
         if self.consumers:
             self._reckon_deliveries()
+        for told in [*self.consumers, *self.removers]:
+            told.judge(self.chronicle.entries)
 
     def _reckon_deliveries(self) -> None:
         """All members have the same subscriptions, see I13; one of them shows what it owes."""
@@ -278,8 +283,6 @@ class Simulation:
         member = next(life for life in self.lives() if self.is_member(life.node))
         if self.sound:
             ledger.judge(member, member.replica.state.stores[STORE])
-        for consumer in self.consumers:
-            consumer.judge(self.chronicle.entries)
 
     # --- members -----------------------------------------------------------------------------
 
@@ -439,6 +442,7 @@ def _report(simulation: Simulation) -> Report:
     report.counts["terms"] = len(simulation.chronicle.leaders)
     report.counts["entries"] = len(simulation.chronicle.entries)
     report.counts["deliveries"] = sum(one.delivered for one in simulation.consumers)
+    report.counts["deletions"] = sum(one.removed for one in simulation.removers)
     report.counts["settlements"] = sum(one.settled for one in simulation.consumers)
     return report
 

@@ -20,7 +20,7 @@ REPEATED = (13, 3)
 
 @pytest.mark.parametrize(("seed", "size"), SEEDS + KEPT)
 def test_no_rule_is_broken_under_faults(seed: int, size: int) -> None:
-    report = run(seed, size, {"consumers": []} if (seed, size) in KEPT else None)
+    report = run(seed, size, {"consumers": [], "removers": []} if (seed, size) in KEPT else None)
     assert report.violations == [], f"scripts/simulate --seed {seed} --nodes {size}"
     assert report.acknowledged > 0
 

@@ -24,8 +24,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from node.core.husks import husk_of
 from node.core.outcomes import Appended, Outcome
 from node.core.state import State
+from node.core.store import Store
 from node.core.subscription import Subscription
 from node.core.subscription_state import encode, take
 from node.raft.membership import NOBODY, Membership
@@ -44,6 +46,8 @@ class StoreThen(NamedTuple):
     checkpoints: dict[str, int]
     snapshots: int
     subscriptions: dict[str, str]
+    lives: int
+    firsts: dict[str, int]  # of each stream of which something was removed
 
 
 Snapshot = dict[str, StoreThen]
@@ -164,7 +168,7 @@ class Chronicle:
         for name, then in entry.after.items():
             position = then.position
             theirs, ours = state.stores[name], self.state.stores[name]
-            if list(theirs.rows(0, position)) != list(ours.rows(0, position)):
+            if _differ(theirs, ours, position):
                 self._fail(f"I13: store {name} of {who} differs from the history up to {index}")
 
     # --- messages ----------------------------------------------------------------------------
@@ -314,9 +318,19 @@ def _snapshot(state: State, known: dict[str, tuple[int, int, str]]) -> Snapshot:
                 subscription: _digest(one, known)
                 for subscription, one in store.subscriptions.by_name.items()
             },
+            store.lives.digest,
+            {stream.name: stream.first for stream in store.stream_list if stream.first},
         )
         for name, store in state.stores.items()
     }
+
+
+def _differ(theirs: Store, ours: Store, until: int) -> bool:
+    """Whether events differ. Of a removed one a node may have kept no more than its print."""
+    return any(
+        one != other and (theirs.kept(one[0]) or one != (*other[:-1], husk_of(other[-1])))
+        for one, other in zip(theirs.rows(0, until), ours.rows(0, until), strict=True)
+    )
 
 
 def _digest(one: Subscription, known: dict[str, tuple[int, int, str]]) -> str:
