@@ -142,7 +142,7 @@ class Config:
     )  # fmt: skip
     tail_dir: Path | None = option(
         None, PERSISTENCE, "where that stands while the node runs, if not in data_dir: a directory "
-        "in memory (/dev/shm), so that no append waits for a disk that stands still"
+        "in memory (/dev/shm), so that no append waits for a frozen file system"
     )  # fmt: skip
 
     body_bytes_max: int = option(

@@ -12,10 +12,9 @@ does so inside system calls that let other threads run; a page fault in Python c
 
 They stand in `DIR/tail`, or, while the node runs, in another directory, which is meant to be in
 memory (tmpfs). In a file system on a disk a store to memory may still have to wait: the kernel
-makes a page that it has written out read-only, and while the file system is frozen, or its journal
-stands still, nobody gets it back. Pages of a tmpfs are never written out. The state file says where
-the tail of a life stands; what a clean stop leaves is always in `DIR/tail`, and `load` looks there
-too.
+makes a page that it has written out read-only, and while the file system is frozen nobody gets it
+back. Pages of a tmpfs are never written out. The state file says where the tail of a life stands;
+what a clean stop leaves is always in `DIR/tail`, and `load` looks there too.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ import pytest
 class Disk:
     """An ext4 file system in a file, mounted at `path`."""
 
-    def __init__(self, image: Path, path: Path) -> None:
+    def __init__(self, image: Path, path: Path, mib: int = 64) -> None:
         self.path = path
         self._image = image
         self._frozen = False
         with image.open("wb") as file:
-            file.truncate(64 << 20)
+            file.truncate(mib << 20)
         _run("mkfs.ext4", "-q", image)
 
     def mount(self, *options: str) -> None:
@@ -51,11 +51,11 @@ class Disk:
         _run("umount", *options, self.path)
 
 
-def mounted(image: Path, path: Path) -> Disk:
+def mounted(image: Path, path: Path, mib: int = 64) -> Disk:
     """A new disk at `path`; skips the test where file systems cannot be mounted."""
     path.mkdir(parents=True)
     try:
-        disk = Disk(image, path)
+        disk = Disk(image, path, mib)
         disk.mount()
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no file system can be mounted here: {error}")
@@ -63,5 +63,5 @@ def mounted(image: Path, path: Path) -> Disk:
 
 
 def _run(*command: str | Path) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, timeout=20, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, timeout=60, text=True)
     return done.stdout

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.e2e
 
 MEMORY = Path("/dev/shm")
 FROZEN_S = 5.0
-PAUSE_MAX_S = 1.0  # seen: 0.1 to 0.25; what matters is that it is not FROZEN_S
+PAUSE_MAX_S = 2.0  # seen: 0.05 to 0.25, more beside other load; what matters: not FROZEN_S
 SMALL = ("--tail-bytes-max=16MiB",)
 LITTLE = ("--body-bytes-max=1MiB", "--event-bytes-max=64KiB", "--unpersisted-bytes-max=2MiB")
 
