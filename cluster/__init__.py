@@ -12,7 +12,8 @@ signals, and over HTTP. It never imports `node`, so what works from here works f
 `recover_plan`, `recover`           going on without members that are gone for good
 `client_errors`, `client_values`, `client_events`   what the client for programs takes and tells
 `client_routing`, `client_asking`         which node it asks, and how often
-`client`, `client_snapshots`, `client_subscriptions`, `client_consumer`   what it can do
+`client`, `client_streams`, `client_snapshots`, `client_subscriptions`, `client_consumer`   what it
+  can do
 `client_sync` the same without `await`
 `client_ws`   one pipelined connection to one node
 `__main__`, `cli`   the command line `exesdb`: those, and append, read, tail, subscribe, ...

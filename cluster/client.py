@@ -22,7 +22,7 @@ reads it lives. Keep `position` together with what you made of the events to go 
 
 **Snapshots** of aggregates are recorded and read as `client_snapshots` shows. **Persistent
 subscriptions**, which share events among several consumers, are made with `client_subscriptions`
-and worked on with `client_consumer`.
+and worked on with `client_consumer`. **Streams** are deleted and truncated with `client_streams`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from cluster.client_asking import CONNECT_S, Attempts
 from cluster.client_errors import ClientError, Unavailable, of_problem
 from cluster.client_events import Appended, Event, Filter, Recorded
 from cluster.client_snapshots import SnapshotCalls
+from cluster.client_streams import StreamCalls
 from cluster.client_subscriptions import SubscriptionCalls
 from cluster.client_values import quoted
 
@@ -49,7 +50,7 @@ _PAGE_EVENTS = 1_000
 _LINE_BYTES_MAX = 32 * 1024 * 1024
 
 
-class Client(SnapshotCalls, SubscriptionCalls):
+class Client(StreamCalls, SnapshotCalls, SubscriptionCalls):
     """A client of one store of a cluster; see the module.
 
     `nodes` are addresses, `timeout_s` bounds every call with all its retries. Use it as an

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from cluster.client import ANY, Appended, Client, Event, Filter, Recorded
 from cluster.client_snapshots import Snapshot
+from cluster.client_streams import StreamInfo
 from cluster.client_subscriptions import Parked, PersistentSubscription
 
 T = TypeVar("T")
@@ -91,6 +92,27 @@ class SyncClient:
     def checkpoint(self, name: str) -> int | None:
         """Where a checkpoint stands; None if there is none of this name."""
         return self._wait(self._client.checkpoint(name))
+
+    def stream(self, name: str) -> StreamInfo | None:
+        """How a stream is; None if there is none."""
+        return self._wait(self._client.stream(name))
+
+    def delete_stream(
+        self, name: str, expected_version: int | str = ANY, hard: bool = False
+    ) -> bool:
+        """Delete a stream; False if there was none."""
+        return self._wait(self._client.delete_stream(name, expected_version, hard))
+
+    def set_stream_metadata(
+        self,
+        name: str,
+        max_count: int | None = None,
+        max_age_ms: int | None = None,
+        truncate_before: int | None = None,
+    ) -> int:
+        """Set all that limits a stream at once; the number of the first event that is kept."""
+        work = self._client.set_stream_metadata(name, max_count, max_age_ms, truncate_before)
+        return self._wait(work)
 
     def record_snapshot(
         self,

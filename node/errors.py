@@ -4,7 +4,7 @@
     ├── RequestError              the client's fault; nothing was stored; do not repeat it unchanged
     │   ├── InvalidRequest, InvalidEvent, InvalidExpectedVersion, InvalidStartVersion, InvalidCount
     │   ├── Unauthorized, Forbidden, NotAcceptable, UnsupportedMediaType, PayloadTooLarge
-    │   ├── RouteMissing, MethodNotAllowed, UpgradeRequired, NotImplementedYet
+    │   ├── RouteMissing, MethodNotAllowed, UpgradeRequired
     │   └── Missing: StoreMissing, StreamMissing, SnapshotMissing, CheckpointMissing,
     │       SubscriptionMissing, MemberMissing
     ├── Conflict                  the state said no; nothing was stored; read again, then decide
@@ -151,14 +151,6 @@ class UnsupportedMediaType(RequestError):
     code = "unsupported_media_type"
     status = 415
     title = "Unsupported media type"
-
-
-class NotImplementedYet(RequestError):
-    """The contract knows this route, this version of the node does not."""
-
-    code = "not_implemented"
-    status = 501
-    title = "Not implemented"
 
 
 class Missing(RequestError):

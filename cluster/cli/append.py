@@ -30,7 +30,6 @@ BATCH_EVENTS = 500
 LINE_BYTES_MAX = 8 * 1024 * 1024
 _BATCH_BYTES_MAX = 4 * 1024 * 1024
 _READ_BYTES = 256 * 1024
-_WORDS = ("any", "no_stream", "stream_exists")
 
 _EXAMPLES = """\
   exesdb append order-7 OrderPlaced '{"total": 12}' --expect no_stream
@@ -86,7 +85,7 @@ def _parse(argv: list[str], prog: str) -> argparse.Namespace:
     add("--metadata", metavar="JSON", help="JSON, or @FILE")
     add("--id", type=uuid.UUID, metavar="UUID", help="the event's id: makes it safe to repeat")
     add("--lines", metavar="FILE", help="append the events of a file of JSON lines, - for stdin")
-    add("--expect", type=_expected, default=ANY, metavar="VERSION",
+    add("--expect", type=shared.expected, default=ANY, metavar="VERSION",
         help="the stream's version: a number, any (default), no_stream, stream_exists")  # fmt: skip
     add("--durability", choices=("replicated", "persisted"), default="replicated",
         help="persisted: answer when a majority has it on disk")  # fmt: skip
@@ -99,10 +98,6 @@ def _parse(argv: list[str], prog: str) -> argparse.Namespace:
     elif options.event_type is None:
         made.error("name a stream and a type, or give --lines")
     return options
-
-
-def _expected(text: str) -> int | str:
-    return text if text in _WORDS else int(text)
 
 
 async def _one(options: argparse.Namespace) -> None:

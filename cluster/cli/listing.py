@@ -1,15 +1,17 @@
-"""`exesdb stores` and `exesdb streams`: what there is."""
+"""`exesdb stores` and `exesdb streams`: what there is, and what streams keep."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
 from cluster.access import request, urls_or_default
 from cluster.cli import options as shared
-from cluster.cli.ending import accepted, run
+from cluster.cli.ending import NOT_FOUND, Failure, accepted, run
 from cluster.cli.showing import say, say_json
+from cluster.client import ANY
 
 _PAGE_STREAMS = 1_000
 
@@ -24,7 +26,18 @@ _STREAMS_EXAMPLES = """\
   exesdb streams
   exesdb streams --prefix order- --json
   exesdb streams --after order-7 --limit 100
+  exesdb streams show order-7
+  exesdb streams keep order-7 --truncate-before 100     what it keeps; without options: everything
+  exesdb streams keep visits --max-count 1000 --max-age-ms 86400000
+  exesdb streams delete order-7 --expect 12             may be begun anew; --hard: never again
 """
+
+# What may be given for which action.
+_OPTIONS = {
+    "list": ("prefix", "after", "limit"),
+    "keep": ("max_count", "max_age_ms", "truncate_before"),
+    "delete": ("expect", "hard"),
+}
 
 
 def stores(argv: list[str], prog: str = "exesdb stores") -> int:
@@ -79,24 +92,73 @@ def _settings(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def streams(argv: list[str], prog: str = "exesdb streams") -> int:
     """The exit code of `exesdb streams`."""
-    made = shared.store_parser(prog, "List the streams of a store by name.", _STREAMS_EXAMPLES)
+    words = "List the streams of a store by name; look at one, say what it keeps, delete it."
+    made = shared.store_parser(prog, words, _STREAMS_EXAMPLES)
     add = made.add_argument
-    add("--prefix", default="", metavar="TEXT", help="only names that begin so")
-    add("--after", default="", metavar="NAME", help="begin behind this name")
+    add("action", nargs="?", choices=tuple(_WORK), default="list", help="default list")
+    add("stream", nargs="?", help="the stream")
+    add("--prefix", metavar="TEXT", help="only names that begin so")
+    add("--after", metavar="NAME", help="begin behind this name")
     add("--limit", type=shared.count, metavar="N", help="at most so many; default all")
+    add("--max-count", type=shared.count, metavar="N", help="keep the last so many events")
+    add("--max-age-ms", type=shared.count, metavar="MS", help="keep events for so long")
+    add("--truncate-before", type=shared.count, metavar="NUMBER",
+        help="keep events from this number on")  # fmt: skip
+    add("--expect", type=shared.expected, metavar="VERSION",
+        help="delete it only at this version: a number, no_stream, stream_exists")  # fmt: skip
+    add("--hard", action="store_true", default=None,
+        help="delete it for ever: nobody can append to it again")  # fmt: skip
     options = made.parse_args(argv)
-    return run(prog, _streams(options), options.json)
+    if (options.stream is None) != (options.action == "list"):
+        made.error(f"{options.action} takes {'no' if options.stream else 'the'} name of one")
+    for action, names in _OPTIONS.items():
+        if action != options.action and any(getattr(options, name) is not None for name in names):
+            made.error(f"{', '.join(names)} are for {action}".replace("_", "-"))
+    return run(prog, _WORK[options.action](options), options.json)
 
 
-async def _streams(options: argparse.Namespace) -> None:
+async def _show(options: argparse.Namespace) -> None:
+    async with shared.client(options) as client:
+        found = await client.stream(options.stream)
+    if found is None:
+        raise Failure(f"no stream {options.stream!r}", NOT_FOUND, "stream_not_found")
+    facts = asdict(found)
+    if options.json:
+        say_json(facts)
+        return
+    for name, value in facts.items():
+        say(f"{name:<16}  {'no limit' if value is None else value}")
+
+
+async def _keep(options: argparse.Namespace) -> None:
+    limits = {name: getattr(options, name) for name in _OPTIONS["keep"]}
+    async with shared.client(options) as client:
+        first = await client.set_stream_metadata(options.stream, **limits)
+    if options.json:
+        say_json({"stream": options.stream, "first": first})
+    else:
+        say(f"{options.stream} keeps its events from number {first} on")
+
+
+async def _delete(options: argparse.Namespace) -> None:
+    async with shared.client(options) as client:
+        expected = ANY if options.expect is None else options.expect
+        deleted = await client.delete_stream(options.stream, expected, bool(options.hard))
+    if options.json:
+        say_json({"stream": options.stream, "deleted": deleted})
+    else:
+        say(f"{options.stream} {'is deleted' if deleted else 'was not there'}")
+
+
+async def _list(options: argparse.Namespace) -> None:
     path = f"/v1/stores/{quote(options.store, safe='')}/streams"
     left = options.limit
-    after: str | None = options.after
+    after: str | None = options.after or ""
     if not options.json:
         say(f"{'events':>12}  stream")
     while after is not None and left != 0:
         limit = _PAGE_STREAMS if left is None else min(left, _PAGE_STREAMS)
-        params = {"prefix": options.prefix, "after": after, "limit": str(limit)}
+        params = {"prefix": options.prefix or "", "after": after, "limit": str(limit)}
         urls, timeout_s = urls_or_default(options.url), options.timeout_ms / 1000
         page = accepted(await request("GET", urls, path, params=params, timeout_s=timeout_s))
         for stream in page["streams"]:
@@ -106,3 +168,6 @@ async def _streams(options: argparse.Namespace) -> None:
                 say(f"{stream['count']:>12,}  {stream['stream']}")
         left = None if left is None else left - len(page["streams"])
         after = page["next"]
+
+
+_WORK = {"list": _list, "show": _show, "keep": _keep, "delete": _delete}

@@ -12,7 +12,7 @@ import msgspec
 
 from cluster.access import DEFAULT_URLS, urls_or_default
 from cluster.cli.ending import WRONG_USAGE, Failure, complain
-from cluster.client import Client, Filter
+from cluster.client import ANY, NO_STREAM, STREAM_EXISTS, Client, Filter
 
 DEFAULT_STORE = "my_store"
 TIMEOUT_MS = 15_000
@@ -108,6 +108,11 @@ def count(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError("must be at least 0")
     return number
+
+
+def expected(text: str) -> int | str:
+    """An expected version."""
+    return text if text in (ANY, NO_STREAM, STREAM_EXISTS) else int(text)
 
 
 def value(given: str | None, as_bytes: bool, what: str) -> Any:

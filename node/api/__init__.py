@@ -10,6 +10,7 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
 * `wanted`     the filter language, for all who choose events
 * `reads`      pages of events (`levels`, `filters`, `records`, `arrivals`)
 * `snapshots`  snapshots of aggregates (`snapshot_records`)
+* `lives`      how streams end, and what they keep
 * `folds`      a stream folded from its latest snapshot on
 * `following`  a store from a position on, for as long as a client listens (`streamed`)
 * `talks`      the WebSocket: `socket_messages` says what is spoken, `conversation` speaks it
@@ -18,7 +19,6 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
   (`desks`, where they wait; `settlements`; `subscription_schemas`)
 * `stores`, `checkpoints`, `persistence`, `cluster`, `members`, `recovery`, `metrics`   the other
   families
-* `later`      what the contract knows and this version does not serve yet
 * `openapi`, `schemas`   the document, made from the routes
 * `media`, `names`, `parameters`, `problems`, `refusals`, `limits`   the rules that all share
 * `wire`       the seam to aiohttp (`known_heads`: requests whose header lines came before)

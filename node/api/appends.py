@@ -49,6 +49,7 @@ from node.errors import (
     PayloadTooLarge,
     PersistenceDisabled,
     StoreMissing,
+    StreamDeleted,
     UnsupportedMediaType,
 )
 from node.errors import WrongExpectedVersion as WrongExpectedVersionError
@@ -60,9 +61,9 @@ _PROBLEMS: tuple[type[ExesdbError], ...] = (
     InvalidExpectedVersion,
     StoreMissing,
     WrongExpectedVersionError,
+    StreamDeleted,
     EventIdReused,
     PayloadTooLarge,
-    PersistenceDisabled,
     PersistenceDisabled,
     UnsupportedMediaType,
     NoLeader,

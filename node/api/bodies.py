@@ -23,6 +23,7 @@ from node.api.limits import ApiLimits
 from node.api.media import JSON, Media
 from node.api.values import NotPlain, decode_cbor
 from node.api.wire import Request
+from node.core.life_commands import MAX_AGE_MS_MAX, MAX_COUNT_MAX, TRUNCATE_BEFORE_MAX
 from node.core.snapshots import KEPT_MAX
 from node.errors import InvalidEvent, InvalidRequest, Overloaded, PayloadTooLarge, RequestError
 
@@ -126,6 +127,14 @@ class StoreBody(msgspec.Struct, forbid_unknown_fields=True):
     snapshots_kept: Annotated[int, msgspec.Meta(ge=1, le=KEPT_MAX)] | msgspec.UnsetType | None = (
         UNSET
     )
+
+
+class StreamMetadataBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`PUT .../streams/{stream}/metadata`. Null, or nothing, is no limit."""
+
+    max_count: Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT_MAX)] | None = None
+    max_age_ms: Annotated[int, msgspec.Meta(ge=1, le=MAX_AGE_MS_MAX)] | None = None
+    truncate_before: Annotated[int, msgspec.Meta(ge=0, le=TRUNCATE_BEFORE_MAX)] | None = None
 
 
 class MemberBody(msgspec.Struct, forbid_unknown_fields=True):

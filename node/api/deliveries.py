@@ -119,6 +119,7 @@ class Deliveries:
         store = await self._levels.known(store_name, wait_ms)
         fetched = await self._fetched(request, store, name, body)
         store = await self._levels.known(store_name, wait_ms)
+        fetched = self._desks.kept(store, name, fetched)
         records = [store.record(position) for position, _ in fetched.deliveries]
         beside = [
             {"delivery_id": delivery_id(fetched.uid, position, attempt), "attempt": attempt}

@@ -121,6 +121,15 @@ class Desks:
             if outcome.deliveries or not outcome.has_more:
                 return outcome
 
+    def kept(self, store: Store, name: str, fetched: Fetched) -> Fetched:
+        """What of it is still there. The rest was removed since, and is given back: the next fetch
+        passes it by."""
+        kept = [one for one in fetched.deliveries if store.kept(one[0])]
+        if len(kept) < len(fetched.deliveries):
+            gone = [Delivery(fetched.uid, *one) for one in fetched.deliveries if one not in kept]
+            self.settlements.give_back(store.name, name, gone, failed=False)
+        return fetched._replace(deliveries=kept)
+
 
 class Desk:
     """The consumers of one subscription on this node."""

@@ -54,22 +54,20 @@ class Scan:
     async def run(self, store: Store, limits: ApiLimits, pacer: Pacer, evaluate_max: int) -> None:
         """Go on, for at most `evaluate_max` positions (of one stream: events), up to the present
         end of the store: a matcher knows the types that there are now."""
-        head, matcher = store.position, None
-        if not self.wanted.takes_all:
-            matcher = Matcher(store, self.wanted)
+        head, matcher = store.position, Matcher(store, self.wanted)
         left, decoded_max = evaluate_max, limits.decoded_bytes_per_scan_max
-        pause_at = min(_PAUSE_BYTES, decoded_max)
+        looks_inside, pause_at = bool(self.wanted.where), min(_PAUSE_BYTES, decoded_max)
         while left > 0 and not self.is_end(head):
-            before = left
+            before, takes_all = left, self.wanted.takes_all and not store.lives.removed
             for row in self._slice(store, head, min(left, _SLICE_POSITIONS)):
                 self.next = row[0]
                 left -= 1
-                if matcher is None or matcher.matches(row):
+                if takes_all or matcher.matches(row):
                     self.rows.append(row)
                     self.frame_bytes += len(row[5])
                     if self.full or self.frame_bytes >= limits.page_bytes_max:
                         return
-                if matcher is not None and matcher.decoded_bytes >= pause_at:
+                if looks_inside and matcher.decoded_bytes >= pause_at:
                     if matcher.decoded_bytes >= decoded_max:
                         return
                     pause_at = min(matcher.decoded_bytes + _PAUSE_BYTES, decoded_max)
@@ -102,12 +100,14 @@ class Scan:
     def _slice_of_stream(self, store: Store, name: str, edge: int, count: int) -> Iterator[Row]:
         """The same in one stream, whose positions are known: nothing between them matters."""
         stream = store.streams.get(name)
-        positions = () if stream is None else stream.positions
+        if stream is None:
+            return iter(())
+        positions = stream.positions
         if self.backward:
             last = bisect_left(positions, self.next)
-            first = max(bisect_left(positions, edge), last - count)
+            first = max(bisect_left(positions, edge), last - count, stream.first)
             chosen = reversed(positions[first:last])
         else:
-            first = bisect_right(positions, self.next)
+            first = max(bisect_right(positions, self.next), stream.first)
             chosen = iter(positions[first : min(first + count, bisect_right(positions, edge))])
         return (next(store.rows(position - 1, position)) for position in chosen)

@@ -3,6 +3,7 @@
 What events do to the state stands in `core.folding`. A fold takes no more events than a page of a
 read: at most `limit` of them, and no more than `page_bytes_max`. Where that is not the end of the
 stream, `is_end` is false: record `state` as a snapshot at `version`, and fold again from there.
+Events that were removed are not folded: take a snapshot before you truncate a stream.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.names import source_name
 from node.api.parameters import integer, page_limit, text
+from node.api.reads import stream_of
 from node.api.records import Pacer
+from node.api.refusals import stream_missing
 from node.api.routes import Reply, Route
 from node.api.wire import Answer, Request
 from node.core.fields import NUMBER_MAX
@@ -23,7 +26,14 @@ from node.core.folding import fold
 from node.core.frames import decode_frame
 from node.core.snapshots import decode_content
 from node.core.store import Store
-from node.errors import InvalidCount, InvalidRequest, PayloadTooLarge, StreamMissing
+from node.core.stream import Stream
+from node.errors import (
+    InvalidCount,
+    InvalidRequest,
+    PayloadTooLarge,
+    StreamDeleted,
+    StreamMissing,
+)
 
 
 class Folds:
@@ -49,19 +59,24 @@ class Folds:
                     page_limit(self._limits, InvalidCount, most),
                     *self._levels.store_parameters,
                 ),
-                problems=(*READ_PROBLEMS, StreamMissing, InvalidRequest, PayloadTooLarge),
+                problems=(
+                    *(*READ_PROBLEMS, StreamMissing, StreamDeleted),
+                    *(InvalidRequest, PayloadTooLarge),
+                ),
             )
         ]
 
     async def fold(self, request: Request, store_name: str, name: str) -> Answer:
         """`GET /v1/stores/{store}/streams/{stream}/fold`."""
         store = await self._levels.store(request, store_name)
-        if name not in store.streams:
-            raise StreamMissing(f"no stream {name!r}", store=store_name, stream=name)
+        stream = stream_of(store, name)
+        if stream is None:
+            raise stream_missing(store_name, name)
         given = request.parameters
-        last = min(store.version(name), given["max_version"])
+        last = min(stream.version, given["max_version"])
         state, began = _beginning(store, given["source"], name, last)
-        frames = self._frames(store, name, range(began + 1, last + 1)[: given["limit"]])
+        numbers = range(max(began + 1, stream.first), last + 1)[: given["limit"]]
+        frames = self._frames(store, stream, numbers)
         pacer, folded = Pacer(), 0
         for frame in frames:
             data = cbor2.loads(decode_frame(frame).data)
@@ -69,7 +84,7 @@ class Folds:
                 fold(state, data)
                 folded += 1
             await pacer.breathe()
-        version = began + len(frames)
+        version = numbers[len(frames) - 1] if frames else last
         body = {
             "stream": name,
             "version": version,
@@ -82,12 +97,11 @@ class Folds:
         media = request.wants
         return Answer(200, media.encode(body), media.type)
 
-    def _frames(self, store: Store, name: str, numbers: range) -> list[bytes]:
-        positions = store.streams[name].positions
+    def _frames(self, store: Store, stream: Stream, numbers: range) -> list[bytes]:
         taken: list[bytes] = []
         size = 0
         for number in numbers:
-            taken.append(store.frame(positions[number]))
+            taken.append(store.frame(stream.positions[number]))
             size += len(taken[-1])
             if size >= self._limits.page_bytes_max:
                 break

@@ -136,12 +136,12 @@ class Metrics(Collector):
         position = GaugeMetricFamily("exesdb_store_position", "Last position.", labels=("store",))
         streams = GaugeMetricFamily("exesdb_store_streams", "Streams.", labels=("store",))
         frame_bytes = GaugeMetricFamily(
-            "exesdb_store_frame_bytes", "Bytes of all events.", labels=("store",)
+            "exesdb_store_frame_bytes", "Bytes of all events in memory.", labels=("store",)
         )
         for name, store in self._state.stores.items():
             position.add_metric((name,), store.position)
-            streams.add_metric((name,), len(store.stream_list))
-            frame_bytes.add_metric((name,), store.frame_bytes)
+            streams.add_metric((name,), len(store.streams))
+            frame_bytes.add_metric((name,), store.frame_bytes - store.swept_bytes)
         yield from (position, streams, frame_bytes)
 
     def _subscriptions(self) -> Iterator[Metric]:

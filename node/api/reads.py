@@ -19,8 +19,10 @@ from node.api.arrivals import Arrivals, canceller
 from node.api.filters import Scan
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
+from node.api.lives import metadata
 from node.api.parameters import Parameter, choice, flag, integer, page_limit, text
 from node.api.records import Pacer, written_page
+from node.api.refusals import stream_deleted, stream_missing
 from node.api.routes import Reply, Route
 from node.api.wanted import filter_parameters, name_prefix, wanted
 from node.api.wire import Answer, Request
@@ -34,6 +36,7 @@ from node.errors import (
     Overloaded,
     PayloadTooLarge,
     StoreMissing,
+    StreamDeleted,
     StreamMissing,
 )
 
@@ -64,7 +67,7 @@ class Reads:
                 "Read a stream.",
                 (Reply(200, "A page of the stream.", "StreamPage"),),
                 (_from(), limit, _DIRECTION, _must_exist(), *levels),
-                problems=(*problems, StreamMissing),
+                problems=(*problems, StreamMissing, StreamDeleted),
             ),
             Route(
                 "GET",
@@ -96,7 +99,7 @@ class Reads:
                 "Look at a stream.",
                 (Reply(200, "The stream.", "StreamInfo"),),
                 levels,
-                problems=(*problems, StreamMissing),
+                problems=(*problems, StreamMissing, StreamDeleted),
             ),
         ]
 
@@ -104,9 +107,9 @@ class Reads:
         """`GET /v1/stores/{store}/streams/{stream}/events`."""
         store = await self._levels.store(request, store_name)
         parameters = request.parameters
-        stream = store.streams.get(name)
+        stream = stream_of(store, name)
         if stream is None and parameters["must_exist"]:
-            raise _stream_missing(store, name)
+            raise stream_missing(store.name, name)
         numbers = _numbers(stream, parameters)
         records = list(self._stream_records(store, stream, numbers)) if stream else []
         taken = numbers[: len(records)]
@@ -115,7 +118,7 @@ class Reads:
             "stream": name,
             "version": store.version(name),
             "next": after,
-            "is_end": after < 0 if numbers.step < 0 else after > store.version(name),
+            "is_end": after < _first(stream) if numbers.step < 0 else after > store.version(name),
         }
         return await _page(request, records, fields, Pacer())
 
@@ -210,15 +213,15 @@ class Reads:
     async def info(self, request: Request, store_name: str, name: str) -> Answer:
         """`GET /v1/stores/{store}/streams/{stream}`."""
         store = await self._levels.store(request, store_name)
-        stream = store.streams.get(name)
+        stream = stream_of(store, name)
         if stream is None:
-            raise _stream_missing(store, name)
+            raise stream_missing(store.name, name)
         body = {
             "stream": name,
             "version": stream.version,
             "count": stream.count,
-            "first_event_number": 0,
-            "metadata": {},
+            "first_event_number": stream.first,
+            "metadata": metadata(stream.limits),
         }
         media = request.wants
         return Answer(200, media.encode(body), media.type)
@@ -232,19 +235,33 @@ async def _page(
 
 
 def _numbers(stream: Stream | None, parameters: Any) -> range:
-    """The event numbers that a page of a stream covers, in reading order."""
+    """The event numbers that a page of a stream covers, in reading order: of those kept."""
     version = -1 if stream is None else stream.version
+    first = _first(stream)
     backward = parameters["direction"] == "backward"
     start = parameters["from"]
     if start is None:
-        start = END if backward else 0
+        start = END if backward else first
     if start == END:
         start = max(version, 0)
     limit = parameters["limit"]
     if backward:
         start = min(start, version)
-        return range(start, max(start - limit, -1), -1)
+        return range(start, max(start - limit, min(start, first - 1)), -1)
+    start = max(start, first)
     return range(start, max(start, min(start + limit, version + 1)))
+
+
+def _first(stream: Stream | None) -> int:
+    return 0 if stream is None else stream.first
+
+
+def stream_of(store: Store, name: str) -> Stream | None:
+    """The stream, or None where it is absent. Raises `StreamDeleted` where it always will be."""
+    stream = store.streams.get(name)
+    if stream is None and store.lives.is_over(name):
+        raise stream_deleted(name)
+    return stream
 
 
 def _start(after: int | None, backward: bool, head: int) -> int:
@@ -252,12 +269,6 @@ def _start(after: int | None, backward: bool, head: int) -> int:
     if not backward:
         return after or 0
     return head + 1 if after is None else min(after, head + 1)
-
-
-def _stream_missing(store: Store, name: str) -> StreamMissing:
-    return StreamMissing(
-        f"no stream {name!r} in store {store.name!r}", store=store.name, stream=name
-    )
 
 
 def _from() -> Parameter:

@@ -18,6 +18,8 @@ from node.core.outcomes import (
     SnapshotNotFound,
     SnapshotTooOld,
     StoreNotFound,
+    StreamDeleted,
+    StreamNotFound,
     SubscriptionExists,
     SubscriptionNotFound,
     SubscriptionsFull,
@@ -30,9 +32,11 @@ from node.errors import (
     PayloadTooLarge,
     SnapshotMissing,
     StoreMissing,
+    StreamMissing,
     SubscriptionMissing,
 )
 from node.errors import SnapshotTooOld as SnapshotTooOldError
+from node.errors import StreamDeleted as StreamDeletedError
 from node.errors import SubscriptionExists as SubscriptionExistsError
 from node.errors import WrongExpectedVersion as WrongExpectedVersionError
 
@@ -120,6 +124,24 @@ def _subscription_not_found(outcome: SubscriptionNotFound) -> ExesdbError:
     )
 
 
+def _stream_not_found(outcome: StreamNotFound) -> ExesdbError:
+    return stream_missing(outcome.store, outcome.stream)
+
+
+def _stream_deleted(outcome: StreamDeleted) -> ExesdbError:
+    return stream_deleted(outcome.stream)
+
+
+def stream_missing(store: str, stream: str) -> StreamMissing:
+    """The error for a stream that is not there."""
+    return StreamMissing(f"no stream {stream!r} in store {store!r}", store=store, stream=stream)
+
+
+def stream_deleted(stream: str) -> StreamDeletedError:
+    """The error for a stream that was deleted for ever."""
+    return StreamDeletedError(f"stream {stream!r} was deleted for ever", stream=stream)
+
+
 def _store_not_found(outcome: StoreNotFound) -> ExesdbError:
     return StoreMissing(f"no store {outcome.store!r}", store=outcome.store)
 
@@ -135,6 +157,8 @@ _ERRORS: dict[type, Callable[[Any], ExesdbError]] = {
     SnapshotTooOld: _snapshot_too_old,
     SnapshotNotFound: _snapshot_not_found,
     StoreNotFound: _store_not_found,
+    StreamNotFound: _stream_not_found,
+    StreamDeleted: _stream_deleted,
     SubscriptionExists: _subscription_exists,
     SubscriptionNotFound: _subscription_not_found,
     SubscriptionsFull: _subscriptions_full,

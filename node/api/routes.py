@@ -61,7 +61,6 @@ class Route:
     body: str | None = None
     body_required: bool = True
     problems: tuple[type[ExesdbError], ...] = ()
-    any_query: bool = False  # for routes that do not look at their query yet
     decoders: tuple[Callable[[str], Any], ...] = field(init=False)
     known: dict[str, Parameter] = field(init=False)
     defaults: Values = field(init=False)
@@ -82,11 +81,11 @@ class Route:
     @property
     def negotiates(self) -> bool:
         """Whether `Accept` chooses between JSON and CBOR, and nothing else will do."""
-        return not self.replies or self.replies[0].types == BOTH
+        return self.replies[0].types == BOTH
 
     def values(self, query: str) -> Values:
         """The values of the query parameters. Raises `RequestError`."""
-        if not query or self.any_query:
+        if not query:
             return self.defaults
         return parse_query(query, self.known, self.defaults)
 

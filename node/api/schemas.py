@@ -11,6 +11,7 @@ from typing import Any
 from node.api.routes import object_schema
 from node.api.subscription_schemas import SUBSCRIPTION_SCHEMAS
 from node.api.wanted import FILTER_SCHEMAS
+from node.core.life_commands import MAX_AGE_MS_MAX, MAX_COUNT_MAX, TRUNCATE_BEFORE_MAX
 from node.core.snapshots import KEPT_MAX
 
 PREAMBLE = """\
@@ -102,6 +103,29 @@ _STORE: dict[str, Any] = {
     "streams": _COUNT,
     "events": _COUNT,
     "position": _COUNT,
+}
+
+_FIRST: dict[str, Any] = {**_COUNT, "description": "The number of the first event that is kept."}
+
+_LIMITS: dict[str, Any] = {
+    "max_count": _or_null(
+        {
+            **{"type": "integer", "minimum": 1, "maximum": MAX_COUNT_MAX},
+            "description": "The last so many events are kept.",
+        }
+    ),
+    "max_age_ms": _or_null(
+        {
+            **{"type": "integer", "minimum": 1, "maximum": MAX_AGE_MS_MAX},
+            "description": "Events are kept for so long, in milliseconds.",
+        }
+    ),
+    "truncate_before": _or_null(
+        {
+            **{"type": "integer", "minimum": 0, "maximum": TRUNCATE_BEFORE_MAX},
+            "description": "Events are kept from this number on; at most the next one.",
+        }
+    ),
 }
 
 _DURABILITIES = ("replicated", "persisted")
@@ -213,7 +237,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         }
     ),
     "StreamList": _all({"streams": _list(_all(_STREAM)), "next": _or_null(_TEXT)}),
-    "StreamInfo": _all({**_STREAM, "first_event_number": _COUNT, "metadata": _OBJECT}),
+    "StreamInfo": _all(
+        {**_STREAM, "first_event_number": _FIRST, "metadata": object_schema(_LIMITS)}
+    ),
+    "StreamMetadataBody": object_schema(_LIMITS),
+    "StreamMetadata": _all(
+        {"stream": _TEXT, "first_event_number": _FIRST, "metadata": object_schema(_LIMITS)}
+    ),
     "StoreSummary": _all(_STORE),
     "StoreInfo": _all(
         {

@@ -27,7 +27,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from node.api import later, media, problems
+from node.api import media, problems
 from node.api.appends import Appends
 from node.api.arrivals import Arrivals
 from node.api.bodies import BodyReader
@@ -41,6 +41,7 @@ from node.api.gathering import Gathering
 from node.api.known_heads import KnownHeads
 from node.api.levels import Levels, store_headers
 from node.api.limits import ApiLimits
+from node.api.lives import LifeRoutes
 from node.api.members import Members
 from node.api.metrics import UNMATCHED, Metrics
 from node.api.openapi import Document
@@ -108,13 +109,13 @@ class ApiServer:
             replica, worker, state, self.arrivals, self._bodies, following, self._talks, info, clock
         )
         families = (
-            *(appends, reads, following, self._talks),
+            *(appends, reads, following, self._talks, Folds(levels, self.limits)),
             Stores(replica, worker, state, clock, levels, self._bodies, self.limits),
             Checkpoints(replica, levels, self._bodies, self.limits),
             SnapshotRoutes(replica, clock, levels, self._bodies, self.limits),
             SubscriptionRoutes(replica, clock, levels, self._bodies, self.limits),
             Deliveries(clock, levels, desks, self._bodies, self.limits),
-            Folds(levels, self.limits),
+            LifeRoutes(replica, self._bodies, self.limits),
             Persistence(replica, worker, force_on, state, levels, self._bodies, self.limits),
             self._cluster,
             Members(replica, self._bodies, self.limits),
@@ -122,7 +123,7 @@ class ApiServer:
             self._metrics,
         )
         document = Document(info.version)
-        routes = [route for family in (*families, later, document) for route in family.routes()]
+        routes = [route for family in (*families, document) for route in family.routes()]
         document.describe(routes)
         self._router = Router(routes)
         self._timings = {route: self._metrics.timings(route.method, route.path) for route in routes}

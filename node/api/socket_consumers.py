@@ -15,7 +15,7 @@ event that kills whoever is handed it is parked in the end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 import cbor2
@@ -26,7 +26,7 @@ from node.api.socket_messages import CREDIT_MAX, Consume
 from node.api.socket_records import Delivered, answer_of_deliveries
 from node.api.sockets import Socket
 from node.core.outcomes import Fetched
-from node.core.store import Store
+from node.core.store import Record
 from node.core.subscription import Subscription
 from node.core.subscription_commands import Delivery
 from node.errors import NoLeader, OutcomeUnknown, Overloaded, ReadBarrierTimeout
@@ -123,7 +123,9 @@ class Consumption:
             self._uid, self._in_flight = fetched.uid, {}
         self._in_flight.update(fetched.deliveries)
         _, store = await desk.subscription()
-        for piece in _pieces(fetched, store):
+        kept = self._desks.kept(store, self._name, fetched)
+        records = [store.record(position) for position, _ in kept.deliveries]
+        for piece in _pieces(kept, records):
             await self._send(answer_of_deliveries(self._id, piece))
             self.events_sent += len(piece)
 
@@ -153,12 +155,11 @@ class Consumption:
         )
 
 
-def _pieces(fetched: Fetched, store: Store) -> Iterator[list[Delivered]]:
+def _pieces(fetched: Fetched, records: Sequence[Record]) -> Iterator[list[Delivered]]:
     """What was handed out, some of it at a time."""
     piece: list[Delivered] = []
     size = 0
-    for position, attempt in fetched.deliveries:
-        record = store.record(position)
+    for (position, attempt), record in zip(fetched.deliveries, records, strict=True):
         piece.append((record, delivery_id(fetched.uid, position, attempt), attempt))
         size += len(record.frame)
         if size >= _PIECE_BYTES:

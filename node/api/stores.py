@@ -156,8 +156,8 @@ class Stores:
 def _summary(store: Store) -> dict[str, Any]:
     return {
         "store": store.name,
-        "streams": len(store.stream_list),
-        "events": store.position,
+        "streams": len(store.streams),
+        "events": store.kept_events,
         "position": store.position,
     }
 

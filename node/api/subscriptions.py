@@ -115,7 +115,7 @@ class SubscriptionRoutes:
                 "GET",
                 PATH + "/parked",
                 self.parked,
-                "List parked events, by position.",
+                "List parked events that were not removed, by position.",
                 (Reply(200, "A page of parked events.", "ParkedPage"),),
                 (
                     integer("after", "Begin behind this position.", default=0),
@@ -173,7 +173,7 @@ class SubscriptionRoutes:
         store = await self._levels.store(request, store_name)
         one = _known(store, name)
         after, limit = request.parameters["after"], request.parameters["limit"]
-        positions = sorted(position for position in one.parked if position > after)
+        positions = sorted(at for at in one.parked if at > after and store.kept(at))
         page, size = [], 0
         for position in positions[:limit]:
             page.append(store.record(position))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 
 import cbor2
 import msgspec
@@ -395,15 +394,6 @@ async def test_refusals_of_a_store_tell_its_position(node: Node, method, target,
     assert answer.status == status
     assert answer.headers["X-Position"] == "1"
     assert answer.headers["X-Applied-Index"] == str(node.state.applied_index)
-
-
-async def test_routes_of_a_later_version_are_501(node: Node):
-    later = [route for route in node.api.routes() if not route.replies]
-    assert len(later) == 2
-    for route in later:
-        target = re.sub("{[a-z]+}", "main", route.path)
-        answer = await node.ask(route.method, target + "?after=1", data=b"{")
-        assert (answer.status, answer.code) == (501, "not_implemented"), target
 
 
 async def test_a_defect_of_ours_is_a_500_that_says_nothing_of_the_inside(node, caplog):

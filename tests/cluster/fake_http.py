@@ -18,6 +18,8 @@ class FakeServer:
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append((f"{request.method} {request.path}", dict(request.query)))
         status, body = self.answers.get((request.method, request.path), (404, {"code": "none"}))
+        if body is None:
+            return web.Response(status=status)
         if isinstance(body, str):
             return web.Response(status=status, text=body)
         return web.json_response(body, status=status)

@@ -14,6 +14,7 @@ from aiohttp import web
 from cluster.client import Appended, Client, Event, Filter
 from cluster.client_asking import Attempts
 from cluster.client_errors import (
+    Deleted,
     NotFound,
     OutcomeUnknown,
     Unavailable,
@@ -226,6 +227,25 @@ async def test_a_missing_checkpoint_is_none_and_a_missing_store_is_an_error():
         assert await client.checkpoint("c") is None
         with pytest.raises(NotFound):
             await client.checkpoint("c")
+
+
+async def test_a_stream_that_was_not_there_is_not_deleted():
+    node = Node(
+        problem(404, "stream_not_found"),
+        problem(410, "stream_deleted"),
+        problem(410, "stream_deleted"),
+        problem(404, "stream_not_found"),
+        problem(404, "store_not_found"),
+    )
+    async with nodes(node) as urls, Client(*urls) as client:
+        assert not await client.delete_stream("s", 3)
+        assert node.asked[0][1]["expected_version"] == "3"
+        assert not await client.delete_stream("s", hard=True)
+        with pytest.raises(Deleted):
+            await client.delete_stream("s")
+        assert await client.stream("s") is None
+        with pytest.raises(NotFound):
+            await client.stream("s")
 
 
 def recorded(position: int) -> dict[str, Any]:

@@ -138,6 +138,11 @@ def test_the_list_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         ["subscriptions", "show", "m", "--max-retries", "0"],
         ["subscriptions", "create", "m", "--start-after", "x"],
         ["streams", "--nonsense"],
+        ["streams", "s"],
+        ["streams", "delete"],
+        ["streams", "list", "s"],
+        ["streams", "keep", "s", "--hard"],
+        ["streams", "delete", "s", "--expect", "x"],
         ["flush", "--timeout-ms", "0"],
     ],
 )
@@ -271,6 +276,30 @@ async def test_streams_are_listed_page_by_page(exesdb: Exesdb) -> None:
     async with serving({("GET", f"{STORE}/streams"): (200, page)}) as server:
         assert (await exesdb(server, "streams")).out == "      events  stream\n           2  a\n"
         assert json.loads((await exesdb(server, "streams", "--json")).out) == page["streams"][0]
+
+
+async def test_streams_are_looked_at_truncated_and_deleted(exesdb: Exesdb) -> None:
+    limits = {"max_count": 3, "max_age_ms": None, "truncate_before": None}
+    told = {"stream": "s/1", "first_event_number": 4, "metadata": {"max_count": 3}}
+    answers: dict[tuple[str, str], tuple[int, Any]] = {
+        ("GET", f"{STORE}/streams/s/1"): (200, {**told, "version": 6, "count": 3}),
+        ("PUT", f"{STORE}/streams/s/1/metadata"): (200, told),
+        ("DELETE", f"{STORE}/streams/s/1"): (204, None),
+    }
+    async with serving(answers) as server:
+        shown = await exesdb(server, "streams", "show", "s/1", "--json")
+        assert json.loads(shown.out) == {
+            **{"name": "s/1", "version": 6, "count": 3, "first": 4},
+            **limits,
+        }
+        kept = await exesdb(server, "streams", "keep", "s/1", "--max-count", "3")
+        assert kept.out == "s/1 keeps its events from number 4 on\n"
+        gone = await exesdb(server, "streams", "delete", "s/1", "--expect", "6", "--hard")
+        assert gone.out == "s/1 is deleted\n"
+        _, query = server.asked[-1]
+        assert (query["expected_version"], query["hard"]) == ("6", "true")
+        answers.clear()
+        assert (await exesdb(server, "streams", "show", "s/1")).code == 4
 
 
 async def test_a_store_can_be_made(exesdb: Exesdb) -> None:

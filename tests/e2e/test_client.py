@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cluster import client_snapshots, client_sync
+from cluster import client_snapshots, client_streams, client_sync
 from cluster.client import NO_STREAM, Client, Event, Filter
-from cluster.client_errors import WrongExpectedVersion
+from cluster.client_errors import Deleted, WrongExpectedVersion
 from cluster.client_sync import SyncClient
 from tests.e2e.conftest import Cluster
 
@@ -121,6 +121,23 @@ async def test_the_example_of_folding_from_a_snapshot_reads_only_what_came_since
         assert not await client.delete_snapshot("order-7", "payments-7", 2)
         found = [one async for one in client.snapshots("order-7", "payments-7", min_version=1)]
         assert [(one.version, one.data) for one in found] == [(3, b"\x00"), (5, 21)]
+
+
+async def test_the_example_of_what_a_stream_keeps_works(cluster: Cluster, capsys):
+    example = textwrap.dedent((client_streams.__doc__ or "").split("\n\n")[1])
+    work = "async def work(client):\n" + textwrap.indent(example, "    ")
+    names: dict[str, Any] = {"Event": Event}
+    exec(work, names)
+    async with Client(*addresses(cluster), timeout_s=30) as client:
+        await names["work"](client)
+        assert capsys.readouterr().out == "2 [2, 3, 4]\nNone\n"
+        again = await client.append("visits", [Event("Visited")], NO_STREAM)
+        assert again.streams == {"visits": 5}
+        await cluster.supervisor[await cluster.leader()].kill()
+        assert await client.delete_stream("visits", hard=True)
+        assert not await client.delete_stream("visits", hard=True)
+        with pytest.raises(Deleted):
+            await client.append("visits", [Event("Visited")])
 
 
 async def test_the_synchronous_client_records_snapshots(cluster: Cluster):

@@ -6,6 +6,7 @@ from tests.mutants.defect import Defect
 
 _CORE = "core/test_lives.py"
 _SWEEPER = "persistence/test_sweeper.py"
+_API = "api/test_lives.py"
 _FILL = "raft/test_fill_lives.py"
 
 DEFECTS = (
@@ -105,5 +106,29 @@ DEFECTS = (
         "            for name in sorted(self._state.stores) if self._log.leads else ():\n",
         "            for name in sorted(self._state.stores):\n",
         ("raft/test_retention.py",),
+    ),
+    Defect(
+        "scan-trusts-what-it-saw-first",
+        "no reader is shown what was removed",
+        "api/filters.py",
+        "            before, takes_all = left, self.wanted.takes_all and not store.lives.removed\n",
+        "            before, takes_all = left, matcher.takes_all\n",
+        (f"{_API}::test_events_that_are_removed_during_a_scan_are_passed_by",),
+    ),
+    Defect(
+        "husk-is-handed-to-a-consumer",
+        "no consumer is handed what was removed",
+        "api/desks.py",
+        "        kept = [one for one in fetched.deliveries if store.kept(one[0])]\n",
+        "        kept = list(fetched.deliveries)\n",
+        (f"{_API}::test_what_is_removed_before_a_fetch_is_answered_is_given_back_at_once",),
+    ),
+    Defect(
+        "fold-of-removed-events",
+        "a fold begins at what is kept",
+        "api/folds.py",
+        "range(max(began + 1, stream.first), last + 1)",
+        "range(began + 1, last + 1)",
+        (f"{_API}::test_a_fold_begins_at_what_is_kept_or_at_a_snapshot",),
     ),
 )
