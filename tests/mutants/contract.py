@@ -89,4 +89,20 @@ DEFECTS = (
         'b"\\x84\\x1b", last, b"\\x1b", index)',
         ("api/test_conversation.py",),
     ),
+    Defect(
+        "far-follower-drives-out-what-is-shared",
+        "an event is encoded once for all who follow closely",
+        "api/following.py",
+        "        if store.position - record.position > _CLOSE_POSITIONS:\n",
+        "        if store.position - record.position > 10**9:\n",
+        ("api/test_following.py::test_an_event_is_encoded_once_for_all_who_follow_closely",),
+    ),
+    Defect(
+        "page-of-checkpoints-begins-with-the-last-one",
+        "a page begins behind the last one of the page before",
+        "api/checkpoints.py",
+        "        behind = (name for name in store.checkpoints if name > after)\n",
+        "        behind = (name for name in store.checkpoints if name >= after)\n",
+        ("api/test_stores_and_checkpoints.py::test_checkpoints_are_listed_by_name_in_pages",),
+    ),
 )
