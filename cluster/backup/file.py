@@ -216,7 +216,8 @@ class Written:
             raise BackupFailed(
                 f"there is event {event.number} of stream {event.stream!r} at position"
                 f" {event.position}, where event {stream[1]} at {self.position + 1} should be:"
-                " a history with gaps cannot be brought back as it was"
+                " a history with gaps, from which events were removed, cannot be brought back as it"
+                " was"
             )
         stream[1] += 1
         self.position, self._last_id = event.position, event.event_id

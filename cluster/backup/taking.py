@@ -75,7 +75,10 @@ async def take(door: Door, written: Written, advance: Advance) -> None:
             asking.cancel()
             await asyncio.wait((asking,))
     if written.position != until:
-        raise BackupFailed(f"the store ended at {written.position}, before position {until}")
+        raise BackupFailed(
+            f"there is no event behind position {written.position}, though the store ends at"
+            f" {until}: a history from which events were removed cannot be brought back as it was"
+        )
 
 
 def decoded(page: bytes) -> tuple[list[StoredEvent], int, bool]:

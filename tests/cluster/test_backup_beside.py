@@ -326,6 +326,18 @@ async def test_the_commands_tell_what_is_beside_and_compare_it(
     assert code == 1 and "has other settings, checkpoints, snapshots or subscriptions" in err
 
 
+@pytest.mark.parametrize("stream", ["a", "b", "c"])
+async def test_a_store_from_which_events_were_removed_is_refused(
+    node: Node, tmp_path: Path, stream: str
+) -> None:
+    for name in "abc":
+        await node.append(name, 2)
+    assert (await node.ask("DELETE", f"{STORE}/streams/{stream}")).status == 204
+    with pytest.raises(BackupFailed, match="events were removed"):
+        await take(node, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 async def test_an_empty_store_needs_nothing_beside(node: Node, other: Node, tmp_path: Path) -> None:
     async with door(node) as opened:
         with await taking.begin(opened, tmp_path / "b", unwatched) as written:
