@@ -357,6 +357,9 @@ class Conversation:
         deliveries = deliveries_of(request.delivery_ids)
         timeout_ms = min(_SETTLE_MS, self._shared.limits.timeout_ms_max)
         stale = self._shared.settlements.settle(self._store, name, deliveries, action, timeout_ms)
+        for followed in self._feeds.values():
+            if isinstance(followed.source, Consumption):
+                followed.source.heard(name)
         self._under_way += 1
         stale.add_done_callback(partial(self._settled, request))
 

@@ -60,7 +60,7 @@ class _Waiting(NamedTuple):
 
     consumer: str
     most: int
-    is_full: Callable[[], bool]
+    is_unable: Callable[[], bool]
     fetched: asyncio.Future[Fetched]
 
 
@@ -171,14 +171,16 @@ class Desk:
             )
         return one, store
 
-    async def take(self, consumer: str, most: int, is_full: Callable[[], bool] = _never) -> Fetched:
-        """Wait for events, at most so many. None come where there are some, but `is_full` then.
+    async def take(
+        self, consumer: str, most: int, is_unable: Callable[[], bool] = _never
+    ) -> Fetched:
+        """Wait for events, at most so many. None come where there are some, and `is_unable` then.
 
         Raises what `subscription` and `Desks.fetch` raise.
         """
         if self._desks.arrivals.stopped:
             raise NotReady(_STOPPING)
-        waiting = _Waiting(consumer, most, is_full, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(consumer, most, is_unable, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self.look()
         try:
@@ -274,7 +276,7 @@ class Desk:
         """Fetch for as many of those who wait as there may be events for."""
         able: deque[_Waiting] = deque()
         for each in self._waiting:
-            if each.is_full():
+            if each.is_unable():
                 each.fetched.set_result(Fetched(0, (), False))
             else:
                 able.append(each)

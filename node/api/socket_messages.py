@@ -55,7 +55,9 @@ many of its deliveries may be in flight: sent, not settled, and their time not o
 of any connection, with the ids and outcomes of HTTP. They are answered when they are committed, and
 carried out in the order in which they came, also where the connection ends behind them. What is in
 flight when a `consume` is cancelled, or its node stops, is given back untried; where the connection
-ends without that, each delivery counts as a failure. Others get it at once in both cases.
+ends without that, each delivery counts as a failure. Others get it at once in both cases. Where a
+delivery's time is over, and no `ack` or `nack` came on this connection since it was sent, the
+`consume` ends with 503 `slow_consumer`; ask again to go on.
 
 **Flow control.** `credit` of a subscription is how many events it may send (null: any number); a
 request `credit` adds to it. Whoever does not read is sent no more than `stream_buffer_bytes_max`

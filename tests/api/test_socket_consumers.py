@@ -111,19 +111,45 @@ async def test_no_more_is_in_flight_than_the_credit(node: Node):
 
 
 async def test_a_delivery_whose_time_is_over_gives_its_place_to_the_next(node: Node):
-    await made(node, ack_timeout_ms=100, max_retries=1)
+    await made(node, ack_timeout_ms=100)
     await node.append("s")
+    await node.append("t")
     async with talking(node) as client:
         now = [node.api._talks._desks.clock()]
         node.api._talks._desks.clock = lambda: now[0]
-        await consume(client, 1, "a", 1)
-        [first] = await deliveries(client, 1, 1)
+        await consume(client, 1, "a", 2)
+        first, second = await deliveries(client, 1, 2)
+        await client.ask("ack", NAME, named([second]))
         now[0] += 100_001
-        [second] = await deliveries(client, 1, 1)
-        assert (first[0], first[6], second[0], second[6]) == (1, 1, 1, 2)
+        [again] = await deliveries(client, 1, 1)
+        assert (first[0], first[6], again[0], again[6]) == (1, 1, 1, 2)
         assert await client.ask("ack", NAME, named([first])) == (
             *(200, {"settled": 0, "stale": named([first])}),
         )
+
+
+async def test_who_says_nothing_is_sent_away_and_may_come_again(node: Node):
+    await made(node, ack_timeout_ms=100, max_retries=1)
+    await node.append("s")
+    async with talking(node) as client, talking(node) as other:
+        now = [node.api._talks._desks.clock()]
+        node.api._talks._desks.clock = lambda: now[0]
+        await consume(client, 1)
+        await deliveries(client, 1, 1)
+        now[0] += 50_000
+        await node.append("t")
+        [held] = await deliveries(client, 1, 1)
+        now[0] += 50_001
+        status, body = await client.final(1)
+        assert (status, body["code"]) == (503, "slow_consumer")
+        await consume(other, 1)
+        assert [(one[0], one[6]) for one in await deliveries(other, 1, 1)] == [(1, 2)]
+        assert (await client.ask("ack", NAME, named([held])))[1]["settled"] == 1
+        await node.append("u")
+        await other.send(["cancel", 1])
+        await other.final(1)
+        await consume(client, 1)
+        assert len(await deliveries(client, 1, 2)) == 2
 
 
 # --- several consumers ------------------------------------------------------------------------

@@ -64,11 +64,13 @@ async def test_a_consumer_that_never_acknowledges_is_told_of(node: Node, passes:
     await made(node, ack_timeout_ms=100, max_retries=1_000)
     await node.append("s")
     async with talking(node) as client:
-        await consume(client, 1, "a", 1)
         for _ in range(6):
-            found = await deliveries(client, 1, 1)
+            await consume(client, 1, "a", 1)
+            await deliveries(client, 1, 1)
             assert await stalled(node) is None
             passes(5.001)
+            assert (await client.final(1))[1]["code"] == "slow_consumer"
+        await consume(client, 1, "a", 1)
         found = await deliveries(client, 1, 1)
         assert await stalled(node) == "not_acknowledged"
         await client.ask("ack", "workers", named(found))

@@ -66,8 +66,8 @@ class Work:
         try:
             async for message in socket:
                 for request_id, kind, body in cbor2.loads(message.data):
-                    if request_id == 0 and kind == 200:
-                        return  # cancelled
+                    if request_id == 0 and kind in (200, 503):
+                        return  # cancelled, or sent away
                     assert request_id != 0 or kind == "deliveries", body
                     if request_id == 0:
                         await socket.send_bytes(cbor2.dumps([self._word(one) for one in body]))
