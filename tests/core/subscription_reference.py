@@ -15,6 +15,7 @@ from node.core.outcomes import Fetched, Replayed, Settled
 from node.core.subscription_commands import Definition, Delivery
 
 NEW, IN_FLIGHT, WAITING, PARKED, DONE = "new", "in flight", "waiting", "parked", "done"
+GONE = "gone"  # removed, before it was settled
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Reference:
         if one is not None:
             one.removed = True
             if one.status in (NEW, WAITING):
-                one.status = DONE
+                one.status = GONE
 
     def of(self, *statuses: str) -> list[int]:
         """The events of which one of these words is true."""
@@ -109,7 +110,7 @@ class Reference:
         assert outcome == Replayed(len(kept))
         for position in chosen:
             one = self.events[position]
-            one.status, one.failures = DONE if one.removed else WAITING, 0
+            one.status, one.failures = GONE if one.removed else WAITING, 0
 
     def _settle(self, delivery: Delivery, action: int) -> bool:
         """Whether the delivery counts."""
@@ -121,7 +122,7 @@ class Reference:
         if action == asked.RETRY:
             self._fail(one)
         elif action == asked.GIVE_BACK:
-            one.status = DONE if one.removed else WAITING
+            one.status = GONE if one.removed else WAITING
         else:
             one.status = PARKED if action == asked.PARK else DONE
         return True
@@ -145,4 +146,4 @@ class Reference:
         if one.failures > self.definition.max_retries:
             one.status = PARKED
         else:
-            one.status = DONE if one.removed else WAITING
+            one.status = GONE if one.removed else WAITING

@@ -12,17 +12,18 @@ from typing import Any
 
 import cbor2
 
-from node.core import commands, subscription
+from node.core import commands, life_commands, subscription
 from node.core import subscription_commands as asked
 from node.core.conditions import ANY_OF, Condition
 from node.core.filters import Filter
 from node.core.outcomes import Fetched, Subscribed
 from node.core.state import State
+from node.core.stream import Limits
 from node.core.subscription import Subscription
 from node.core.subscription_commands import Definition, Delivery
 from node.core.subscription_state import decode, encode, take
 from tests.core.observed import frame
-from tests.core.subscription_reference import DONE, IN_FLIGHT, NEW, PARKED, WAITING, Reference
+from tests.core.subscription_reference import DONE, GONE, IN_FLIGHT, NEW, PARKED, WAITING, Reference
 
 STREAMS = ["a-1", "a-2", "a-3", "b-1"]
 TIMEOUT_MS = 100
@@ -61,9 +62,9 @@ class Walk:
     def run(self, steps: int) -> None:
         kinds = [self.append, self.fetch, self.settle, self.replay, self.time_passes]
         weights = [4, 5, 5, 1, 2]
-        rare = [self.change_the_bounds, self.restart_the_second]
+        rare = [self.change_the_bounds, self.restart_the_second, self.remove]
         for _ in range(steps):
-            step = self.chance.choices([*kinds, *rare], [*weights, 0.3, 0.5])[0]
+            step = self.chance.choices([*kinds, *rare], [*weights, 0.3, 0.5, 0.3])[0]
             step()
             self.check()
 
@@ -131,6 +132,19 @@ class Walk:
         assert outcome == Subscribed("s", False)
         self.reference.redefined(definition)
 
+    def remove(self) -> None:
+        """Some of a stream, or all of it."""
+        name, store = self.chance.choice(STREAMS), self.state.stores["main"]
+        if self.chance.random() < 0.3:
+            self.do(life_commands.delete_stream("main", name, commands.ANY, False))
+        elif (stream := store.streams.get(name)) is not None:
+            before = self.chance.randint(stream.first, stream.version + 1)
+            limits = Limits(truncate_before=before)
+            self.do(life_commands.set_metadata("main", name, limits))
+        for position in range(1, store.position + 1):
+            if not store.kept(position):
+                self.reference.removed(position)
+
     def restart_the_second(self) -> None:
         store = self.twin.stores["main"]
         taken = take(store.subscriptions.by_name["s"])
@@ -144,18 +158,20 @@ class Walk:
 
     def check(self) -> None:
         """Both states are sound, the same, and as the reference says."""
-        one = self.subscription
-        one.check(self.state.stores["main"])
+        one, store = self.subscription, self.state.stores["main"]
+        one.check(store)
         second = self.twin.stores["main"].subscriptions.by_name["s"]
         assert encode(take(one)) == encode(take(second))
         assert sorted(one.in_flight) == sorted(self.reference.of(IN_FLIGHT))
         assert sorted(one.parked) == sorted(self.reference.of(PARKED))
-        assert one.waiting == len(self.reference.of(WAITING))
+        waiting = [each.position for line in one.lines.values() for each in line.waiting]
+        assert sorted(filter(store.kept, waiting)) == sorted(self.reference.of(WAITING))
         unsettled = self.reference.of(NEW, IN_FLIGHT, WAITING)
         assert one.settled_up_to < min(unsettled, default=10**9)
         assert one.settled_up_to <= one.cursor
         assert one.lines or one.settled_up_to == one.cursor
-        assert one.counts.acked + one.counts.skipped == len(self.reference.of(DONE))
+        settled, done = one.counts.acked + one.counts.skipped, len(self.reference.of(DONE))
+        assert done <= settled <= done + len(self.reference.of(GONE))
 
     @property
     def subscription(self) -> Subscription:

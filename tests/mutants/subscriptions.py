@@ -108,6 +108,22 @@ DEFECTS = (
         (_CORE,),
     ),
     Defect(
+        "removed-event-is-tried-again",
+        "what was removed is handed out no more",
+        "core/subscription.py",
+        "                if turn.store.kept(position):\n",
+        "                if position:\n",
+        (_CORE,),
+    ),
+    Defect(
+        "removed-event-is-replayed",
+        "a replay tells how many events will come again",
+        "core/subscription.py",
+        "                removed += 1\n",
+        "                removed += 0\n",
+        (_CORE,),
+    ),
+    Defect(
         "order-of-lines-not-kept",
         "I13: what comes back from bytes goes on as it would have",
         "core/subscription_state.py",

@@ -33,7 +33,7 @@ from node.core.state import State
 from node.core.store import Store
 from node.core.subscription_commands import START_AT_END, Delivery
 from node.core.subscription_state import decode, encode, take
-from tests.core.subscription_reference import DONE, PARKED, Reference
+from tests.core.subscription_reference import DONE, GONE, PARKED, Reference
 from tests.simulation.nodes import STORE
 from tests.simulation.watch import Entry
 
@@ -141,5 +141,5 @@ class Ledger:
             reference.settled(now_us, settlements, owing.settle(now_us, settlements))
             if not (settlements or owing.parked or fetched.has_more):
                 break
-        lost = reference.events.keys() - set(reference.of(DONE))
+        lost = reference.events.keys() - set(reference.of(DONE, GONE))
         assert not lost, f"{sorted(lost)} are never handed out"
