@@ -22,6 +22,7 @@ class FakeStore:
     def __init__(self, events: list[dict[str, Any]] | None = None) -> None:
         self.events = [] if events is None else events
         self.there = events is not None
+        self.removed = 0
         self.durability: str | None = None
         self.checkpoints: dict[str, int] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
@@ -64,8 +65,14 @@ class FakeStore:
             return 200, {"subscriptions": []}
         if path == "/snapshots":
             return 200, {"snapshots": [], "next": None}
-        facts = {"store": "s", "durability": self.durability, "snapshots_kept": None}
-        return 200, {**facts, "position": len(self.events), "snapshots": 0}
+        facts: dict[str, Any] = {
+            "store": "s",
+            "durability": self.durability,
+            "snapshots_kept": None,
+        }
+        position = len(self.events)
+        facts |= {"events": position - self.removed, "position": position}
+        return 200, {**facts, "snapshots": 0}
 
     async def _body(self, request: web.Request) -> Any:
         content = await request.read()

@@ -158,6 +158,15 @@ async def test_a_history_with_gaps_is_refused(tmp_path: Path, field: str, value:
     assert not (tmp_path / "b").exists()
 
 
+async def test_a_store_in_which_events_were_removed_is_refused(tmp_path: Path) -> None:
+    store = filled(30)
+    store.removed = 1
+    async with serving_store(store) as url:
+        with pytest.raises(BackupFailed, match="were removed"):
+            await take(tmp_path / "b", url)
+    assert not (tmp_path / "b").exists()
+
+
 async def test_a_node_that_dies_in_the_middle_is_passed_over(tmp_path: Path) -> None:
     one, two = filled(60), filled(60)
     one.page_events = two.page_events = 10
