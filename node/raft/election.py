@@ -6,6 +6,11 @@ first asks, without changing anything: would you vote for me? A peer says yes on
 not heard of a leader for `election_min_ms`, and the asking log is at least as complete as its own.
 A majority of yes, its own included, and the node stands.
 
+Elected are voters. Only where they have been without a leader for so long that none of them seems
+able to win, a learner stands, too, without counting itself: after all power was lost its log may
+be the longest, and then no voter can reach the floor of a cold start (see `recovery`). What it
+leads for is one entry of its own; when a majority of the voters has that, they hold its log.
+
 The library's own election timer is switched off (see `library`); this is the only one.
 """
 
@@ -18,6 +23,9 @@ from node.raft.library import Engine, now
 from node.raft.messages import Message, PreVote, PreVoteRequest
 from node.raft.ports import RaftSettings
 from node.raft.recovery import Recovery
+
+# So many election timeouts without a leader before a learner stands.
+_LEARNER_PATIENCE = 5
 
 
 class Election:
@@ -40,11 +48,13 @@ class Election:
         self._agreed: set[str] = set()
         self._heard_at = 0.0
         self._deadline = now() + self._timeout_s()
+        self._silences = 0  # timeouts that passed since a leader has spoken
         self.rounds = 0
 
     def heard(self) -> None:
         """The leader of the current term has spoken."""
         self._heard_at = now()
+        self._silences = 0
         self._deadline = self._heard_at + self._timeout_s()
         if self._agreed:
             self._end_round()
@@ -63,6 +73,7 @@ class Election:
         if self._engine.leads:
             return
         self._engine.forget_leader()
+        self._silences += 1
         if not self._may_stand():
             return
         self.rounds += 1
@@ -111,8 +122,9 @@ class Election:
         return True
 
     def _may_stand(self) -> bool:
-        memberships = self._engine.journal.memberships
-        return memberships.may_stand(self._settings.node_id) and self._recovery.may_stand()
+        memberships, own = self._engine.journal.memberships, self._settings.node_id
+        last_resort = own == memberships.current.learner_id and self._silences > _LEARNER_PATIENCE
+        return (memberships.may_stand(own) or last_resort) and self._recovery.may_stand()
 
     def _end_round(self) -> None:
         self._nonce += 1  # late answers count no more

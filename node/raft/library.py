@@ -39,7 +39,14 @@ from pysyncobj.node import Node
 from node.raft.bridge import Bridge, NoPoller, Outbox
 from node.raft.journal import Journal
 from node.raft.membership import Membership
-from node.raft.messages import Ack, AppendEntries, Behind, RequestVote, TimeoutNow, Vote
+from node.raft.messages import (
+    Ack,
+    AppendEntries,
+    Behind,
+    RequestVote,
+    TimeoutNow,
+    Vote,
+)
 from node.raft.pinned import verify
 from node.raft.ports import RaftSettings
 from node.raft.window import Window
@@ -162,7 +169,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         return self.journal.memberships.current
 
     def leads_with_own_entry_applied(self) -> bool:
-        """Whether an entry of its own term is applied: it then knows what is committed."""
+        """Whether it has applied an entry of its own term, and so knows what is committed."""
         return self.leads and self.journal.term_at(self.applied_index) == self.term
 
     def tick(self) -> None:
@@ -270,17 +277,10 @@ class Engine(SyncObj):  # type: ignore[misc]
                 del known[node]
             for node in counted | learns:
                 known.setdefault(node, begins)
-        for voter in voters - {own}:
-            self._count_from_change(voter)
         for peer in before.keys() - self._windows.keys():
             self._bridge.disconnected(peer)
         for peer in (self._windows.keys() - before.keys()) & self._sessions:
             self._bridge.connected(peer)
-
-    def _count_from_change(self, peer: str) -> None:
-        """A new voter counts for nothing before it holds the change that made it one."""
-        if self.match_index(peer) < self.journal.memberships.counts_from(peer):
-            self._SyncObj__raftMatchIndex[Node(peer)] = 0
 
     # --- messages that passed the guard ------------------------------------------------------
 
@@ -319,7 +319,6 @@ class Engine(SyncObj):  # type: ignore[misc]
                 "success": message.success,
             },
         )
-        self._count_from_change(peer)
         if message.success:
             # The stock step sets the next index back to the ack's, and so sends again, and has
             # the follower cut and lose, all that is in flight behind it.

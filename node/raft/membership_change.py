@@ -246,7 +246,10 @@ class MembershipChanges:
         self._reach()
         if not self._engine.leads or self._log.open:
             return
-        if self._settings.node_id not in self._log.committed.voter_ids:
+        own, committed = self._settings.node_id, self._log.committed
+        if own == committed.learner_id:
+            self._lead_for_the_voters()
+        elif own not in committed.voter_ids:
             log.info("this node was removed, and ends its reign")
             self._engine.retire()
         elif self._log.current.learner is not None:
@@ -287,6 +290,12 @@ class MembershipChanges:
         if wanted != self._reached:
             self._reached = wanted
             self._network.reach(wanted)
+
+    def _lead_for_the_voters(self) -> None:
+        """This node is only being added, and leads because nobody else could (see `election`)."""
+        if self._engine.leads_with_own_entry_applied():
+            log.info("a majority holds the log of this node, which is no voter: its reign ends")
+            self._engine.retire()
 
     def _promote(self, learner: Member) -> None:
         engine = self._engine

@@ -57,16 +57,6 @@ class MembershipLog:
         """
         return node_id in self.current.voter_ids or node_id in self.committed.voter_ids
 
-    def counts_from(self, node_id: str) -> int:
-        """The index that a voter's log must have reached before its acknowledgements count.
-
-        For a new voter that is the entry that made it one: whoever is counted knows that it is,
-        also after a crash, and so does a cold start that asks it (see `recovery`). 0 for others.
-        """
-        if node_id in self.committed.voter_ids:
-            return 0
-        return next((at for at, one in self._in_log if node_id in one.voter_ids), 0)
-
     def appended(self, index: int, entry: bytes) -> None:
         """An entry was put into the log."""
         if not entries.is_membership(entry):

@@ -21,11 +21,6 @@ disk before it is acknowledged. Asked and needed are the voters of the newest co
 among the reports, and those of every newer one that was heard of: a membership that came into
 force was heard of by a majority of its own voters, one of whom was a voter before, too.
 
-An answer moves the floor only if its sender knows of a membership in which it is a voter. A node
-that was being added when the power went may have the longest log, and can never stand; nothing was
-ever counted as held by it, for a new voter is counted from the entry on that made it one
-(`MembershipLog.counts_from`), and it has heard of that before it acknowledged it.
-
 Nodes that never ran before come up the same way: a node without a state file cannot know whether it
 is new or has lost everything.
 """
@@ -175,15 +170,8 @@ class Recovery:
         if not self._complete() or any(report.leads for report in reports.values()):
             return
         journal = self._engine.journal
-        own = journal.memberships
-        logs = [
-            (report.last_term, report.last_index)
-            for peer, report in reports.items()
-            if _was_counted(peer, Membership.from_plain(report.committed), self._heard[peer])
-        ]
-        if _was_counted(self._settings.node_id, own.committed, own.heard):
-            logs.append((journal.last_term, journal.last_index))
-        self._floor = max(logs, default=None)
+        logs = [(report.last_term, report.last_index) for report in reports.values()]
+        self._floor = max([*logs, (journal.last_term, journal.last_index)])
 
     def _tell(self) -> None:
         """Log what it waits for when that changes, but not at every step of a long way."""
@@ -214,8 +202,3 @@ class Recovery:
         self._reports = {}
         for peer in sorted(asked):
             self._send(peer, RecoveryRequest(self._nonce, self._engine.term))
-
-
-def _was_counted(node_id: str, committed: Membership, heard: Membership) -> bool:
-    """Whether a node that knows these may have been counted; one between them is not known."""
-    return node_id in committed.voter_ids | heard.voter_ids or heard.version > committed.version + 1

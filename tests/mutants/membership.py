@@ -123,14 +123,6 @@ DEFECTS = (
         (_COUNTING,),
     ),
     Defect(
-        "new-voter-counts-at-once",
-        "A9: a new voter counts from the entry on that makes it one",
-        "raft/library.py",
-        "            self._SyncObj__raftMatchIndex[Node(peer)] = 0\n\n    # ---",
-        "            pass\n\n    # ---",
-        ("raft/test_replication_rules.py",),
-    ),
-    Defect(
         "change-before-an-entry-of-the-own-term",
         "A9: a leader changes nothing before it has committed an entry of its own term",
         "raft/membership_change.py",
@@ -149,11 +141,39 @@ DEFECTS = (
         (f"{_CHANGES}::TestRemoving",),
     ),
     Defect(
+        "learner-never-stands",
+        "A9, cold start: where only a learner's log reaches the floor, it stands",
+        "raft/election.py",
+        " or last_resort)",
+        ")",
+        (
+            f"{_CHANGES}::TestInterruptions::test_a_learner_stands_where_only_its_log_can_end_a_cold_start",
+        ),
+    ),
+    Defect(
+        "learner-stands-at-once",
+        "A9: a learner stands only where voters seem to be unable to",
+        "raft/election.py",
+        " and self._silences > _LEARNER_PATIENCE",
+        "",
+        ("raft/test_elections.py::TestPreVote",),
+    ),
+    Defect(
+        "learner-leads-on",
+        "A9: a learner that leads ends its reign when the voters hold its log",
+        "raft/membership_change.py",
+        "            self._lead_for_the_voters()\n",
+        "            pass\n",
+        (
+            f"{_CHANGES}::TestInterruptions::test_a_learner_stands_where_only_its_log_can_end_a_cold_start",
+        ),
+    ),
+    Defect(
         "removed-leader-goes-on",
         "A9: a leader that was removed ends its reign",
         "raft/membership_change.py",
-        "            self._engine.retire()\n",
-        "            pass\n",
+        'and ends its reign")\n            self._engine.retire()\n',
+        'and ends its reign")\n',
         (f"{_CHANGES}::TestInterruptions::test_a_leader_whose_removal_is_certain_ends_its_reign",),
     ),
     Defect(

@@ -10,6 +10,7 @@ import pytest
 from node.core.outcomes import Appended
 from node.errors import ExesdbError, MemberMissing, NoLeader
 from node.raft import library
+from node.raft.membership import Membership, founding
 from node.raft.messages import (
     Ack,
     AppendEntries,
@@ -226,6 +227,23 @@ class TestPreVote:
         hands.advance(1)
         solo.tick()
         assert solo.engine.leader is None
+
+    def test_a_learner_stands_only_where_the_voters_have_long_been_unable_to(
+        self, hands: Clock
+    ) -> None:
+        *voters, learner = founding({f"n{at}": f"n{at}:1" for at in (1, 2, 3, 4)}).voters
+        start = starting_at(10, 3, membership=Membership(1, tuple(voters), learner))
+        solo = Solo("n4", size=4, start=start)
+        for _ in range(5):
+            hands.advance(solo.settings.election_max_ms / 1000)
+            assert solo.tick() == []
+        hands.advance(solo.settings.election_max_ms / 1000)
+        asked = solo.tick()
+        assert [peer for peer, _ in asked] == ["n1", "n2", "n3"]
+        solo.election.answer("n1", PreVote(3, 1, True))
+        assert solo.engine.role == library.FOLLOWER, "it does not count itself"
+        solo.election.answer("n2", PreVote(3, 1, True))
+        assert RequestVote in {type(message) for _, message in solo.tick()}
 
 
 class TestFailover:

@@ -535,6 +535,36 @@ class TestInterruptions:
 
         simulate(scenario)
 
+    def test_a_learner_stands_where_only_its_log_can_end_a_cold_start(self) -> None:
+        """Its promotion was heard of, so it is asked; and after all power went it has most."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3, spares=1)
+            leader = await ready(cluster)
+            cluster[leader]._changes._promote = lambda _: None  # type: ignore[method-assign]
+            await cluster.start("n4")
+            await cluster[leader].add_member("n4", "n4:1", 2000)
+            await cluster.settled()
+            cluster.persist()
+            await cluster.fill_log(leader, 5)
+            await cluster.settled()
+            cluster.persist("n4")
+            for peer in cluster.followers():
+                cluster.links.blackholes.add((leader, peer))
+            then = cluster[leader]._journal.memberships.current.with_learner_promoted()
+            cluster[leader]._engine.append(entries.encode_membership(then))
+            cluster.crash()
+            cluster.links.heal()
+            await cluster.start(*cluster.ids, "n4")
+            await cluster.until(lambda: "n4" in cluster.chronicle.leaders.values())
+            await cluster.until(lambda: cluster.leader() in ("n1", "n2", "n3"))
+            await changed(cluster, "1234")
+            await cluster.settled()
+            assert all(len(cluster.contents(one)) == 5 for one in cluster.replicas)
+            cluster.check()
+
+        simulate(scenario)
+
     def test_a_membership_entry_that_is_none_changes_nothing(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(3)

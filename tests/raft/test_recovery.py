@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 
 from node.raft import library
-from node.raft.membership import Membership, founding
+from node.raft.membership import Membership
 from node.raft.messages import (
     Ack,
     AppendEntries,
@@ -53,12 +53,6 @@ def report(solo: Solo, **changes: object) -> RecoveryReport:
     """The answer of a leader of term 5 whose log ends at 12."""
     answer = RecoveryReport(nonce_of(solo), 5, True, False, 5, 12, NOBODY, NOBODY)
     return answer._replace(**changes)  # type: ignore[arg-type]
-
-
-def recovered_log(solo: Solo, last_term: int, last_index: int) -> RecoveryReport:
-    """The answer of a founding member that has forgotten something, too."""
-    known = solo.settings.founding.plain()
-    return RecoveryReport(nonce_of(solo), 4, False, True, last_term, last_index, known, known)
 
 
 class TestStock:
@@ -218,9 +212,10 @@ class TestColdStart:
     def rounds(self, solo: Solo, *reports: tuple[int, int], leads: bool = False) -> None:
         """Let the others answer with these logs, and the next round begin."""
         for peer, (last_term, last_index) in zip(("n2", "n3"), reports, strict=False):
-            solo.recovery.report(
-                peer, recovered_log(solo, last_term, last_index)._replace(leads=leads)
+            answer = RecoveryReport(
+                nonce_of(solo), 4, leads, True, last_term, last_index, NOBODY, NOBODY
             )
+            solo.recovery.report(peer, answer)
 
     def test_when_all_have_answered_the_longest_log_may_lead(self, hands: Clock) -> None:
         solo = recovering(index=10)
@@ -245,29 +240,12 @@ class TestColdStart:
         self.rounds(solo, (3, 1))
         hands.advance(1)
         solo.tick()
-        solo.recovery.report("n3", recovered_log(solo, 3, 1))
+        solo.recovery.report(
+            "n3", RecoveryReport(nonce_of(solo), 4, False, True, 3, 1, NOBODY, NOBODY)
+        )
         hands.advance(1)
         solo.tick()
         assert not solo.recovery.may_stand()
-
-    @pytest.mark.parametrize(("heard", "floor"), [(1, 12), (2, 40)])
-    def test_who_was_never_counted_does_not_move_the_floor(
-        self, hands: Clock, heard: int, floor: int
-    ) -> None:
-        """n2 was being added; it may have the longest log, and can only stand if it knows."""
-        n1, n2, n3 = founding({f"n{at}": f"n{at}:1" for at in (1, 2, 3)}).voters
-        learns, counts = Membership(1, (n1, n3), n2), Membership(2, (n1, n2, n3))
-        start = starting_at(10, 3, term=4, forgetful=True, membership=learns)
-        solo = Solo(start=start)
-        solo.tick()
-        known = {1: learns.plain(), 2: counts.plain()}
-        for peer, index, newest in (("n2", 40, known[heard]), ("n3", 12, known[2])):
-            answer = recovered_log(solo, 3, index)
-            solo.recovery.report(peer, answer._replace(committed=learns.plain(), heard=newest))
-        hands.advance(1)
-        solo.tick()
-        assert not solo.recovery.may_vote_for(3, floor - 1)
-        assert solo.recovery.may_vote_for(3, floor)
 
     def test_there_is_no_floor_while_somebody_leads(self, hands: Clock) -> None:
         solo = recovering(index=10)

@@ -446,24 +446,3 @@ def test_votes_of_an_old_term_do_not_count() -> None:
 def test_a_vote_of_an_older_term_than_the_log_is_not_taken_for_one_of_the_log_s_term() -> None:
     solo = Solo(start=starting_at(10, 4, term=3, vote="n2"))
     assert (solo.engine.term, solo.journal.getVotedForNodeId()) == (4, None)
-
-
-def test_a_new_voter_counts_from_the_entry_on_that_makes_it_one() -> None:
-    """Five decide by three, of whom only two may be of the old four: no crash may forget that."""
-    solo = Solo(size=4)
-    solo.elect()
-    now = solo.engine.membership.with_learner(Member("n5", "n5:1"))
-    solo.engine.append(encode_membership(now))
-    for peer in ("n2", "n3"):
-        solo.hear(peer, Ack(solo.engine.term, solo.journal.last_index + 1, False, True))
-    solo.tick()
-    solo.engine.connected("n5")
-    last = solo.engine.append(b"one more")
-    change = solo.engine.append(encode_membership(now.with_learner_promoted()))
-    for peer in ("n2", "n5"):
-        solo.hear(peer, Ack(solo.engine.term, last + 1, False, True))
-    solo.tick()
-    assert solo.engine.commit_index == last - 1
-    solo.hear("n5", Ack(solo.engine.term, change + 1, False, True))
-    solo.tick()
-    assert solo.engine.commit_index == last
