@@ -32,10 +32,11 @@ async def begin(door: Door, path: Path, watch: Watch) -> Written:
     if await asyncio.to_thread(path.exists):
         raise BackupFailed(f"{path} is there already: name another file")
     facts = await door.facts()
-    if facts["events"] < facts["position"]:
+    removed = facts["position"] - facts["events"]
+    if removed:
         raise BackupFailed(
-            f"events were removed from store {door.store!r} ({facts['position'] - facts['events']:,}"
-            " of them): a history with gaps cannot be brought back as it was"
+            f"{removed:,} events were removed from store {door.store!r}: a history with gaps cannot"
+            " be brought back as it was"
         )
     if await asyncio.to_thread(partial_of(path).exists):
         written = await asyncio.to_thread(Written.resume, path)
