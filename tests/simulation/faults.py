@@ -407,6 +407,7 @@ class Director:
         for node in self._chance.sample(list(self._nodes.values()), len(self._nodes)):
             await self._start(node)
             await asyncio.sleep(self._chance.choice([0.0, 0.0, 0.02, 1.5]))
+        self._uncalm()  # what they hold in their tails is committed, and persisted, from now on
 
     def _lost_after(self, certain: int, applied: int) -> None:
         """I15: what is behind what was known to be on some disk may be lost, and that is little.

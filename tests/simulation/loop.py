@@ -104,6 +104,9 @@ class SimulatedLoop(VirtualLoop):
         """Run a job of the current node's thread, inline, at the moments its disk chooses."""
         done = self.create_future()
         life = CURRENT.get()
+        if life is not None and not life.alive:
+            done.cancel()  # what is still taken down of it must come to an end
+            return done
         starts_s, takes_s = life.job_times_s(executor) if life else (0.0, 0.0)
         self.call_later(starts_s, _run_job, life, done, takes_s, function, arguments)
         return done
