@@ -303,13 +303,15 @@ class Events:
 
     # --- giving memory back ------------------------------------------------------------------
 
-    def sweep(self, stream: Stream, until: int, events_max: int, bytes_max: int) -> list[int]:
+    def sweep(
+        self, stream: Stream, until: int, events_max: int, bytes_max: int
+    ) -> dict[int, bytes]:
         """Put husks in the place of frames of removed events with numbers below `until`.
 
         Goes on where the stream was `swept` to, over at most `events_max` events, and beyond
-        `bytes_max` over no further one. The positions at which something changed.
+        `bytes_max` over no further one. The frames that are no longer needed, by their positions.
         """
-        changed: list[int] = []
+        replaced: dict[int, bytes] = {}
         freed, began = 0, stream.swept
         while stream.swept < min(until, stream.first, began + events_max) and freed < bytes_max:
             at = stream.positions[stream.swept] - 1
@@ -318,6 +320,6 @@ class Events:
             if not is_husk(frame):
                 husk = self._frames[at] = husk_of(frame)
                 freed += len(frame) - len(husk)
-                changed.append(at + 1)
+                replaced[at + 1] = frame
         self.swept_bytes += freed
-        return changed
+        return replaced

@@ -12,6 +12,11 @@ is being filled with a state from before the removal, for the same reason.
     space    free pages go from the file in steps, at the end of each store's work, and then its WAL
              is folded: only that makes the file shorter
 
+Frames are let go together, up to `_HELD_BYTES`, and not one by one as husks take their places.
+Python keeps small objects in arenas of 1 MiB, which go back to the system only when they are empty;
+one by one, husks would settle down in each of them. What the C library keeps of larger ones is
+given back by `malloc_trim` at the end.
+
 Nothing of it has to be remembered. A start finds in its files which events were removed, and whose
 frames are there all the same. A disk that fails is tried again, every `_AGAIN_S`, and meanwhile
 nothing further is swept.
@@ -20,8 +25,9 @@ nothing further is swept.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from node.core.state import State
 from node.core.store import Store
@@ -36,6 +42,7 @@ _AGAIN_S = 5.0
 _EVENTS = 500  # of a slice in memory; a stream counts as one more
 _BYTES = 512 * 1024
 _ROWS = 1_000
+_HELD_BYTES = 16 * 1024 * 1024
 
 InThread = Callable[..., Awaitable[str | bool | None]]
 
@@ -62,6 +69,8 @@ class Sweeper:
         self._in_thread = in_thread
         self._held_from = held_from
         self._complain = complain
+        self._held: list[bytes] = []
+        self._held_bytes = 0
 
     async def run(self) -> None:
         """Sweep whatever may be swept, until cancelled."""
@@ -81,12 +90,14 @@ class Sweeper:
         if store is None or store.origin is not removal.origin:
             return
         swept: list[int] = []
-        events, freed_at = _EVENTS, store.swept_bytes + _BYTES
+        events, freed_at, began_at = _EVENTS, store.swept_bytes + _BYTES, store.swept_bytes
         for ordinal, until in removal.until.items():
             stream = store.stream_list[ordinal]
             while stream.swept < min(until, stream.first):
                 before = stream.swept
-                swept += store.sweep(stream, until, events, freed_at - store.swept_bytes)
+                replaced = store.sweep(stream, until, events, freed_at - store.swept_bytes)
+                swept.extend(replaced)
+                self._let_go(replaced.values())
                 events -= stream.swept - before + 1
                 if events <= 0 or store.swept_bytes >= freed_at:
                     await asyncio.sleep(_REST_S)
@@ -95,7 +106,16 @@ class Sweeper:
                     await self._write(store, swept)
                     swept = []
         await self._write(store, swept)
+        self._held, self._held_bytes = [], 0
+        if store.swept_bytes - began_at >= _HELD_BYTES:
+            await asyncio.get_running_loop().run_in_executor(None, _trim)
         await self._give_back(store)
+
+    def _let_go(self, frames: Collection[bytes]) -> None:
+        self._held.extend(frames)
+        self._held_bytes += sum(map(len, frames))
+        if self._held_bytes >= _HELD_BYTES:
+            self._held, self._held_bytes = [], 0
 
     async def _write(self, store: Store, positions: list[int]) -> None:
         """Bring husks to the disk, if it takes as long as it may."""
@@ -115,3 +135,10 @@ class Sweeper:
     def _is_there(self, store: Store) -> bool:
         current = self._state.stores.get(store.name)
         return current is not None and current.uid == store.uid
+
+
+def _trim() -> None:
+    """Have the C library give back what it keeps; other ones than glibc do so by themselves."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

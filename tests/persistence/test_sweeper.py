@@ -166,7 +166,7 @@ async def test_a_process_that_dies_while_it_sweeps_comes_back_with_all_and_sweep
     cycle(history, database, ledger)
     [removal] = ledger.sweepable(None)
     assert removal.until == {0: 1_500}
-    positions = store.sweep(store.stream_list[0], 1_500, 700, 1 << 30)
+    positions = list(store.sweep(store.stream_list[0], 1_500, 700, 1 << 30))
     assert database.sweep(store, positions[:300]) is None
     disk.fail("alpha", statement, after=after, error=Crash())
     with pytest.raises(Crash):
