@@ -14,6 +14,7 @@ from the same minutes. What cannot be measured here is skipped with the reason a
     ports       ports that are free
     nodes       our cluster, on free ports with data in a temporary directory
     filling     an exact number of events as a start for a measurement
-    appending, websockets, following, flushing, memory, returning    the measurements
+    appending, websockets, following, flushing, memory, returning, removing
+                the measurements
     __main__    the command line
 """

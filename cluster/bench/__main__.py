@@ -17,6 +17,7 @@ from cluster.bench import (
     following,
     machine,
     memory,
+    removing,
     returning,
     websockets,
     wrk,
@@ -28,7 +29,7 @@ from cluster.supervisor import NodeFailed, PortBusy
 
 MEASUREMENTS = (
     *("append", "websocket", "following", "flush-delay", "flush-cost", "memory"),
-    *("comeback", "return"),
+    *("comeback", "return", "removal"),
 )
 
 PROG = "scripts/bench"
@@ -49,6 +50,7 @@ flush-cost    flushing 1,000 new events with 10,000 and with 1,000,000 stored
 memory        resident bytes an event at 1,000,000 events
 comeback      1,000,000 events from disk to ready
 return        a follower returns after missing 1,000 and 200,000 events, 1,000,000 stored
+removal       memory and disk after truncate_before of 200,000 events of 256 B and of 1 KiB
 all           all of them, in this order
 
 Each starts its own nodes on free ports with data in a temporary directory, and touches no other
@@ -147,6 +149,8 @@ async def _measure(what: str, report: Report, options: argparse.Namespace) -> No
         case "return":
             missed = (1_000, many // 5)
             await returning.measure_return(report, min(repetitions, 3), seconds, many, missed)
+        case "removal":
+            await removing.measure_removal(report, many // 5, (256, 1024))
 
 
 if __name__ == "__main__":

@@ -89,27 +89,41 @@ class Sweeper:
         store = self._state.stores.get(removal.name)
         if store is None or store.origin is not removal.origin:
             return
-        swept: list[int] = []
-        events, freed_at, began_at = _EVENTS, store.swept_bytes + _BYTES, store.swept_bytes
+        began_at = store.swept_bytes
+        swept = await self._sweep_memory(store, removal)
+        if store.swept_bytes - began_at >= _HELD_BYTES:
+            await asyncio.get_running_loop().run_in_executor(None, _trim)
+        await self._sweep_disk(store, swept)
+        await self._give_back(store)
+
+    async def _sweep_memory(self, store: Store, removal: Removal) -> bytearray:
+        """Put husks in the places of all frames; a 1 at each position where that was done."""
+        swept = bytearray(store.position + 1)
+        events, freed_at = _EVENTS, store.swept_bytes + _BYTES
         for ordinal, until in removal.until.items():
             stream = store.stream_list[ordinal]
             while stream.swept < min(until, stream.first):
                 before = stream.swept
                 replaced = store.sweep(stream, until, events, freed_at - store.swept_bytes)
-                swept.extend(replaced)
+                for position in replaced:
+                    swept[position] = 1
                 self._let_go(replaced.values())
                 events -= stream.swept - before + 1
                 if events <= 0 or store.swept_bytes >= freed_at:
                     await asyncio.sleep(_REST_S)
                     events, freed_at = _EVENTS, store.swept_bytes + _BYTES
-                if len(swept) >= _ROWS:
-                    await self._write(store, swept)
-                    swept = []
-        await self._write(store, swept)
         self._held, self._held_bytes = [], 0
-        if store.swept_bytes - began_at >= _HELD_BYTES:
-            await asyncio.get_running_loop().run_in_executor(None, _trim)
-        await self._give_back(store)
+        return swept
+
+    async def _sweep_disk(self, store: Store, swept: bytearray) -> None:
+        """Write the husks in order of position, so that each page is written once."""
+        at = swept.find(1)
+        while self._database is not None and at > 0:
+            positions: list[int] = []
+            while at > 0 and len(positions) < _ROWS:
+                positions.append(at)
+                at = swept.find(1, at + 1)
+            await self._write(store, positions)
 
     def _let_go(self, frames: Collection[bytes]) -> None:
         self._held.extend(frames)
