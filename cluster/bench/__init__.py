@@ -14,7 +14,7 @@ from the same minutes. What cannot be measured here is skipped with the reason a
     ports       ports that are free
     nodes       our cluster, on free ports with data in a temporary directory
     filling     an exact number of events as a start for a measurement
-    appending, websockets, following, flushing, memory, returning, removing
-                the measurements
+    appending, websockets, following, flushing, memory  the measurements, and
+    returning, removing  those of nodes that come back, and of what goes
     __main__    the command line
 """

@@ -33,7 +33,7 @@ async def measure_removal(report: Report, events: int, sizes: tuple[int, ...]) -
     """Remove all of so many events by `truncate_before`, and watch a follower."""
     report.heading(
         "removal",
-        f"truncate_before of {events:,} events in 1,000 streams, flushed before; a follower's"
+        f"truncate_before of {events:,} events in 4,000 streams, flushed before; a follower's"
         " VmRSS (with its Raft log), frames and store files, and when the last two came back.",
     )
     rows = []
@@ -60,7 +60,11 @@ async def measure_removal(report: Report, events: int, sizes: tuple[int, ...]) -
 
 async def _truncate(cluster: nodes.Cluster) -> None:
     base = f"/v1/stores/{nodes.STORE}/streams"
-    listed = (await cluster.ask("GET", f"{base}?limit={_PAGE}"))["streams"]
+    after = ""
+    listed = []
+    while page := (await cluster.ask("GET", f"{base}?limit={_PAGE}&after={after}"))["streams"]:
+        listed += page
+        after = page[-1]["stream"]
     for stream in listed:
         limits = {"truncate_before": stream["version"] + 1}
         path = f"{base}/{stream['stream']}/metadata"
