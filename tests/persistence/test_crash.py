@@ -34,7 +34,7 @@ async def crashed_between_stores_and_cut(
     disk.fail("node.db", "REPLACE INTO cut")
     async with working(history, directory, connect=disk.connect) as worker:
         worker.request("alpha")
-        await until(lambda: disk.refused > 0)
+        await until(lambda: worker.status()["last_error"] is not None)
         shutil.copytree(directory.path, target)
     disk.repair()
     return DataDirectory(target)
@@ -269,7 +269,7 @@ async def test_a_crash_while_a_store_is_replaced_leaves_no_mixture(
     async with working(history, directory, connect=disk.connect) as worker:
         assert len(await fill(history, leader)) == 1
         worker.request("alpha")
-        await until(lambda: disk.refused > 0)
+        await until(lambda: worker.status()["last_error"] is not None)
         shutil.copytree(directory.path, tmp_path / "c")
         disk.repair()
         await flush(worker, history)
