@@ -22,7 +22,13 @@ from node.api.bodies import UNSET, NewEvent, SnapshotBody
 from node.api.limits import ApiLimits
 from node.api.media import CBOR, JSON, OCTETS, Media
 from node.api.names import fits_name_bytes, has_control_character
-from node.api.values import NotPlain, check_plain, nests_too_deeply
+from node.api.values import (
+    NotPlain,
+    are_plain_values,
+    check_plain,
+    has_big_integers,
+    nests_too_deeply,
+)
 from node.core.frames import ABSENT, encode_frame
 from node.core.ids import RANDOM_BYTES, new_event_id
 from node.core.snapshots import encode_content
@@ -69,13 +75,15 @@ class Framer:
         Raises `InvalidEvent` (field `event`: which one, from 0) or `PayloadTooLarge`.
         """
         self.check_count(len(events))
-        may_nest = self._may_nest(body, media)
+        # CBOR was decoded down to that depth, and no further.
+        may_nest = media is JSON and self._may_nest(body, media)
+        haste = media is JSON or not has_big_integers(body)
         now_ms = now_us // 1000
         frames: list[bytes] = []
         for start in range(0, len(events), SLICE_EVENTS):
             if start:
                 await asyncio.sleep(0)
-            self._add(frames, events[start : start + SLICE_EVENTS], media, may_nest, now_ms)
+            self._add(frames, events[start : start + SLICE_EVENTS], media, haste, may_nest, now_ms)
         return frames
 
     def snapshot(self, body: SnapshotBody, raw: bytes, media: Media) -> bytes:
@@ -85,8 +93,9 @@ class Framer:
         """
         try:
             _check_label(body.source_type, "source_type")
-            data, _ = _item(body.data, body.data_base64, media, "data")
-            metadata, _ = _item(body.metadata, body.metadata_base64, media, "metadata")
+            plain = media is JSON
+            data, _ = _item(body.data, body.data_base64, media, plain, "data")
+            metadata, _ = _item(body.metadata, body.metadata_base64, media, plain, "metadata")
             if len(data) + len(metadata) > self._limits.event_bytes_max:
                 raise self._too_large(len(data) + len(metadata))
             if self._may_nest(raw, media):
@@ -101,13 +110,15 @@ class Framer:
         frames: list[bytes],
         events: Sequence[NewEvent],
         media: Media,
+        haste: bool,
         may_nest: bool,
         now_ms: int,
     ) -> None:
         add = frames.append
+        plain = media is JSON or (haste and _are_plain(events))
         try:
             for event in events:
-                add(self.frame(event, media, may_nest, now_ms))
+                add(self.frame(event, media, plain, may_nest, now_ms))
         except InvalidEvent as error:
             at = len(frames)
             raise InvalidEvent(f"event {at}: {error.detail}", event=at) from None
@@ -151,19 +162,23 @@ class Framer:
             raise self._too_large(len(data) + len(metadata))
         return encode_frame(event_id, event_type, data, metadata, _type(data), _type(metadata))
 
-    def frame(self, event: NewEvent, media: Media, may_nest: bool, now_ms: int) -> bytes:
-        """The frame of one event. Raises `InvalidEvent`, `PayloadTooLarge`."""
+    def frame(
+        self, event: NewEvent, media: Media, plain: bool, may_nest: bool, now_ms: int
+    ) -> bytes:
+        """The frame of one event. `plain`: its values are known to be. Raises `InvalidEvent`,
+        `PayloadTooLarge`.
+        """
         _check_label(event.event_type, "event_type")
         given_id = event.event_id
         event_id = self._ids.fresh(now_ms) if given_id is None else _given_id(given_id, media)
         if media is JSON and event.data_base64 is None and event.data is not UNSET:
             data, data_type = cbor2.dumps(event.data), JSON.type  # most events
         else:
-            data, data_type = _item(event.data, event.data_base64, media, "data")
+            data, data_type = _item(event.data, event.data_base64, media, plain, "data")
         metadata, metadata_type = ABSENT, media.type
         if event.metadata is not UNSET or event.metadata_base64 is not None:
             metadata, metadata_type = _item(
-                event.metadata, event.metadata_base64, media, "metadata"
+                event.metadata, event.metadata_base64, media, plain, "metadata"
             )
         if event.data_content_type is not None:
             data_type = event.data_content_type
@@ -188,7 +203,16 @@ class Framer:
         )
 
 
-def _item(value: Any, octets: bytes | None, media: Media, what: str) -> tuple[bytes, str]:
+def _are_plain(events: Sequence[NewEvent]) -> bool:
+    """Whether the values of all are plain, for certain."""
+    values = [event.data for event in events if event.data is not UNSET]
+    values += [event.metadata for event in events if event.metadata is not UNSET]
+    return are_plain_values(values)
+
+
+def _item(
+    value: Any, octets: bytes | None, media: Media, plain: bool, what: str
+) -> tuple[bytes, str]:
     """One encoded CBOR item for `data` or `metadata`, and its content type by encoding."""
     if octets is not None:
         if value is not UNSET:
@@ -196,12 +220,11 @@ def _item(value: Any, octets: bytes | None, media: Media, what: str) -> tuple[by
         return cbor2.dumps(octets), OCTETS
     if value is UNSET:
         return ABSENT, media.type
-    if media is JSON:
-        return cbor2.dumps(value), media.type
-    try:
-        check_plain(value)
-    except NotPlain as error:
-        raise InvalidEvent(f"{what}: {error}") from None
+    if not plain:
+        try:
+            check_plain(value)
+        except NotPlain as error:
+            raise InvalidEvent(f"{what}: {error}") from None
     return cbor2.dumps(value), OCTETS if type(value) is bytes else media.type
 
 

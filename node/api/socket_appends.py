@@ -164,7 +164,7 @@ class SocketAppends:
     def _frame(self, event: SocketEvent, plain: bool, now_ms: int) -> bytes:
         data, metadata = event.data_cbor, event.metadata_cbor
         if data is None and metadata is None:
-            return self._framer.frame(event, CBOR, True, now_ms)
+            return self._framer.frame(event, CBOR, False, True, now_ms)
         if not plain:
             self._judge(data, "data_cbor")
             self._judge(metadata, "metadata_cbor")

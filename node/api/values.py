@@ -115,6 +115,20 @@ def are_plain_items(items: Sequence[bytes], nesting_max: int) -> bool:
     return bool(found[1::2].count(_SEAL_VALUE) == len(items))
 
 
+def has_big_integers(body: bytes) -> bool:
+    """Whether something in a CBOR body may be a big integer; False is certain."""
+    return b"\xc2" in body or b"\xc3" in body
+
+
+def are_plain_values(values: Sequence[Any]) -> bool:
+    """The same of what was decoded from CBOR already, without big integers: one call for all."""
+    try:
+        _encode_json(values, order="deterministic")
+    except Exception:  # as above
+        return False
+    return True
+
+
 def check_plain(value: Any) -> None:
     """Raise `NotPlain` unless a value decoded from CBOR consists of what the table above allows."""
     kind = type(value)
