@@ -10,6 +10,8 @@ Read in this order:
     faults    what is done to the nodes, drawn from a seed
     clients   who appends and reads meanwhile
     keepers   who records and reads snapshots, and the judge of that
+    removers  who has streams from which events are removed
+    removals  the judge of what is shown of these; pure
     shared    consumers of a persistent subscription beside all this
     watch     memory, pauses and progress, and what the nodes' logs tell afterwards
     final     what each node holds in the end, through HTTP and in its files

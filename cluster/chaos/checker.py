@@ -10,7 +10,8 @@ how far it saw. The events sorted by position are the one order that everybody m
     refused       stored, though every attempt was refused
     foreign       stored, though nobody ever sent it
     torn          some events of one append are stored and others not, or not one after the other
-    gap           positions not 1, 2, 3 …, numbers of a stream not 0, 1, 2 …, or time going back
+    gap           positions not 1, 2, 3 …, numbers of a stream not 0, 1, 2 …, or time going back;
+                  removed events count, where a file still knows of them
     reordered     acknowledged before another append was sent, or a read was answered before it was,
                   and yet stored behind that append, or in front of what the read had seen
     overtaken     an append with an exact version was acknowledged elsewhere than right behind it
@@ -20,7 +21,10 @@ how far it saw. The events sorted by position are the one order that everybody m
     went_back     a session was shown less than its token asked for
     strange       an answer that no client may ever get
 
-What is said of snapshots is judged in `keepers`, of a subscription in `deliveries`.
+Nodes pass by what was removed, but their files know its ids, streams, numbers and positions. So the
+one order is what the first node shows, and between that the events of mortal streams, and of no
+others, as the first file has them. Which of those are to be shown is judged in `removals`, what is
+said of snapshots in `keepers`, of a subscription in `deliveries`.
 
 An unknown append may be stored or not; both are fine, once.
 
@@ -39,12 +43,14 @@ from cluster.chaos.history import (
     ACKNOWLEDGED,
     LINEARIZABLE,
     LOCAL,
+    MORTAL_PREFIX,
     REFUSED,
     SESSION,
     UNKNOWN,
     content_of,
 )
 from cluster.chaos.keepers import Aggregates, Kept
+from cluster.chaos.removals import Life, Removals
 
 EXAMPLES_MAX = 10
 """Of each kind of violation that are kept in words; all are counted."""
@@ -74,6 +80,8 @@ class Findings:
     reads: Counter[str] = field(default_factory=Counter)
     snapshots: Counter[str] = field(default_factory=Counter)
     """Changes by outcome, and reads."""
+    removals: Counter[str] = field(default_factory=Counter)
+    """Changes by kind and outcome, reads, streams, those that ended, and removed events."""
 
     def add(self, kind: str, words: str) -> None:
         """One more violation."""
@@ -105,35 +113,78 @@ class _Read(NamedTuple):
 def check(
     records: Iterable[Mapping[str, Any]],
     finals: Mapping[str, Iterable[Stored]],
+    files: Mapping[str, Iterable[Stored]],
     snapshots: Mapping[str, Kept] | None = None,
+    lives: Mapping[str, Mapping[str, Life]] | None = None,
 ) -> Findings:
-    """Judge a history against the rows that each node holds, in the order of positions.
+    """Judge a history against the rows that each node shows, in the order of positions.
 
-    `finals` must not be empty; its first node's rows are the final order, and every other node's
-    must equal them. `snapshots` are those that each node has; None if nobody has looked.
+    `finals` must not be empty, and its nodes' rows must be equal. `files` are the rows of files,
+    with those of removed events; where there are none, nothing may be removed. `snapshots` are
+    those that each node has, `lives` what it says of mortal streams; None if nobody has looked.
     """
     findings = Findings()
-    order = _final_order(finals, findings)
+    shown, order = _final_order(finals, files, findings)
     judge, aggregates = _Judge(order, findings), Aggregates(findings)
+    removals = Removals(judge.places, findings)
+
+    def append(record: Mapping[str, Any]) -> None:
+        judge.append(record)
+        if record["stream"].startswith(MORTAL_PREFIX):
+            removals.append(record)
+
     takes = {
-        "append": judge.append,
+        "append": append,
         "read": judge.read,
         "snapshot": aggregates.change,
         "snapshot_read": aggregates.read,
+        "removal": removals.remove,
+        "stream_read": removals.read,
     }
     for record in records:
         takes[record["op"]](record)
     judge.finish()
     if snapshots is not None:
         aggregates.finish(snapshots)
+    if lives is not None:
+        removals.finish(shown, lives)
     return findings
 
 
-def _final_order(finals: Mapping[str, Iterable[Stored]], findings: Findings) -> list[Stored]:
-    """The first node's rows, with what is wrong with them by themselves, and the comparison."""
+def _final_order(
+    finals: Mapping[str, Iterable[Stored]],
+    files: Mapping[str, Iterable[Stored]],
+    findings: Findings,
+) -> tuple[list[Stored], list[Stored]]:
+    """What nodes show, and with what was removed the one order; both compared with all others."""
     (first, rows), *others = finals.items()
-    order = list(rows)
+    shown = list(rows)
+    for node, others_rows in others:
+        _compare(first, shown, node, others_rows, findings)
+    order = shown
+    for file, rows in files.items():
+        if order is shown:
+            rows = list(rows)
+            order = _with_removed(shown, rows)
+        _compare("the order", order, file, rows, findings)
     findings.stored = len(order)
+    findings.removals["removed events"] = len(order) - len(shown)
+    _must_be_gapless(order, findings)
+    return shown, order
+
+
+def _with_removed(shown: list[Stored], file: list[Stored]) -> list[Stored]:
+    """A new list: the rows that nodes show, and those of a file that only mortal streams miss."""
+    positions = {row.position for row in shown}
+    removed = (
+        row
+        for row in file
+        if row.position not in positions and row.stream.startswith(MORTAL_PREFIX)
+    )
+    return sorted([*shown, *removed], key=lambda row: row.position)
+
+
+def _must_be_gapless(order: list[Stored], findings: Findings) -> None:
     numbers: Counter[str] = Counter()
     created = 0
     for expected, row in enumerate(order, start=1):
@@ -144,13 +195,10 @@ def _final_order(finals: Mapping[str, Iterable[Stored]], findings: Findings) -> 
                 "gap",
                 f"{row.stream} has number {row.number} where {numbers[row.stream]} should be",
             )
-        if row.created < created:
+        if row.data is not None and row.created < created:
             findings.add("gap", f"position {row.position} is older than the one before it")
         numbers[row.stream] = row.number + 1
-        created = row.created
-    for node, others_rows in others:
-        _compare(first, order, node, others_rows, findings)
-    return order
+        created = max(created, row.created)
 
 
 def _compare(
@@ -174,17 +222,20 @@ def _same(one: Stored, other: Stored) -> bool:
 
 
 class _Judge:
-    """Takes the records one by one; what needs all of them is looked at in `finish`."""
+    """Takes the records one by one; what needs all of them is looked at in `finish`.
+
+    `places` says of each event where it stands.
+    """
 
     def __init__(self, order: list[Stored], findings: Findings) -> None:
         self._order = order
         self._findings = findings
-        self._places: dict[str, Stored] = {}
+        self.places: dict[str, Stored] = {}
         for row in order:
-            if row.event_id in self._places:
+            if row.event_id in self.places:
                 findings.add("doubled", f"{row.event_id} stands at {row.position}, too")
-            self._places.setdefault(row.event_id, row)
-        self._unclaimed = set(self._places)
+            self.places.setdefault(row.event_id, row)
+        self._unclaimed = set(self.places)
         self._acknowledged: list[_Append] = []
         self._reads: list[_Read] = []
 
@@ -197,7 +248,7 @@ class _Judge:
         self._findings.events[append.outcome] += len(append.ids)
         if record["strange"]:
             self._findings.add("strange", f"{record['strange']} for {append.ids[0]}")
-        rows = [self._places[event] for event in append.ids if event in self._places]
+        rows = [self.places[event] for event in append.ids if event in self.places]
         if append.outcome == ACKNOWLEDGED:
             self._acknowledged.append(append)
             self._must_be_there(append)
@@ -210,7 +261,7 @@ class _Judge:
 
     def _must_be_there(self, append: _Append) -> None:
         for offset, (event, position) in enumerate(zip(append.ids, append.positions, strict=True)):
-            row = self._places.get(event)
+            row = self.places.get(event)
             if row is None:
                 self._findings.add("lost", f"{event} of {append.stream}, position {position}")
                 continue
@@ -261,7 +312,7 @@ class _Judge:
     def finish(self) -> None:
         """What needs the whole history: real time against the order of positions."""
         for event in self._unclaimed:
-            row = self._places[event]
+            row = self.places[event]
             self._findings.add("foreign", f"{event} at {row.position} was never sent")
         self._appends_keep_their_order()
         self._later_appends_stand_behind_reads()

@@ -22,7 +22,14 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from cluster.chaos import history
-from cluster.chaos.history import ACKNOWLEDGED, REFUSED, UNKNOWN, History, content_of
+from cluster.chaos.history import (
+    ACKNOWLEDGED,
+    MORTAL_PREFIX,
+    REFUSED,
+    UNKNOWN,
+    History,
+    content_of,
+)
 
 STREAMS = 20
 BATCHES = (1, 1, 1, 5, 50)
@@ -34,10 +41,10 @@ BACK_EVENTS = 50
 """How far before the last known head a reader begins, so that what it knows is read again."""
 
 REQUEST = aiohttp.ClientTimeout(total=8.0, connect=2.0)
-_PAUSE_AFTER_REFUSAL_S = 0.05
+PAUSE_AFTER_REFUSAL_S = 0.05
+PERHAPS, CONFLICT, OVER, REFUSAL = 504, 409, 410, 503
 _STORED = (200, 201)
-_NOT_STORED = (409, 503)
-PERHAPS = 504
+_NOT_STORED = (CONFLICT, REFUSAL)
 
 
 class Ends(NamedTuple):
@@ -55,42 +62,25 @@ class Ends(NamedTuple):
         return f"/v1/stores/{self.store}"
 
 
-class Writer:
-    """One client that appends, one append at a time."""
+class Appender:
+    """Appends to streams, one append at a time, each with its own outcome.
+
+    `versions` is what it was told last of each stream: the number of its last event, or -1.
+    """
 
     def __init__(
-        self,
-        ends: Ends,
-        chance: random.Random,
-        events_per_s: float,
-        persisted: bool,
-        event_type: str,
-        acknowledged: Callable[[int], None],
+        self, ends: Ends, chance: random.Random, event_type: str, persisted: bool = False
     ) -> None:
+        self.versions: dict[str, int] = {}
         self._ends = ends
         self._chance = chance
-        self._events_per_s = events_per_s
         self._query = f"?timeout_ms={TIMEOUT_MS}" + "&durability=persisted" * persisted
         self._event_type = event_type
-        self._acknowledged = acknowledged
-        self._versions: dict[str, int] = {}
 
-    async def run(self) -> None:
-        """Append until told to stop."""
-        while not self._ends.stop.is_set():
-            count = self._chance.choice(BATCHES)
-            began = time.monotonic()
-            await self._append(count)
-            left_s = count / self._events_per_s - (time.monotonic() - began)
-            await wait(self._ends.stop, left_s)
-
-    async def _append(self, count: int) -> None:
+    async def append(self, stream: str, expected: Any, count: int) -> bool:
+        """Append so many events, in several tries perhaps; whether that was acknowledged."""
         chance = self._chance
-        stream = f"stream-{chance.randrange(STREAMS)}"
         ids = [str(uuid.UUID(int=chance.getrandbits(128), version=4)) for _ in range(count)]
-        expected: Any = "any"
-        if stream in self._versions and chance.random() < 0.3:
-            expected = self._versions[stream]
         body = {
             "expected_version": expected,
             "events": [
@@ -100,15 +90,15 @@ class Writer:
         }
         record = {"op": "append", "ids": ids, "stream": stream, "expected": expected,
                   "sent": time.monotonic(), "outcome": REFUSED, "first": 0, "positions": [],
-                  "strange": None}  # fmt: skip
+                  "over": False, "strange": None}  # fmt: skip
         for _ in range(chance.choice(ATTEMPTS)):
             if await self._attempt(record, body):
                 break
-            await wait(self._ends.stop, _PAUSE_AFTER_REFUSAL_S)
+            await wait(self._ends.stop, PAUSE_AFTER_REFUSAL_S)
         record["done"] = time.monotonic()
         self._ends.history.record(record)
-        if record["outcome"] == ACKNOWLEDGED:
-            self._acknowledged(count)
+        acknowledged: bool = record["outcome"] == ACKNOWLEDGED
+        return acknowledged
 
     async def _attempt(self, record: dict[str, Any], body: object) -> bool:
         """Send it once to any node; True if trying again makes no sense."""
@@ -129,17 +119,56 @@ class Writer:
         if status in _STORED:
             record |= {"outcome": ACKNOWLEDGED, "first": answer["first_version"],
                        "positions": answer["positions"]}  # fmt: skip
-            self._versions[record["stream"]] = answer["last_version"]
+            self.versions[record["stream"]] = answer["last_version"]
             return True
         if status == PERHAPS:
             record["outcome"] = UNKNOWN
         elif status in _NOT_STORED:
-            if status == 409:
-                self._versions[record["stream"]] = answer["current"]
-            return status == 409
+            if status == CONFLICT:
+                self.versions[record["stream"]] = answer["current"]
+            return status == CONFLICT
+        elif status == OVER and record["stream"].startswith(MORTAL_PREFIX):
+            record["over"] = True
+            return True
         else:
             record |= {"outcome": UNKNOWN, "strange": f"{status} {answer.get('code')}"}
         return False
+
+
+class Writer:
+    """One client that appends at its pace."""
+
+    def __init__(
+        self,
+        ends: Ends,
+        chance: random.Random,
+        events_per_s: float,
+        persisted: bool,
+        event_type: str,
+        acknowledged: Callable[[int], None],
+    ) -> None:
+        self._ends = ends
+        self._chance = chance
+        self._events_per_s = events_per_s
+        self._appender = Appender(ends, chance, event_type, persisted)
+        self._acknowledged = acknowledged
+
+    async def run(self) -> None:
+        """Append until told to stop."""
+        while not self._ends.stop.is_set():
+            count = self._chance.choice(BATCHES)
+            began = time.monotonic()
+            await self._append(count)
+            left_s = count / self._events_per_s - (time.monotonic() - began)
+            await wait(self._ends.stop, left_s)
+
+    async def _append(self, count: int) -> None:
+        stream = f"stream-{self._chance.randrange(STREAMS)}"
+        expected: Any = "any"
+        if stream in self._appender.versions and self._chance.random() < 0.3:
+            expected = self._appender.versions[stream]
+        if await self._appender.append(stream, expected, count):
+            self._acknowledged(count)
 
 
 class Reader:

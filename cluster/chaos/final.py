@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import aiohttp
 
 from cluster.chaos.checker import Stored
 from cluster.chaos.keepers import Kept
+from cluster.chaos.removals import Life
 
 PAGE_EVENTS = 5_000
 
@@ -75,6 +76,26 @@ async def snapshots(http: aiohttp.ClientSession, url: str, store: str) -> Kept:
         query["after"] = page["next"]
 
 
+async def lives(
+    http: aiohttp.ClientSession, url: str, store: str, streams: Iterable[str]
+) -> dict[str, Life]:
+    """What a node says of these streams, linearizably. Raises NodeUnread."""
+    said: dict[str, Life] = {}
+    for stream in streams:
+        path = f"{url}/v1/stores/{store}/streams/{stream}"
+        query = "consistency=linearizable&timeout_ms=30000"
+        async with http.get(f"{path}?{query}", timeout=_REQUEST) as answer:
+            if answer.status not in (200, 404, 410):
+                raise NodeUnread(f"{url} answered {answer.status}: {await answer.text()}")
+            told = await answer.json(content_type=None)
+        said[stream] = Life(answer.status)
+        if answer.status == 200:
+            said[stream] = Life(
+                200, told["version"], told["count"], told["first_event_number"], told["metadata"]
+            )
+    return said
+
+
 def saved_events(path: Path) -> Iterator[Stored]:
     """The rows that `save_events` wrote."""
     with path.open(encoding="utf-8") as lines:
@@ -83,7 +104,7 @@ def saved_events(path: Path) -> Iterator[Stored]:
 
 
 def events_in_files(data_dir: Path, store: str) -> Iterator[Stored]:
-    """The rows in the store file of a node that is down. Raises NodeUnread.
+    """The rows in the store file of a node that is down, removed events too. Raises NodeUnread.
 
     The newest of several files is read: a store that was rolled back or refilled keeps its name.
     """

@@ -5,11 +5,12 @@ client saw and nothing that it concluded. Times are seconds of one monotonic clo
 process in which all clients run, so "before" means before.
 
     {"op": "append", "ids": [..], "stream", "expected", "sent", "done", "outcome",
-     "first", "positions", "strange"}
+     "first", "positions", "over", "strange"}
         outcome   acknowledged | refused | unknown. Refused: every attempt was refused with the
                   promise that nothing was stored. Unknown: some attempt had no certain end, and
                   none was acknowledged.
         sent      of the first attempt; done: of the last one.
+        over      whether it was refused because the stream was deleted for ever.
         strange   an answer that no client may ever get, such as 500 or a reused id; else null.
     {"op": "read", "reader", "level", "node", "sent", "done", "after", "head", "token", "events"}
         level     local | linearizable | session: a session brings the greatest head that it has
@@ -19,6 +20,13 @@ process in which all clients run, so "before" means before.
         id        what its data follow from; null where it was deleted.
     {"op": "snapshot_read", "source", "version", "id"}
         linearizable; id is null where there was none.
+    {"op": "removal", "stream", "what", "expected", "limits", "outcome", "floats", "status",
+     "first", "strange"}
+        what      delete | end | limit: softly, for ever, or by metadata, which is `limits`.
+        floats    some try had no certain end: it may be carried out at any later time.
+        status    of the last answer, null if there was none; first: the first number that is kept.
+    {"op": "stream_read", "stream", "status", "version", "events"}
+        linearizable and complete; events are [number, id] each.
 
 The data of an event follows from its id (`content_of`), so that the checker knows it unrecorded.
 
@@ -39,6 +47,8 @@ LOCAL, LINEARIZABLE, SESSION = "local", "linearizable", "session"
 EVENT_TYPE = "ChaosHappened"
 SHARED_TYPE = "ChaosShared"
 """Of the events that the consumers of `shared` want."""
+MORTAL_PREFIX = "mortal-"
+"""Of the streams from which events are removed: those of `removers`, and no others."""
 LINES_MAX = 1_000
 
 _PADDING_BYTES_MAX = 400

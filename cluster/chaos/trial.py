@@ -1,10 +1,10 @@
 """One run: start, torment, heal, read everything, stop, judge.
 
     1  start all nodes with empty directories; wait until they serve
-    2  writers, readers, consumers, keepers of snapshots and faults, for the time that was asked
-       for; progress every `PROGRESS_S`
+    2  writers, readers, consumers, keepers of snapshots, removers of events and faults, for the
+       time that was asked for; progress every `PROGRESS_S`
     3  no more faults, while clients go on: every node must come back; then consumers alone, until
-       nothing is owed to them
+       nothing is owed to them, and until what is kept for a time only is gone
     4  read every node to the end; stop them all with SIGTERM, which must give 0; read their files
     5  the checker's judgement over the history and both kinds of rows, and what the logs tell
 
@@ -19,7 +19,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -30,8 +30,16 @@ from cluster.chaos.clients import Ends, Reader, Writer
 from cluster.chaos.deliveries import Judgement
 from cluster.chaos.faults import Faults
 from cluster.chaos.ground import STORE, Ground, open_ground
-from cluster.chaos.history import EVENT_TYPE, SHARED_TYPE, History, read_history
+from cluster.chaos.history import (
+    EVENT_TYPE,
+    MORTAL_PREFIX,
+    SHARED_TYPE,
+    History,
+    read_history,
+)
 from cluster.chaos.keepers import KEEPERS, Keeper, Kept
+from cluster.chaos.removals import Life
+from cluster.chaos.removers import AGE_MAX_MS, REMOVERS, Remover
 from cluster.chaos.rules import Losses
 from cluster.chaos.shared import consuming
 from cluster.chaos.watch import Memory, Pulse
@@ -40,6 +48,9 @@ PROGRESS_S = 15.0
 WRITERS = 10
 STALL_LIMIT_S = 60.0
 """With a majority connected; longer than this is a violation. The target is far below."""
+
+AGED_S = 30.0
+"""How long it may take until events that are too old are gone, an election included."""
 
 MEMORY_FIXED_BYTES = 128 << 20
 MEMORY_EVENT_BYTES = 1_024
@@ -63,6 +74,9 @@ class Plan(NamedTuple):
         return (*(["--tail-enabled=false"] if self.kills_forget else []), *self.options)
 
 
+_AGAIN_S = 0.5
+
+
 @dataclass
 class Result:
     """What came out. `violations` is empty if nothing was broken."""
@@ -72,6 +86,7 @@ class Result:
     findings: Findings = field(default_factory=Findings)
     shared: Judgement = field(default_factory=Judgement)
     snapshots: dict[str, Kept] = field(default_factory=dict)
+    lives: dict[str, dict[str, Life]] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     processes: Counter[str] = field(default_factory=Counter)
@@ -166,7 +181,7 @@ async def _torment(
 
 def _clients(
     ends: Ends, chance: random.Random, plan: Plan, acknowledged: Callable[[int], None]
-) -> list[Writer | Reader | Keeper]:
+) -> list[Writer | Reader | Keeper | Remover]:
     writers = [
         Writer(
             ends,
@@ -189,7 +204,10 @@ def _clients(
     keepers = [
         Keeper(ends, random.Random(chance.getrandbits(64)), number) for number in range(KEEPERS)
     ]
-    return [*writers, *readers, *keepers]
+    removers = [
+        Remover(ends, random.Random(chance.getrandbits(64)), number) for number in range(REMOVERS)
+    ]
+    return [*writers, *readers, *keepers, *removers]
 
 
 async def _look(
@@ -231,12 +249,34 @@ async def _settle(ground: Ground, pulse: Pulse) -> None:
 
 
 async def _read_all(ground: Ground, directory: Path, result: Result) -> None:
+    mortals = {
+        record["stream"]: None
+        for record in read_history(directory / "history.jsonl")
+        if record.get("stream", "").startswith(MORTAL_PREFIX)
+    }
     for node_id, url in ground.urls.items():
         try:
+            if not result.lives:
+                await _let_age(ground, url, mortals)
             await final.save_events(ground.http, url, STORE, _rows(directory, node_id))
             result.snapshots[node_id] = await final.snapshots(ground.http, url, STORE)
+            result.lives[node_id] = await final.lives(ground.http, url, STORE, mortals)
         except (final.NodeUnread, OSError, TimeoutError) as error:
             result.violations.append(f"{node_id} could not be read in the end: {error!r}")
+
+
+async def _let_age(ground: Ground, url: str, mortals: Iterable[str]) -> None:
+    """Wait until what is too old is gone, else nodes that are read one by one differ.
+
+    That nothing is left of it after `AGED_S` is judged with all else (`removals`).
+    """
+    end = time.monotonic() + AGED_S
+    await asyncio.sleep(AGE_MAX_MS / 1_000)
+    while time.monotonic() < end:
+        said = await final.lives(ground.http, url, STORE, mortals)
+        if not any(life.kept and "max_age_ms" in life.metadata for life in said.values()):
+            return
+        await asyncio.sleep(_AGAIN_S)
 
 
 def _rows(directory: Path, node_id: str) -> Path:
@@ -262,7 +302,7 @@ def _judge(ground: Ground, directory: Path, result: Result) -> None:
     }
     try:
         records = read_history(directory / "history.jsonl")
-        result.findings = check(records, finals | files, result.snapshots)
+        result.findings = check(records, finals, files, result.snapshots, result.lives)
     except final.NodeUnread as error:
         result.violations.append(str(error))
     for found in (result.findings, result.shared):

@@ -24,3 +24,4 @@ async def test_nothing_is_broken_in_a_short_run(tmp_path: Path) -> None:
     assert result.faults.total() > 0
     assert result.shared.figures["deliveries"] > 0
     assert result.findings.snapshots["acknowledged"] > 0
+    assert result.findings.removals["removed events"] > 0
