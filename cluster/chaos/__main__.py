@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import uvloop
 from rich.console import Console
 
-from cluster.chaos import failover, report, sharing, trial
+from cluster.chaos import consumers_killed, failover, report, trial
 from cluster.supervisor import NodeFailed, PortBusy
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.leader_kills is not None:
             return _failover(options, _console(), stderr)
         if options.consumers:
-            return _sharing(options, _console(), stderr)
+            return _consumers_killed(options, _console(), stderr)
         return _chaos(options, _console(), stderr)
     except (NodeFailed, PortBusy) as error:
         stderr.print(f"[red]scripts/chaos failed:[/] {error}")
@@ -138,16 +138,16 @@ def _failover(options: argparse.Namespace, stdout: Console, stderr: Console) -> 
     return 0 if failover.met(outcome) else 1
 
 
-def _sharing(options: argparse.Namespace, stdout: Console, stderr: Console) -> int:
+def _consumers_killed(options: argparse.Namespace, stdout: Console, stderr: Console) -> int:
     seed = options.seed if options.seed is not None else random.randrange(1 << 32)
     directory = _directory(options)
     stderr.print(f"seed {seed}, {options.minutes:g} min, in {directory}")
-    plan = sharing.Plan(60 * options.minutes, seed)
-    result = uvloop.run(_until_stopped(sharing.run(plan, directory, stderr.print)))
+    plan = consumers_killed.Plan(60 * options.minutes, seed)
+    result = uvloop.run(_until_stopped(consumers_killed.run(plan, directory, stderr.print)))
     if options.json:
-        print(json.dumps(sharing.as_json(result), indent=2))
+        print(json.dumps(consumers_killed.as_json(result), indent=2))
     else:
-        sharing.show(result, stdout)
+        consumers_killed.show(result, stdout)
     if result.judgement.violations or options.keep:
         stderr.print(f"what is needed to find out why is in {directory}")
     else:

@@ -1,6 +1,7 @@
-"""A consumer for `sharing`: it handles events, refuses some, and writes down what it sees.
+"""A consumer of the subscription: it handles events, refuses some, and writes down what it sees.
 
-It runs as a task, or as a process of its own that can be killed:
+It runs as a task (`consumers_beside`), or as a process of its own that can be killed
+(`consumers_killed`):
 
     python -m cluster.chaos.consumers NAME FILE SEED ACK_TIMEOUT_S URL...
 
@@ -23,7 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cluster.client import Client
+from cluster.chaos.deliveries import End, ParkedEvent, Wanted
+from cluster.client import Client, Filter
 from cluster.client_consumer import Action, Delivery
 from cluster.client_errors import ClientError
 
@@ -33,6 +35,7 @@ MAX_IN_FLIGHT = 10
 
 _RETRY, _PARK, _SKIP = 0.14, 0.17, 0.20  # each up to the next: one in five is refused
 _HANDLING_S = 0.08  # at most
+_CLOCK_SLACK_S = 0.1
 
 
 class Notebook:
@@ -73,6 +76,21 @@ async def consume(
             notes.note("said", **about, action=action or "ack")
             settled = delivery.ack() if action is None else delivery.nack(action)
             settled.add_done_callback(partial(_told, notes, about))
+
+
+async def the_end(client: Client, wanted: Filter) -> End:
+    """What there is once nothing is left to do; `wanted` is the subscription's filter."""
+    events = [
+        Wanted(one.position, one.stream, one.number, one.id) async for one in client.read(0, wanted)
+    ]
+    zero = time.time() - time.monotonic() + _CLOCK_SLACK_S
+    parked = [
+        ParkedEvent(one.event.position, one.attempts, one.why, one.parked_us / 1e6 - zero)
+        async for one in client.parked(SUBSCRIPTION)
+    ]
+    found = await client.subscription(SUBSCRIPTION)
+    assert found is not None
+    return End(events, parked, found.totals)
 
 
 def _decide(delivery: Delivery, chance: random.Random) -> Action | None:

@@ -1,7 +1,7 @@
 """The judge of a shared subscription: given what consumers wrote down, what was broken?
 
 Consumers write a record each time they get a delivery, say what becomes of it (before they say it),
-and are told whether that counted; who torments them writes down when (`consumers`, `sharing`):
+and are told whether that counted; who torments them writes down when (`consumers`):
 
     {"op": "got", "at", "received", "consumer", "position", "attempt", "stream", "number", "id"}
     {"op": "said", "at", "position", "attempt", "action"}        ack | retry | park | skip

@@ -46,7 +46,7 @@ ACKNOWLEDGED, REFUSED, UNKNOWN = "acknowledged", "refused", "unknown"
 LOCAL, LINEARIZABLE, SESSION = "local", "linearizable", "session"
 EVENT_TYPE = "ChaosHappened"
 SHARED_TYPE = "ChaosShared"
-"""Of the events that the consumers of `shared` want."""
+"""Of the events that the consumers of `consumers_beside` want."""
 MORTAL_PREFIX = "mortal-"
 """Of the streams from which events are removed: those of `removers`, and no others."""
 LINES_MAX = 1_000

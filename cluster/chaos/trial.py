@@ -27,6 +27,7 @@ from typing import NamedTuple
 from cluster.chaos import final, history, watch
 from cluster.chaos.checker import Findings, check
 from cluster.chaos.clients import Ends, Reader, Writer
+from cluster.chaos.consumers_beside import consuming
 from cluster.chaos.deliveries import Judgement
 from cluster.chaos.faults import Faults
 from cluster.chaos.ground import STORE, Ground, open_ground
@@ -41,7 +42,6 @@ from cluster.chaos.keepers import KEEPERS, Keeper, Kept
 from cluster.chaos.removals import Life
 from cluster.chaos.removers import AGE_MAX_MS, REMOVERS, Remover
 from cluster.chaos.rules import Losses
-from cluster.chaos.shared import consuming
 from cluster.chaos.watch import Memory, Pulse
 
 PROGRESS_S = 15.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.chaos import sharing
+from cluster.chaos import consumers_killed
 
 pytestmark = pytest.mark.e2e
 
@@ -19,7 +19,7 @@ async def test_nothing_is_lost_doubled_or_out_of_order_when_consumers_and_nodes_
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     async with asyncio.timeout(300):
-        result = await sharing.run(sharing.Plan(20.0, seed), tmp_path, print)
+        result = await consumers_killed.run(consumers_killed.Plan(20.0, seed), tmp_path, print)
     assert not result.judgement.violations, result.judgement.examples
     figures = result.judgement.figures
     assert figures["events"] > 100 and figures["parked"] > 0 and figures["retry"] > 0

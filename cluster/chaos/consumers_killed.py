@@ -27,8 +27,8 @@ from rich.table import Table
 from cluster import topology
 from cluster.access import Unreachable, request
 from cluster.bench.ports import free_ports
-from cluster.chaos.consumers import POISON, SUBSCRIPTION, Notebook, consume
-from cluster.chaos.deliveries import End, Judgement, ParkedEvent, Terms, Wanted, judge
+from cluster.chaos.consumers import POISON, SUBSCRIPTION, Notebook, consume, the_end
+from cluster.chaos.deliveries import Judgement, Terms, judge
 from cluster.client import Client, Event, Filter
 from cluster.supervisor import Supervisor, environment, tied_to_us
 
@@ -43,7 +43,7 @@ _STREAMS = 12
 _EVENTS_MAX = 3  # an append
 _PAUSE_S = 0.02  # between appends, about
 _TYPE, _PREFIX = "Wanted", "wanted-"
-_CLOCK_SLACK_S = 0.1
+_WANTED = Filter((_TYPE,), _PREFIX)
 _STOP_S = 20.0
 
 
@@ -242,21 +242,6 @@ class _Run:
             await asyncio.sleep(0.1)
         return time.monotonic() - began
 
-    async def end(self) -> End:
-        """What there is when nothing is left to do."""
-        wanted = [
-            Wanted(one.position, one.stream, one.number, one.id)
-            async for one in self.client.read(0, Filter((_TYPE,), _PREFIX))
-        ]
-        zero = time.time() - time.monotonic() + _CLOCK_SLACK_S
-        parked = [
-            ParkedEvent(one.event.position, one.attempts, one.why, one.parked_us / 1e6 - zero)
-            async for one in self.client.parked(SUBSCRIPTION)
-        ]
-        found = await self.client.subscription(SUBSCRIPTION)
-        assert found is not None
-        return End(wanted, parked, found.totals)
-
 
 async def run(plan: Plan, directory: Path, say: Callable[[str], Any]) -> Result:
     """One run, in an empty directory. Raises `NodeFailed`."""
@@ -269,7 +254,7 @@ async def run(plan: Plan, directory: Path, say: Callable[[str], Any]) -> Result:
         ):
             await client.create_subscription(
                 SUBSCRIPTION,
-                Filter((_TYPE,), _PREFIX),
+                _WANTED,
                 ack_timeout_ms=int(TERMS.ack_timeout_s * 1000),
                 max_retries=TERMS.max_retries,
                 max_in_flight=_IN_FLIGHT,
@@ -285,7 +270,7 @@ async def run(plan: Plan, directory: Path, say: Callable[[str], Any]) -> Result:
                     await asyncio.wait({writing})
                 say("faults are over; waiting until nothing is left to do")
                 drained_s = await trial.drain()
-            end = await trial.end()
+            end = await the_end(client, _WANTED)
     judgement = judge(_records(directory), end, TERMS)
     if drained_s >= DRAIN_S:
         judgement.add("stuck", f"something is left to do {DRAIN_S:g} s after the last fault")

@@ -1,10 +1,10 @@
 """Consumers of one persistent subscription, beside all else that a trial does.
 
-They are those of `sharing`, as tasks: they refuse one event in five, and now and then one leaves.
-One writer in ten appends what they want. While the nodes are tormented, a record of
-a fault is written all the time, since any answer may be lost then; so that an event comes again
-early is not judged, but all else is (`deliveries`). In the end the members must agree on what
-became of each event.
+They are tasks and never killed, other than in `consumers_killed`: they refuse one event in five,
+and now and then one leaves. One writer in ten appends what they want. While the nodes are
+tormented, a record of a fault is written all the time, since any answer may be lost then; so that
+an event comes again early is not judged, but all else is (`deliveries`). In the end the members
+must agree on what became of each event.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from cluster.chaos.consumers import SUBSCRIPTION, Notebook, consume
-from cluster.chaos.deliveries import End, Judgement, ParkedEvent, Terms, Wanted, judge
+from cluster.chaos.consumers import SUBSCRIPTION, Notebook, consume, the_end
+from cluster.chaos.deliveries import Judgement, Terms, judge
 from cluster.chaos.ground import STORE, Ground
 from cluster.chaos.history import SHARED_TYPE
 from cluster.client import Client, Filter
@@ -29,10 +29,10 @@ TERMS = Terms(ack_timeout_s=8.0, max_retries=3)
 IN_FLIGHT = 100
 DRAIN_S = 120.0
 
+_WANTED = Filter((SHARED_TYPE,))
 _CALL_S = 30.0
 _LEAVES_EVERY_S = 5.0
 _FAULT_EVERY_S = 0.2
-_CLOCK_SLACK_S = 0.1
 _AGAIN_S = 0.2
 
 
@@ -52,7 +52,7 @@ class Shared:
         """Make it."""
         await self._client.create_subscription(
             SUBSCRIPTION,
-            Filter((SHARED_TYPE,)),
+            _WANTED,
             ack_timeout_ms=int(TERMS.ack_timeout_s * 1000),
             max_retries=TERMS.max_retries,
             max_in_flight=IN_FLIGHT,
@@ -92,7 +92,7 @@ class Shared:
                 self.judgement.add("stuck", f"not done within {DRAIN_S:g} s: {seen}")
                 return
             await asyncio.sleep(_AGAIN_S)
-        self.judgement = judge(self._records(), await self._end(), TERMS)
+        self.judgement = judge(self._records(), await the_end(self._client, _WANTED), TERMS)
         if len({json.dumps([one["totals"], one["parked"]]) for one in seen.values()}) > 1:
             self.judgement.add("differing", f"members say {seen}")
 
@@ -109,20 +109,6 @@ class Shared:
         self._notes.note("left", consumer=name)
         task.cancel()
         await asyncio.wait({task})
-
-    async def _end(self) -> End:
-        wanted = [
-            Wanted(one.position, one.stream, one.number, one.id)
-            async for one in self._client.read(0, Filter((SHARED_TYPE,)))
-        ]
-        zero = time.time() - time.monotonic() + _CLOCK_SLACK_S
-        parked = [
-            ParkedEvent(one.event.position, one.attempts, one.why, one.parked_us / 1e6 - zero)
-            async for one in self._client.parked(SUBSCRIPTION)
-        ]
-        found = await self._client.subscription(SUBSCRIPTION)
-        assert found is not None
-        return End(wanted, parked, found.totals)
 
     def _records(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._file.read_text().splitlines()]
