@@ -34,6 +34,9 @@ from node.errors import (
     WrongExpectedVersion,
 )
 
+ALIVE, DELETED, DELETED_FOR_EVER = LIVES = ("alive", "deleted", "deleted_for_ever")
+"""What an answer says of the life of a stream."""
+
 _PATH = "/v1/stores/{store}/streams/{stream}"
 _PROBLEMS = (*CHANGE_PROBLEMS, StoreMissing, StreamMissing, StreamDeleted)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from node.api.lives import LIVES
 from node.api.routes import object_schema
 from node.api.subscription_schemas import SUBSCRIPTION_SCHEMAS
 from node.api.wanted import FILTER_SCHEMAS
@@ -156,6 +157,16 @@ _VALUES: dict[str, Any] = {
 
 _STREAM: dict[str, Any] = {"stream": _TEXT, "version": _VERSION, "count": _COUNT}
 
+_LISTED_STREAM = object_schema(
+    {
+        **_STREAM,
+        "first_event_number": {**_FIRST, "description": "With `deleted=true`."},
+        "metadata": {**object_schema(_LIMITS), "description": "With `deleted=true`."},
+        "life": {"enum": [*LIVES], "description": "With `deleted=true`."},
+    },
+    _STREAM,
+)
+
 SCHEMAS: dict[str, dict[str, Any]] = {
     "ExpectedVersion": {
         "description": "Where the stream must be. Omitted: anywhere.",
@@ -236,7 +247,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "is_end": _FLAG,
         }
     ),
-    "StreamList": _all({"streams": _list(_all(_STREAM)), "next": _or_null(_TEXT)}),
+    "StreamList": _all({"streams": _list(_LISTED_STREAM), "next": _or_null(_TEXT)}),
     "StreamInfo": _all(
         {**_STREAM, "first_event_number": _FIRST, "metadata": object_schema(_LIMITS)}
     ),

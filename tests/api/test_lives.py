@@ -329,3 +329,37 @@ async def test_events_that_are_removed_during_a_scan_are_passed_by(node: Node):
         sweep(node)
 
     assert await _scanned(node, Filter(), remove) == [*range(1, 513), *range(1_501, 2_001)]
+
+
+async def test_all_streams_are_listed_with_their_lives_as_of_a_position(node: Node):
+    await fill(node)
+    await node.append("u", 3)  # 13 to 15
+    await node.append("v", 2)  # 16, 17
+    await node.ask("PUT", S + "/metadata", json={"max_count": 2})
+    await node.ask("DELETE", T)
+    await node.ask("DELETE", f"{STORE}/streams/u?hard=true")
+    await node.append("s")  # 18
+    listed = {}
+    after = ""
+    while after is not None:
+        target = f"{STORE}/streams?deleted=true&until=9&limit=1&after={after}"
+        page = (await node.ask("GET", target)).body
+        (one,) = page["streams"]
+        name = one.pop("stream")
+        listed[name] = tuple(one.values())
+        after = page["next"]
+    assert list(listed.items()) == [
+        ("s", (4, 0, 5, {"max_count": 2}, "alive")),
+        ("t", (3, 0, 4, {}, "deleted")),
+        ("u", (-1, 0, 0, {}, "deleted_for_ever")),
+        ("v", (-1, 0, 0, {}, "alive")),
+    ]
+    now = (await node.ask("GET", f"{STORE}/streams?deleted=true")).body["streams"]
+    assert [(one["stream"], one["version"], one["count"]) for one in now] == [
+        *(("s", 6, 2), ("t", 5, 0), ("u", 2, 0), ("v", 1, 2))
+    ]
+    alive = (await node.ask("GET", f"{STORE}/streams?until=11")).body["streams"]
+    assert alive == [
+        {"stream": "s", "version": 5, "count": 1},
+        {"stream": "v", "version": -1, "count": 0},
+    ]

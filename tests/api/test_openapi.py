@@ -110,6 +110,7 @@ async def test_real_answers_are_as_the_document_says(node: Node):
         ("GET", "/v1/stores/main/events?limit=99999", 413, None),
         ("GET", "/v1/stores/main/events?min_index=99&timeout_ms=1", 504, None),
         ("GET", "/v1/stores/main/streams", 200, None),
+        ("GET", "/v1/stores/main/streams?deleted=true&until=1", 200, None),
         ("GET", STREAM, 200, None),
         ("GET", "/v1/stores/main/streams/none", 404, None),
         ("GET", "/v1/stores/main/subscribe?after=x", 400, None),

@@ -7,9 +7,26 @@ from tests.mutants.defect import Defect
 _CORE = "core/test_lives.py"
 _SWEEPER = "persistence/test_sweeper.py"
 _API = "api/test_lives.py"
+_LISTED = f"{_API}::test_all_streams_are_listed_with_their_lives_as_of_a_position"
 _FILL = "raft/test_fill_lives.py"
 
 DEFECTS = (
+    Defect(
+        "streams-as-of-now",
+        "a list of streams as of a position tells how long they were there",
+        "api/reads.py",
+        "    size = bisect_right(stream.positions, until)\n",
+        "    size = len(stream.positions)\n",
+        (_LISTED,),
+    ),
+    Defect(
+        "deleted-streams-not-listed",
+        "whoever asks for deleted streams sees them, too",
+        "api/reads.py",
+        "    if not deleted:\n        return names\n",
+        "    return names\n",
+        (_LISTED,),
+    ),
     Defect(
         "deleted-for-ever-until-the-next-append",
         "a stream that was deleted hard takes no event again",
