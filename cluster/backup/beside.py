@@ -1,5 +1,5 @@
 """What stands beside the events of a store, in the file: settings, checkpoints, snapshots,
-subscriptions and what is parked in them.
+subscriptions and what is parked in them, and the lives of streams.
 
 Its digest is the sum, modulo 2^256, of the SHA-256 of each thing: so it depends on no order, and
 what is left out again can be taken out of it. What a restore brings back and what it cannot (parked
@@ -7,6 +7,11 @@ events) have a digest each. Times count in neither: a restore cannot choose them
 
 A subscription stands here as it is to be made again: with the position behind which it misses
 nothing as its start.
+
+A stream has a life here if there is more to say of it than its events do: it is deleted, or lost
+events, or has metadata. `version` is the number of the last event that it ever had. Where its first
+event is does not count in the digest: with `max_age_ms` that moves by itself. But the file is whole
+only if it is where the events begin (`file`).
 """
 
 from __future__ import annotations
@@ -32,6 +37,13 @@ CREATE TABLE snapshots (
     created_us  INTEGER NOT NULL,
     PRIMARY KEY (source, stream, version)
 );
+CREATE TABLE lives (
+    stream   TEXT PRIMARY KEY,
+    life     TEXT NOT NULL,
+    version  INTEGER NOT NULL,
+    first    INTEGER NOT NULL,
+    metadata NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE subscriptions (name TEXT PRIMARY KEY, definition NOT NULL) WITHOUT ROWID;
 CREATE TABLE parked (
     subscription TEXT NOT NULL,
@@ -46,6 +58,8 @@ CREATE VIEW parked_events AS
     SELECT p.subscription, p.attempts, p.why, p.consumer, e.*
     FROM parked AS p JOIN readable_events AS e USING (position)
 """
+
+ALIVE, DELETED_FOR_EVER = "alive", "deleted_for_ever"
 
 _SUMS = 2**256
 _READ_SNAPSHOTS = 16
@@ -102,21 +116,43 @@ class Parked(NamedTuple):
     parked_us: int
 
 
-Thing = Settings | Checkpoint | Snapshot | Subscription | Parked
+class Life(NamedTuple):
+    """Of a stream: "alive", "deleted" or "deleted_for_ever"; `first` is kept, or comes next."""
+
+    stream: str
+    life: str
+    version: int
+    first: int
+    metadata: Mapping[str, int]
+
+    @property
+    def says_something(self) -> bool:
+        """Whether it is any other than that of a stream which just has its events."""
+        return self.life != ALIVE or bool(self.first or self.metadata)
+
+
+Thing = Settings | Checkpoint | Snapshot | Subscription | Parked | Life
 
 
 def digest_of(thing: Thing) -> int:
     """Its part of a digest."""
-    fields = thing[:-1] if isinstance(thing, Snapshot | Parked) else thing
+    fields: tuple[Any, ...] = thing
+    if isinstance(thing, Snapshot | Parked):
+        fields = thing[:-1]
+    elif isinstance(thing, Life):
+        fields = (thing.stream, thing.life, thing.version, thing.metadata)
     encoded = cbor2.dumps((type(thing).__name__, *fields), canonical=True)
     return int.from_bytes(sha256(encoded).digest())
+
+
+_KINDS = (Checkpoint, Snapshot, Subscription, Parked, Settings, Life)
 
 
 class Tally:
     """How many things there are, and the sums of their digests: of what comes back, of parked."""
 
     def __init__(self) -> None:
-        self.counts = dict.fromkeys((Checkpoint, Snapshot, Subscription, Parked, Settings), 0)
+        self.counts = dict.fromkeys(_KINDS, 0)
         self._sums = {True: 0, False: 0}
 
     def add(self, thing: Thing) -> None:
@@ -160,10 +196,16 @@ class Beside:
                 self._insert("subscriptions", (thing.name, column_of(thing.definition)))
             elif isinstance(thing, Parked):
                 self._insert("parked", thing)
+            elif isinstance(thing, Life):
+                self._insert("lives", (*thing[:4], column_of(thing.metadata)))
 
     def _insert(self, table: str, row: tuple[Any, ...]) -> None:
         marks = ", ".join("?" * len(row))
         self._connection.execute(f"INSERT INTO {table} VALUES ({marks})", row)
+
+    def clear_lives(self) -> None:
+        """Forget them; they are to be read again."""
+        self._connection.execute("DELETE FROM lives")
 
     def leave_out_surplus(self, kept: int) -> Iterator[Snapshot]:
         """Leave out those of the smallest versions where a series has more than `kept`.
@@ -190,6 +232,11 @@ class Beside:
         rows = self._connection.execute("SELECT * FROM parked ORDER BY subscription, position")
         return map(Parked._make, rows)
 
+    def lives(self) -> Iterator[Life]:
+        """All, by name."""
+        for row in self._connection.execute("SELECT * FROM lives ORDER BY stream"):
+            yield Life._make((*row[:4], value_of(row[4])))
+
     def snapshots(self) -> Iterator[Snapshot]:
         """All, by source, stream and version; a few at a time."""
         key: tuple[Any, ...] = ("", "", -1)
@@ -208,3 +255,4 @@ class Beside:
         yield from self.snapshots()
         yield from self.subscriptions()
         yield from self.parked()
+        yield from self.lives()

@@ -10,35 +10,32 @@ in flight, waited, or was settled out of order behind that: at least once, nothi
 had parked is in the file and is not brought back, because the API has no way to park an event that
 was not delivered.
 
-**Into a store** it goes after the events. Subscriptions are last: their consumers may be waiting.
+**Into a store** it goes after the events, and after those that must not be there were removed
+(`lives`). What streams keep is last but for subscriptions: their consumers may be waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import cbor2
 
-from cluster.backup import BackupFailed
+from cluster.backup import BackupFailed, lives
 from cluster.backup.beside import Checkpoint, Parked, Settings, Snapshot, Subscription, Tally
-from cluster.backup.door import Door, Query
-from cluster.backup.file import Advance, Finished, Written
+from cluster.backup.door import NOW, Door, each
+from cluster.backup.file import Advance, Finished
+from cluster.backup.writing import Written
 from cluster.client_errors import ClientError, NotFound
 
 PAGE_SNAPSHOTS = 1_000
 PAGE_CHECKPOINTS = 1_000
 _PAGE_PARKED = 1_000
-_UNDER_WAY = 16
 _TRIES = 10
 _BOUNDS = ("ack_timeout_ms", "max_retries", "max_in_flight")
-_NOW: Query = [("consistency", "linearizable")]
-
-T = TypeVar("T")
 
 
 def settings_of(facts: dict[str, Any]) -> Settings:
@@ -53,7 +50,7 @@ async def take(door: Door, written: Written, advance: Advance) -> None:
     """
     async for checkpoints in _checkpoints(door):
         await asyncio.to_thread(written.put, checkpoints)
-    for status in (await door.ask("GET", "/subscriptions", _NOW))["subscriptions"]:
+    for status in (await door.ask("GET", "/subscriptions", NOW))["subscriptions"]:
         await asyncio.to_thread(written.put, await _subscription(door, status["name"]))
     async for page in _snapshots(door):
         await asyncio.to_thread(written.put, page)
@@ -62,13 +59,13 @@ async def take(door: Door, written: Written, advance: Advance) -> None:
 
 async def _checkpoints(door: Door) -> AsyncIterator[list[Checkpoint]]:
     """All of the store, by name, in pages."""
-    async for page in _pages(door, "/checkpoints", PAGE_CHECKPOINTS):
+    async for page in door.pages("/checkpoints", PAGE_CHECKPOINTS):
         yield [Checkpoint(one["name"], one["position"]) for one in page["checkpoints"]]
 
 
 async def _snapshots(door: Door) -> AsyncIterator[list[Snapshot]]:
     """All of the store, by source, stream and version, in pages."""
-    async for page in _pages(door, "/snapshots", PAGE_SNAPSHOTS):
+    async for page in door.pages("/snapshots", PAGE_SNAPSHOTS):
         yield list(map(_snapshot, page["snapshots"]))
 
 
@@ -88,9 +85,9 @@ async def _subscription(door: Door, name: str) -> list[Subscription | Parked]:
     path = f"/subscriptions/{quote(name, safe='')}"
     try:
         for _ in range(_TRIES):
-            before = await door.ask("GET", path, _NOW)
+            before = await door.ask("GET", path, NOW)
             parked = [one async for one in _parked(door, path, name)]
-            if _replayed(await door.ask("GET", path, _NOW)) == _replayed(before):
+            if _replayed(await door.ask("GET", path, NOW)) == _replayed(before):
                 return [_as_it_goes_on(before), *parked]
     except NotFound:
         return []
@@ -103,24 +100,12 @@ def _replayed(status: dict[str, Any]) -> int:
 
 
 async def _parked(door: Door, path: str, name: str) -> AsyncIterator[Parked]:
-    async for page in _pages(door, f"{path}/parked", _PAGE_PARKED):
+    async for page in door.pages(f"{path}/parked", _PAGE_PARKED):
         for one in page["events"]:
             yield Parked(
                 *(name, one["position"], one["attempts"], one["why"]),
                 *(one["consumer"], one["parked_epoch"]),
             )
-
-
-async def _pages(door: Door, path: str, limit: int) -> AsyncIterator[dict[str, Any]]:
-    """All pages of a list that goes on behind its `next`."""
-    query = [*_NOW, ("limit", str(limit))]
-    after: Query = []
-    while True:
-        page = await door.ask("GET", path, [*query, *after])
-        yield page
-        if page["next"] is None:
-            return
-        after = [("after", str(page["next"]))]
 
 
 def _as_it_goes_on(status: dict[str, Any]) -> Subscription:
@@ -140,20 +125,12 @@ async def restore(door: Door, backup: Finished, advance: Advance) -> None:
 
     Raises BackupFailed and ClientError.
     """
-    await _each(backup.beside.checkpoints(), partial(_put_checkpoint, door), lambda _: None)
-    await _each(backup.beside.snapshots(), partial(_put_snapshot, door), advance)
+    await each(backup.beside.checkpoints(), partial(_put_checkpoint, door), lambda _: None)
+    await each(backup.beside.snapshots(), partial(_put_snapshot, door), advance)
+    await lives.limit(door, backup)
     for name, definition in backup.beside.subscriptions():
         path = f"/subscriptions/{quote(name, safe='')}"
         await door.ask("PUT", path, [], cbor2.dumps(definition))
-
-
-async def _each(things: Iterator[T], put: Callable[[T], Awaitable[None]], advance: Advance) -> None:
-    """Put all, a few at a time. Raises what the first of them raises."""
-    while batch := await asyncio.to_thread(lambda: list(islice(things, _UNDER_WAY))):
-        for outcome in await asyncio.gather(*map(put, batch), return_exceptions=True):
-            if outcome is not None:
-                raise outcome
-        advance(len(batch))
 
 
 async def _put_checkpoint(door: Door, checkpoint: Checkpoint) -> None:
@@ -174,8 +151,11 @@ async def _put_snapshot(door: Door, snapshot: Snapshot) -> None:
     await door.ask("PUT", path, [], cbor2.dumps(body))
 
 
-async def digest(door: Door, advance: Advance) -> str:
-    """The digest of what the store has of all this. Raises BackupFailed and ClientError."""
+async def digest(door: Door, until: int, advance: Advance) -> str:
+    """The digest of what the store has of all this; of streams as of its last position.
+
+    Raises BackupFailed and ClientError.
+    """
     tally = Tally()
     tally.add(settings_of(await door.facts()))
     async for checkpoints in _checkpoints(door):
@@ -185,6 +165,9 @@ async def digest(door: Door, advance: Advance) -> str:
         for snapshot in page:
             tally.add(snapshot)
         advance(len(page))
-    for status in (await door.ask("GET", "/subscriptions", _NOW))["subscriptions"]:
+    for status in (await door.ask("GET", "/subscriptions", NOW))["subscriptions"]:
         tally.add(_as_it_was_made(status))
+    async for page_of_lives in lives.read(door, until):
+        for life in page_of_lives:
+            tally.add(life)
     return tally.digest

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from itertools import islice
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -26,7 +27,14 @@ PAGE_EVENTS = 5_000
 
 _CONNECT_S = 2.0
 
+_UNDER_WAY = 16
+
 Query = list[tuple[str, str]]
+
+NOW: Query = [("consistency", "linearizable")]
+"""What was acknowledged before the question is in the answer."""
+
+T = TypeVar("T")
 
 
 class Door:
@@ -70,7 +78,7 @@ class Door:
 
     async def facts(self) -> dict[str, Any]:
         """The store as it is now: what was acknowledged before the call is in it."""
-        answer: dict[str, Any] = await self.ask("GET", "", [("consistency", "linearizable")])
+        answer: dict[str, Any] = await self.ask("GET", "", NOW)
         return answer
 
     async def page(self, after: int, until: int) -> bytes:
@@ -83,8 +91,19 @@ class Door:
     async def ask(
         self, method: str, path: str, query: Query, body: bytes | None = None, media: str = CBOR
     ) -> Any:
-        """The decoded answer."""
-        return cbor2.loads(await self._ask(method, path, query, body, media))
+        """The decoded answer; None where it is empty."""
+        content = await self._ask(method, path, query, body, media)
+        return cbor2.loads(content) if content else None
+
+    async def pages(self, path: str, limit: int, query: Query = NOW) -> AsyncIterator[Any]:
+        """All pages of a list that goes on behind its `next`."""
+        after: Query = []
+        while True:
+            page = await self.ask("GET", path, [*query, ("limit", str(limit)), *after])
+            yield page
+            if page["next"] is None:
+                return
+            after = [("after", str(page["next"]))]
 
     async def _ask(
         self, method: str, path: str, query: Query, body: bytes | None, media: str
@@ -126,3 +145,14 @@ class Door:
             kind = Unavailable if body is None else OutcomeUnknown
             raise kind(f"{url}: {error or type(error).__name__}") from error
         raise of_problem(answer.status, problem)
+
+
+async def each(
+    things: Iterator[T], put: Callable[[T], Awaitable[None]], advance: Callable[[int], None]
+) -> None:
+    """Put all, a few at a time. Raises what the first of them raises."""
+    while batch := await asyncio.to_thread(lambda: list(islice(things, _UNDER_WAY))):
+        for outcome in await asyncio.gather(*map(put, batch), return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+        advance(len(batch))

@@ -1,7 +1,8 @@
 """Restoring: the events of a backup into a store, in order, with their own ids.
 
-An empty store gets every event at the position that it had, as event number that it had. What is
-there already must be the beginning of the backup, event by event (an interrupted restore): it is
+An empty store gets every event at the position that it had, as event number that it had; where one
+was removed a filler takes its place (`history`), and goes when all are there (`lives.remove`). What
+is there already must be the beginning of the backup, event by event (an interrupted restore): it is
 read and compared, and the rest is appended. A store with anything else in it is refused.
 
 Each batch is one request that checks the versions of all its streams, and its answer must name the
@@ -26,12 +27,16 @@ from cluster.backup import BackupFailed
 from cluster.backup.digest import FIRST_LINK, StoredEvent, next_link
 from cluster.backup.door import CBOR, JSON, Door
 from cluster.backup.file import Advance, Finished
+from cluster.backup.history import Filler
 from cluster.backup.taking import decoded
 from cluster.client_errors import NotFound
 
 BATCH_EVENTS = 2_000
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 """A quarter of what a node takes; and an event has at most 1 MiB, some more in base64."""
+
+
+_FILLER = "Removed"
 
 
 class Begun(NamedTuple):
@@ -65,10 +70,10 @@ async def begin(door: Door, backup: Finished, advance: Advance) -> Begun:
     if position > backup.head.until:
         raise BackupFailed(words)
     if position:
-        wanted = await asyncio.to_thread(_link_at, backup, position)
-        if await digest(door, NOTHING, position, advance) != wanted:
+        begun = await _compared(door, backup, position, advance)
+        if begun is None:
             raise BackupFailed(words)
-        return Begun(position, wanted)
+        return begun
     if backup.head.until and (facts["snapshots"] or await _has_subscriptions(door, facts)):
         raise BackupFailed(
             f"store {door.store!r} has no events, but snapshots or subscriptions: restore into a"
@@ -87,22 +92,48 @@ async def _facts(door: Door) -> dict[str, Any]:
         return {"position": 0, "snapshots": 0, "store": None}
 
 
+async def _compared(door: Door, backup: Finished, position: int, advance: Advance) -> Begun | None:
+    """What a store has up to a position, if it is what the backup has there."""
+    wanted, begun = backup.history(), NOTHING
+    while begun.position < position:
+        events, following, is_end = decoded(await door.page(begun.position, position))
+        until = position if is_end else following
+        expected = islice(wanted, until - begun.position)
+        link = await asyncio.to_thread(_link_of_same, expected, events, begun.link)
+        if link is None:
+            return None
+        advance(until - begun.position)
+        begun = Begun(until, link)
+    return begun
+
+
+def _link_of_same(
+    expected: Iterator[StoredEvent | Filler], events: Sequence[StoredEvent], link: bytes
+) -> bytes | None:
+    """The link behind the expected events, if these are they; fillers may have gone."""
+    there = {event.position: event for event in events}
+    for one in expected:
+        found = there.pop(one.position, None)
+        if isinstance(one, Filler):
+            if found is not None and not one.is_like(found):
+                return None
+        else:
+            following = next_link(link, one)
+            if found is None or next_link(link, found) != following:
+                return None
+            link = following
+    return None if there else link
+
+
 async def _has_subscriptions(door: Door, facts: dict[str, Any]) -> bool:
     if facts["store"] is None:
         return False
     return bool((await door.ask("GET", "/subscriptions", []))["subscriptions"])
 
 
-def _link_at(backup: Finished, position: int) -> bytes:
-    link = FIRST_LINK
-    for event in islice(backup.events(), position):
-        link = next_link(link, event)
-    return link
-
-
 async def restore(door: Door, backup: Finished, after: int, advance: Advance) -> None:
-    """Append all events behind a position. Raises BackupFailed and ClientError."""
-    waiting = batches(backup.events(after))
+    """Append all events behind a position, and fillers. Raises BackupFailed and ClientError."""
+    waiting = batches(backup.history(after))
     batch = await asyncio.to_thread(next, waiting, None)
     while batch is not None:
         asking = asyncio.create_task(_append(door, batch))
@@ -132,9 +163,9 @@ async def digest(door: Door, begun: Begun, until: int, advance: Advance) -> byte
     while position < until:
         events, following, is_end = decoded(await door.page(position, until))
         link = await asyncio.to_thread(_links, link, events)
-        advance(len(events))
         if is_end and following < until:
             raise BackupFailed(f"store {door.store!r} ends at {following}, before {until}")
+        advance(following - position)
         position = following
     return link
 
@@ -145,14 +176,14 @@ def _links(link: bytes, events: Sequence[StoredEvent]) -> bytes:
     return link
 
 
-def batches(events: Iterator[StoredEvent]) -> Iterator[Batch]:
+def batches(events: Iterator[StoredEvent | Filler]) -> Iterator[Batch]:
     """Requests of events in order; each of one media type, and within the bounds."""
     held: list[bytes] = []
     size, media, first = 0, CBOR, 0
     before: dict[str, int] = {}
     versions: dict[str, int] = {}
     for event in events:
-        kind = JSON if event.metadata_content_type == JSON else CBOR
+        kind = _media_of(event, media)
         item = _item(event, kind)
         full = len(held) == BATCH_EVENTS or size + len(item) > BATCH_BYTES_MAX
         if held and (full or kind != media):
@@ -168,7 +199,16 @@ def batches(events: Iterator[StoredEvent]) -> Iterator[Batch]:
         yield Batch(_body(held, media, before), media, first, len(held), versions)
 
 
-def _item(event: StoredEvent, media: str) -> bytes:
+def _media_of(event: StoredEvent | Filler, media: str) -> str:
+    if isinstance(event, Filler):
+        return media
+    return JSON if event.metadata_content_type == JSON else CBOR
+
+
+def _item(event: StoredEvent | Filler, media: str) -> bytes:
+    if isinstance(event, Filler):
+        filler = {"stream": event.stream, "event_id": event.event_id, "event_type": _FILLER}
+        return msgspec.json.encode(filler) if media == JSON else cbor2.dumps(filler)
     plain: dict[str, Any] = {
         "stream": event.stream,
         "event_id": event.event_id,

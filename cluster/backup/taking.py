@@ -1,8 +1,10 @@
-"""Taking a backup: what stands beside the events (`carrying`), and then these, up to one position.
+"""Taking a backup: what stands beside the events (`carrying`), then these, up to one position, then
+the lives of streams (`lives`).
 
 While a page is written to the file (in a thread) the next one is under way: two pages at most are
-held. Each page begins with the last event of the one before (`file.Written.add`), and may come
-from another node: one that dies in the middle is passed over.
+held. Each page begins at the last position of the one before (`file.Written.add`), and may come
+from another node: one that dies in the middle is passed over. Events that are removed meanwhile are
+left out in the end, whether they had been read or not.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from pathlib import Path
 
 import cbor2
 
-from cluster.backup import BackupFailed, carrying
+from cluster.backup import BackupFailed, carrying, lives
 from cluster.backup.digest import StoredEvent
 from cluster.backup.door import Door
-from cluster.backup.file import NO_END, Advance, Written, partial_of
+from cluster.backup.file import NO_END, Advance, partial_of
+from cluster.backup.writing import Written
 
 Watch = Callable[[int], AbstractContextManager[Advance]]
 """Makes a progress bar of so many snapshots."""
@@ -32,12 +35,6 @@ async def begin(door: Door, path: Path, watch: Watch) -> Written:
     if await asyncio.to_thread(path.exists):
         raise BackupFailed(f"{path} is there already: name another file")
     facts = await door.facts()
-    removed = facts["position"] - facts["events"]
-    if removed:
-        raise BackupFailed(
-            f"{removed:,} events were removed from store {door.store!r}: a history with gaps cannot"
-            " be brought back as it was"
-        )
     if await asyncio.to_thread(partial_of(path).exists):
         written = await asyncio.to_thread(Written.resume, path)
         if written.head.store != door.store or written.head.until > facts["position"]:
@@ -63,27 +60,35 @@ async def begin(door: Door, path: Path, watch: Watch) -> Written:
 
 
 async def take(door: Door, written: Written, advance: Advance) -> None:
-    """Write all events that are missing. Raises BackupFailed and ClientError."""
+    """Write all events that are missing, and the lives of streams; `advance` is told of positions.
+
+    Raises BackupFailed and ClientError.
+    """
+    if written.position < written.head.until:
+        await _events(door, written, advance)
+    await lives.take(door, written)
+    await asyncio.to_thread(written.leave_out_removed)
+
+
+async def _events(door: Door, written: Written, advance: Advance) -> None:
     until = written.head.until
-    if written.position == until:
-        return
     page = await door.page(max(0, written.position - 1), until)
     while True:
         events, following, is_end = await asyncio.to_thread(decoded, page)
         if following >= until or is_end:
-            advance(await asyncio.to_thread(written.add, events))
+            advance(await asyncio.to_thread(written.add, events, following))
             break
         asking = asyncio.create_task(door.page(following - 1, until))
         try:
-            advance(await asyncio.to_thread(written.add, events))
+            advance(await asyncio.to_thread(written.add, events, following))
             page = await asking
         finally:
             asking.cancel()
             await asyncio.wait((asking,))
     if written.position != until:
         raise BackupFailed(
-            f"there is no event behind position {written.position}, though the store ends at"
-            f" {until}: a history from which events were removed cannot be brought back as it was"
+            f"the store has nothing behind position {written.position}, though it ended at {until}:"
+            " it is another one, begin anew"
         )
 
 

@@ -23,8 +23,8 @@ from rich.progress import (
 )
 
 from cluster.access import urls_or_default
-from cluster.backup import BackupFailed, carrying, restoring, taking
-from cluster.backup.beside import Checkpoint, Parked, Snapshot, Subscription, Tally
+from cluster.backup import BackupFailed, carrying, lives, restoring, taking
+from cluster.backup.beside import Checkpoint, Life, Parked, Snapshot, Subscription, Tally
 from cluster.backup.door import Door
 from cluster.backup.file import Advance, Finished
 from cluster.cli import options as shared
@@ -41,7 +41,8 @@ _BACKUP_EXAMPLES = """\
 
 The store stays in use meanwhile: the file holds its events as of the moment at which their reading
 began, and beside them its settings, checkpoints, snapshots, and subscriptions with what is parked,
-from just before. Interrupted, it is orders.backup.partial; the same command goes on with it.
+from just before; and what streams keep, and which are deleted, from just after. Interrupted, it is
+orders.backup.partial; the same command goes on with it.
 """
 
 _RESTORE_EXAMPLES = """\
@@ -52,6 +53,7 @@ _RESTORE_EXAMPLES = """\
 Events keep their ids, numbers, positions, data and content types. Their times are those of the
 restore: the API lets nobody choose them; the file keeps the old ones. A subscription goes on behind
 everything that it had settled, so some events come once more; what it had parked stays in the file.
+Removed events stay removed: while a restore runs other events stand in for them, and go in the end.
 Nobody else may write to the store meanwhile. Interrupted, the same command goes on where it ended.
 """
 
@@ -93,7 +95,8 @@ async def _backup(options: argparse.Namespace) -> None:
     show(
         options,
         f"backup of store {head.store}",
-        events=head.until,
+        events=written.count,
+        removed=head.until - written.count,
         resumed_at=before,
         **beside(tally),
         bytes=options.file.stat().st_size,
@@ -111,7 +114,8 @@ async def _check(options: argparse.Namespace) -> None:
         show(
             options,
             f"backup of store {found.head.store}: whole",
-            events=found.head.until,
+            events=found.count,
+            removed=found.head.until - found.count,
             **beside(tally),
             digest=found.link.hex(),
             digest_beside=found.digest_beside,
@@ -144,6 +148,8 @@ async def _restore(options: argparse.Namespace) -> None:
                 begun = await restoring.begin(door, found, advance)
             with bar(options, "appending", until, begun.position) as advance:
                 await restoring.restore(door, found, begun.position, advance)
+            with bar(options, "removing", tally.counts[Life], unit="streams") as advance:
+                await lives.remove(door, found, advance)
             with bar(options, "comparing", until, begun.position) as advance:
                 answered = await restoring.digest(door, begun, until, advance)
             if answered != found.link:
@@ -154,16 +160,18 @@ async def _restore(options: argparse.Namespace) -> None:
             with bar(options, "recording", snapshots, unit="snapshots") as advance:
                 await carrying.restore(door, found, advance)
             with bar(options, "comparing", snapshots, unit="snapshots") as advance:
-                answered_beside = await carrying.digest(door, advance)
+                answered_beside = await carrying.digest(door, until, advance)
         if answered_beside != found.digest_beside:
             raise BackupFailed(
-                f"store {store} has other settings, checkpoints, snapshots or subscriptions than"
-                f" {options.file}: digest {answered_beside}, not {found.digest_beside}"
+                f"store {store} has other settings, checkpoints, snapshots, subscriptions or lives"
+                f" of streams than {options.file}: digest {answered_beside}, not"
+                f" {found.digest_beside}"
             )
         show(
             options,
             f"store {store} is as {options.file} has it",
-            events=until,
+            events=found.count,
+            removed=until - found.count,
             resumed_at=begun.position,
             **beside(tally),
             seconds=round(time.monotonic() - start, 2),
@@ -182,6 +190,7 @@ def beside(tally: Tally) -> dict[str, int]:
         "snapshots": counts[Snapshot],
         "subscriptions": counts[Subscription],
         "parked_in_file": counts[Parked],
+        "lives_of_streams": counts[Life],
     }
 
 

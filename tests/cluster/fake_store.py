@@ -22,7 +22,6 @@ class FakeStore:
     def __init__(self, events: list[dict[str, Any]] | None = None) -> None:
         self.events = [] if events is None else events
         self.there = events is not None
-        self.removed = 0
         self.durability: str | None = None
         self.checkpoints: dict[str, int] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
@@ -61,6 +60,8 @@ class FakeStore:
         if path == "/checkpoints":
             found = [{"name": n, "position": p} for n, p in sorted(self.checkpoints.items())]
             return 200, {"checkpoints": found, "next": None}
+        if path == "/streams":
+            return 200, {"streams": self._streams(int(request.query["until"])), "next": None}
         if path == "/subscriptions":
             return 200, {"subscriptions": []}
         if path == "/snapshots":
@@ -71,8 +72,17 @@ class FakeStore:
             "snapshots_kept": None,
         }
         position = len(self.events)
-        facts |= {"events": position - self.removed, "position": position}
+        facts |= {"events": position, "position": position}
         return 200, {**facts, "snapshots": 0}
+
+    def _streams(self, until: int) -> list[dict[str, Any]]:
+        """Streams as of a position; nothing was ever removed from them."""
+        found: dict[str, dict[str, Any]] = {}
+        life = {"life": "alive", "first_event_number": 0, "metadata": {}}
+        for event in self.events[:until]:
+            stream, version = event["event_stream_id"], event["event_number"]
+            found[stream] = {"stream": stream, "version": version, "count": version + 1, **life}
+        return sorted(found.values(), key=lambda one: str(one["stream"]))
 
     async def _body(self, request: web.Request) -> Any:
         content = await request.read()

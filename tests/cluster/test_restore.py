@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.__main__ import main
-from cluster.backup import BackupFailed, carrying, restoring
+from cluster.backup import BackupFailed, carrying, lives, restoring
 from cluster.backup.digest import StoredEvent
 from cluster.backup.door import CBOR, JSON, Door
 from cluster.backup.file import Finished
@@ -39,6 +39,7 @@ async def restore(found: Finished, *urls: str) -> int:
     async with Door(urls, "s", timeout_s=5) as door:
         begun = await restoring.begin(door, found, lambda _: None)
         await restoring.restore(door, found, begun.position, lambda _: None)
+        await lives.remove(door, found, lambda _: None)
         await carrying.restore(door, found, lambda _: None)
         for known in (begun, restoring.NOTHING):
             answered = await restoring.digest(door, known, found.head.until, lambda _: None)
