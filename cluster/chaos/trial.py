@@ -5,7 +5,8 @@
        time that was asked for; progress every `PROGRESS_S`
     3  no more faults, while clients go on: every node must come back; then consumers alone, until
        nothing is owed to them, and until what is kept for a time only is gone
-    4  read every node to the end; stop them all with SIGTERM, which must give 0; read their files
+    4  read every node to the end; stop them all with SIGTERM, which must give 0; start them all
+       once more and ask again which streams there are, and which ended; stop them; read their files
     5  the checker's judgement over the history and both kinds of rows, and what the logs tell
 
 With a violation, or if asked to, the history, the logs and the nodes' files are kept.
@@ -19,10 +20,12 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+import aiohttp
 
 from cluster.chaos import final, history, watch
 from cluster.chaos.checker import Findings, check
@@ -144,6 +147,11 @@ async def _carry_out(
     say("reading every node")
     await _read_all(ground, directory, result)
     result.memory.take(ground.pids)
+    say("starting every node anew")
+    await asyncio.gather(*map(ground.terminate, ground.nodes))
+    await asyncio.gather(*map(ground.start, ground.nodes))
+    await asyncio.gather(*map(ground.wait_ready, ground.nodes))
+    await _read_lives(ground, directory, result, " anew")
     await ground.stop_all()
 
 
@@ -249,34 +257,51 @@ async def _settle(ground: Ground, pulse: Pulse) -> None:
 
 
 async def _read_all(ground: Ground, directory: Path, result: Result) -> None:
-    mortals = {
-        record["stream"]: None
-        for record in read_history(directory / "history.jsonl")
-        if record.get("stream", "").startswith(MORTAL_PREFIX)
-    }
+    await _let_age(ground, directory, result)
     for node_id, url in ground.urls.items():
-        try:
-            if not result.lives:
-                await _let_age(ground, url, mortals)
+        with _read_in_the_end(node_id, result):
             await final.save_events(ground.http, url, STORE, _rows(directory, node_id))
             result.snapshots[node_id] = await final.snapshots(ground.http, url, STORE)
-            result.lives[node_id] = await final.lives(ground.http, url, STORE, mortals)
-        except (final.NodeUnread, OSError, TimeoutError) as error:
-            result.violations.append(f"{node_id} could not be read in the end: {error!r}")
+    await _read_lives(ground, directory, result)
 
 
-async def _let_age(ground: Ground, url: str, mortals: Iterable[str]) -> None:
+async def _let_age(ground: Ground, directory: Path, result: Result) -> None:
     """Wait until what is too old is gone, else nodes that are read one by one differ.
 
     That nothing is left of it after `AGED_S` is judged with all else (`removals`).
     """
+    streams, url = _mortal_streams(directory), next(iter(ground.urls.values()))
     end = time.monotonic() + AGED_S
     await asyncio.sleep(AGE_MAX_MS / 1_000)
-    while time.monotonic() < end:
-        said = await final.lives(ground.http, url, STORE, mortals)
-        if not any(life.kept and "max_age_ms" in life.metadata for life in said.values()):
-            return
-        await asyncio.sleep(_AGAIN_S)
+    with _read_in_the_end("a node", result):
+        while time.monotonic() < end:
+            said = await final.lives(ground.http, url, STORE, streams)
+            if not any(life.kept and "max_age_ms" in life.metadata for life in said.values()):
+                return
+            await asyncio.sleep(_AGAIN_S)
+
+
+async def _read_lives(ground: Ground, directory: Path, result: Result, when: str = "") -> None:
+    streams = _mortal_streams(directory)
+    for node_id, url in ground.urls.items():
+        with _read_in_the_end(node_id, result):
+            said = await final.lives(ground.http, url, STORE, streams)
+            result.lives[node_id + when] = said
+
+
+def _mortal_streams(directory: Path) -> set[str]:
+    records = read_history(directory / "history.jsonl")
+    names: set[str] = {record.get("stream", "") for record in records}
+    return {name for name in names if name.startswith(MORTAL_PREFIX)}
+
+
+@contextlib.contextmanager
+def _read_in_the_end(node_id: str, result: Result) -> Iterator[None]:
+    """That a node cannot be read is a violation."""
+    try:
+        yield
+    except (final.NodeUnread, aiohttp.ClientError, OSError, TimeoutError) as error:
+        result.violations.append(f"{node_id} could not be read in the end: {error!r}")
 
 
 def _rows(directory: Path, node_id: str) -> Path:
