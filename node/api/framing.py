@@ -1,8 +1,10 @@
 """New events become frames, and snapshots contents: here they are judged and encoded.
 
-This is the hottest loop of a node: about 5 us an event, most of it CBOR encoding. What is checked
-on the way is in the order of what is cheap, and what only a few events need (a deep value, a long
-name) is asked for only where a cheap sign of it is seen.
+This is the hottest loop of a node: about 4 us for an event alone, most of it CBOR encoding, and 2.5
+for one among many. What is checked on the way is in the order of what is cheap, and what only a few
+events need (a deep value, a long name) is asked for only where a cheap sign of it is seen. The
+events of a JSON batch are first taken as if all were well and usual, each step for all of them at
+once (`Framer._together`); where one is not, each is framed by itself, and that says which and why.
 
 An append of many events gives the event loop back every few hundred, so that heartbeats and other
 clients are not kept waiting by one large request.
@@ -14,6 +16,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import add
 from typing import Any
 
 import cbor2
@@ -29,16 +32,23 @@ from node.api.values import (
     has_big_integers,
     nests_too_deeply,
 )
-from node.core.frames import ABSENT, encode_frame
+from node.core.frames import ABSENT, encode_frame, encode_frames
 from node.core.ids import RANDOM_BYTES, new_event_id
 from node.core.snapshots import encode_content
 from node.errors import InvalidEvent, InvalidRequest, PayloadTooLarge
 
 SLICE_EVENTS = 250  # about 1.5 ms between two turns of the event loop
 
+# Stands between values that are encoded in one call, so that the result can be split. Nobody
+# outside knows it, so nobody can send it.
+_SEAM = os.urandom(16)
+_ENCODED_SEAM = cbor2.dumps(_SEAM)
+
 # All bytes but the brackets of JSON, and how many rounds of looking at those are worth it.
 _NOT_BRACKETS = bytes(octet for octet in range(256) if octet not in b"[]{}")
 _ROUNDS = 12
+# In a shorter body, counting them is worth a try: it is most likely one event.
+_SHORT_BYTES = 4 * 1024
 
 _IDS_PER_DRAW = 400
 
@@ -114,14 +124,43 @@ class Framer:
         may_nest: bool,
         now_ms: int,
     ) -> None:
-        add = frames.append
+        if media is JSON and not may_nest and len(events) > 1:
+            together = self._together(events, now_ms)
+            if together is not None:
+                frames += together
+                return
         plain = media is JSON or (haste and _are_plain(events))
         try:
             for event in events:
-                add(self.frame(event, media, plain, may_nest, now_ms))
+                frames.append(self.frame(event, media, plain, may_nest, now_ms))
         except InvalidEvent as error:
             at = len(frames)
             raise InvalidEvent(f"event {at}: {error.detail}", event=at) from None
+
+    def _together(self, events: Sequence[NewEvent], now_ms: int) -> list[bytes] | None:
+        """The frames of JSON events; None where something about one of them is wrong or unusual."""
+        for event in events:
+            if event.data_base64 is not None or event.metadata_base64 is not None:
+                return None
+            if event.data_content_type is not None:
+                return None
+        types = [event.event_type for event in events]
+        if not all(map(_is_label, set(types))):
+            return None
+        ids = self._ids_of([event.event_id for event in events], now_ms)
+        data = _items([event.data for event in events])
+        metadata = _items([event.metadata for event in events])
+        if ids is None or data is None or metadata is None:
+            return None
+        if max(map(add, map(len, data), map(len, metadata))) > self._limits.event_bytes_max:
+            return None
+        return encode_frames(ids, types, data, metadata, JSON.type)
+
+    def _ids_of(self, given: list[Any], now_ms: int) -> list[bytes] | None:
+        """The ids of JSON events: all of them given, or none; None for anything else."""
+        if given.count(None) == len(given):
+            return [self._ids.fresh(now_ms) for _ in given]
+        return _given_ids(given)
 
     def check_count(self, count: int) -> None:
         """Raise `PayloadTooLarge` if one append must not have so many events."""
@@ -142,7 +181,10 @@ class Framer:
         """
         if media is CBOR:
             return True
-        if body.count(b"{") + body.count(b"[") <= self._limits.nesting_max:
+        if (
+            len(body) < _SHORT_BYTES
+            and body.count(b"{") + body.count(b"[") <= self._limits.nesting_max
+        ):
             return False
         brackets = body.translate(None, _NOT_BRACKETS)
         for _ in range(min(_ROUNDS, self._limits.nesting_max // 2)):
@@ -210,6 +252,21 @@ def _are_plain(events: Sequence[NewEvent]) -> bool:
     return are_plain_values(values)
 
 
+def _items(values: list[Any]) -> list[bytes] | None:
+    """The encoded items of JSON values, `ABSENT` for those that are not set.
+
+    One call for all values costs 0.4 us a value less than one each. None if the result does not
+    split into as many as there are.
+    """
+    unset = values.count(UNSET)
+    if unset == len(values):
+        return [ABSENT] * unset
+    joined: list[Any] = [_SEAM] * (2 * len(values))
+    joined[1::2] = [None if value is UNSET else value for value in values] if unset else values
+    items = cbor2.dumps(joined).split(_ENCODED_SEAM)
+    return items[1:] if len(items) == len(values) + 1 else None
+
+
 def _item(
     value: Any, octets: bytes | None, media: Media, plain: bool, what: str
 ) -> tuple[bytes, str]:
@@ -233,6 +290,23 @@ def _type(item: bytes) -> str:
     return OCTETS if item[0] >> 5 == 2 else CBOR.type
 
 
+def _given_ids(given: list[Any]) -> list[bytes] | None:
+    """What `_given_id` makes of each, if all of them are text and good; else None."""
+    count = len(given)
+    if set(map(type, given)) != {str} or set(map(len, given)) != {36}:
+        return None
+    text = "".join(given)
+    if any(text[at::36] != "-" * count for at in (8, 13, 18, 23)):
+        return None
+    try:
+        octets = bytes.fromhex(text.replace("-", ""))
+    except ValueError:
+        return None
+    if len(octets) != 16 * count:
+        return None
+    return [octets[at : at + 16] for at in range(0, len(octets), 16)]
+
+
 def _given_id(given: Any, media: Media) -> bytes:
     # The form is judged by its dashes and its length; `fromhex` knows what a digit is, but lets
     # white space through, which then is missing from the result.
@@ -249,6 +323,11 @@ def _given_id(given: Any, media: Media) -> bytes:
 
 
 @lru_cache(maxsize=1_024)  # there are few event types and content types, and they come again
+def _is_label(text: str) -> bool:
+    return fits_name_bytes(text) and not has_control_character(text)
+
+
+@lru_cache(maxsize=1_024)
 def _check_label(text: str, what: str) -> None:
     if not fits_name_bytes(text):
         raise InvalidEvent(f"{what}: must be 1 to 255 bytes of UTF-8")

@@ -7,6 +7,7 @@ from tests.mutants.defect import Defect
 _READING = "api/test_reading.py"
 _GATHERING = "api/test_gathering.py"
 _APPENDING = "api/test_appending.py"
+_FRAMING = "api/test_framing.py"
 
 DEFECTS = (
     Defect(
@@ -16,6 +17,22 @@ DEFECTS = (
         '    return b"\\xc2" in body or b"\\xc3" in body\n',
         "    return not body\n",
         ("api/test_bad_input.py::test_cbor_values_that_cannot_be_kept_are_refused",),
+    ),
+    Defect(
+        "ids-of-a-batch-are-judged-by-their-sum",
+        "an event id is a UUID, also among others",
+        "api/framing.py",
+        "    if set(map(type, given)) != {str} or set(map(len, given)) != {36}:\n",
+        "    if set(map(type, given)) != {str} or sum(map(len, given)) != 36 * count:\n",
+        (f"{_FRAMING}::test_a_batch_with_a_bad_id_is_refused_and_names_its_event",),
+    ),
+    Defect(
+        "values-of-a-batch-are-split-unseen",
+        "an event keeps the value that it came with, also among others",
+        "api/framing.py",
+        "    return items[1:] if len(items) == len(values) + 1 else None\n",
+        "    return items[1:]\n",
+        (f"{_FRAMING}::test_a_value_that_looks_like_the_seam_between_two_is_kept_as_it_is",),
     ),
     Defect(
         "recovering-node-serves-reads",
