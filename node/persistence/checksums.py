@@ -24,7 +24,7 @@ from node.core.husks import prints_of
 
 # position, ordinal of the stream, event number, created in microseconds, ordinal of the type, frame
 EVENT_COLUMNS = 6
-_FRAMES = slice(EVENT_COLUMNS - 1, None, EVENT_COLUMNS)
+FRAMES = slice(EVENT_COLUMNS - 1, None, EVENT_COLUMNS)
 
 
 class Checksums(NamedTuple):
@@ -45,8 +45,8 @@ class Checksums(NamedTuple):
         Holds the interpreter lock: pass a few hundred events at a time where others need it.
         """
         without_frames = values.copy()
-        del without_frames[_FRAMES]
-        prints = prints_of(values[_FRAMES])
+        del without_frames[FRAMES]
+        prints = prints_of(values[FRAMES])
         return self._replace(
             numbers=_over("q", without_frames, self.numbers),
             ids=crc32(prints.ids, self.ids),
