@@ -258,11 +258,9 @@ def _first(stream: Stream | None) -> int:
 
 
 def _names(store: Store, start: str, deleted: bool) -> Iterator[str]:
-    """Names of streams from `start` on, sorted; 100,000 deleted ones take 45 ms a page."""
+    """Names of streams from `start` on, sorted; looked for as they are taken."""
     names: Iterator[str] = store.stream_names.irange(minimum=start)
-    if not deleted:
-        return names
-    return merge(names, sorted(name for name in store.lives.departed if name >= start))
+    return merge(names, store.lives.departed.irange(minimum=start)) if deleted else names
 
 
 def _listed(store: Store, name: str, until: int, life: bool) -> dict[str, Any]:

@@ -20,7 +20,8 @@ pass it by. Its id is remembered as long as any other, so that a repeated append
 answer. What this node does about the frames is said in `columns`; `take_removed` tells of which.
 
 A stream about which there is something to say has a `Life`: for the disk and for other nodes. The
-digest of all of a store's is carried along by each change, as that of snapshots is.
+digest of all of a store's is carried along by each change, as that of snapshots is. Deleted streams
+stay known, in order of their names: some 550 bytes each, 9 of them for the order.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from hashlib import sha256
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from sortedcontainers import SortedList
+from sortedcontainers import SortedDict, SortedList
 
 from node.core.life_commands import DeleteStream, LifeCommand, SetMetadata
 from node.core.outcomes import (
@@ -69,13 +70,13 @@ class Life(NamedTuple):
 class Lives:
     """The lives of the streams of one store.
 
-    `removed` is how many events are removed, `departed` are the deleted streams by name, `digest`
-    is the sum over all lives, and `changed_index` the Raft index of the last change.
+    `removed` is how many events are removed, `departed` are the deleted streams in order of names,
+    `digest` is the sum over all lives, and `changed_index` the Raft index of the last change.
     """
 
     def __init__(self) -> None:
         self.removed = 0
-        self.departed: dict[str, Stream] = {}
+        self.departed: SortedDict[str, Stream] = SortedDict()
         self.digest = 0
         self.changed_index = 0
         self._by_ordinal: dict[int, Life] = {}  # in order of their last change
@@ -262,7 +263,7 @@ class Lives:
     def check(self, store: Store) -> None:
         """Raise `AssertionError` unless everything that must hold of the lives holds."""
         removed = 0
-        dues = []
+        dues, departed = [], []
         for stream in store.stream_list:
             life = self._by_ordinal.get(stream.ordinal)
             due = self._due_us(stream, store)
@@ -275,10 +276,12 @@ class Lives:
                 continue
             assert life.first <= stream.first and life.limits == stream.limits
             assert (life.state == ALIVE) == (stream.name in store.streams)
-            assert (life.state != ALIVE) == (stream.name in self.departed)
+            assert (life.state != ALIVE) == (self.departed.get(stream.name) is stream)
             assert life.state == ALIVE or stream.first == len(stream.positions)
+            departed += [] if life.state == ALIVE else [stream.name]
             assert stream.first >= _first_of(stream, stream.limits)
         assert self.removed == removed, "removed events are miscounted"
+        assert list(self.departed) == sorted(departed), "deleted streams are not in order"
         assert list(self._due) == sorted(dues) and len(self._due_of) == len(dues)
         indexes = [life.changed_index for life in self._by_ordinal.values()]
         assert indexes == sorted(indexes) and (not indexes or indexes[-1] == self.changed_index)

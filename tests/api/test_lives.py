@@ -11,11 +11,13 @@ import pytest
 from node.api.filters import Scan
 from node.api.limits import ApiLimits
 from node.core import commands, life_commands
+from node.core.commands import ANY
 from node.core.filters import Filter
 from node.core.store import Store
 from tests.api.fakes import Answered, Node
 from tests.api.test_conversation import talking
 from tests.api.test_following import NDJSON, follow
+from tests.core.observed import frame
 
 STORE = "/v1/stores/main"
 S, T = f"{STORE}/streams/s", f"{STORE}/streams/t"
@@ -363,3 +365,32 @@ async def test_all_streams_are_listed_with_their_lives_as_of_a_position(node: No
         {"stream": "s", "version": 5, "count": 1},
         {"stream": "v", "version": -1, "count": 0},
     ]
+
+
+class Compared(str):
+    """A name that counts how often such names are compared."""
+
+    times = 0
+
+    def __lt__(self, other: str) -> bool:
+        Compared.times += 1
+        return super().__lt__(other)
+
+    def __ge__(self, other: str) -> bool:
+        Compared.times += 1
+        return super().__ge__(other)
+
+
+async def test_a_page_of_deleted_streams_costs_what_it_returns(node: Node):
+    store: Store = node.state.stores["main"]
+    for n in range(3_000):
+        name = Compared(f"d-{n * 7 % 3_000:04}")
+        store.append(name, ANY, [frame(n)], 1, n)
+        store.lives.apply(life_commands.DeleteStream("main", name, ANY, False), store, n)
+    await node.append("d-1500+")
+    Compared.times = 0
+    target = f"{STORE}/streams?deleted=true&limit=3&after=d-1499"
+    page = (await node.ask("GET", target, headers={"Accept": "application/cbor"})).body
+    assert [one["stream"] for one in page["streams"]] == ["d-1500", "d-1500+", "d-1501"]
+    assert page["next"] == "d-1501"
+    assert Compared.times < 100

@@ -92,7 +92,7 @@ def store_contents(store: Store) -> dict[str, Any]:
         ],
         "lives": (store.lives.changed_index, store.lives.digest, sorted(store.lives.all())),
         "kept": [(stream.first, stream.limits) for stream in store.stream_list],
-        "departed": sorted(store.lives.departed),
+        "departed": [(name, one.ordinal) for name, one in store.lives.departed.items()],
         "removed": (store.kept_events, store.lives.next_due_us),
         "by_name": {name: stream.ordinal for name, stream in store.streams.items()},
         "stream_names": list(store.stream_names),

@@ -25,6 +25,7 @@ from node.core.state import State
 from node.core.stream import Limits
 from node.core.subscription_commands import Definition, Delivery
 from tests.core.observed import frame, started, sweep
+from tests.core.test_loading import loaded
 
 MS = 1_000
 EVERYTHING = Filter()
@@ -107,6 +108,21 @@ def test_a_stream_that_was_deleted_hard_is_refused_for_ever(driven: Driven) -> N
     each = commands.append_each("main", 1, ["t", "s"], [ANY, ANY], [1, 1], [new, frame(1002)])
     assert driven.do(each).others == {1: gone}
     assert driven.store.version("t") == 2
+
+
+def test_deleted_streams_stand_in_order_of_their_names(driven: Driven) -> None:
+    for name in ("order-1", "ß", "order-10", "a"):
+        driven.append(name)
+    for name in ("t", "order-10", "ß", "a", "order-1"):
+        driven.delete(name, hard=name == "a")
+    driven.append("t")
+    driven.delete("s")
+    gone = ["a", "order-1", "order-10", "s", "ß"]
+    assert list(driven.store.lives.departed) == gone
+    copied = loaded(driven.store, 3)
+    copied.load_lives(driven.store.lives.all())
+    copied.check()
+    assert list(copied.lives.departed) == gone
 
 
 def test_a_retry_of_what_was_removed_has_its_original_answer(driven: Driven) -> None:

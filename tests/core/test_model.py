@@ -224,6 +224,7 @@ class StateAgainstReference(RuleBasedStateMachine):
     def everything_lives_as_the_reference_has_it(self, name: str) -> None:
         store, expected = self.state.stores[name], self.reference.stores[name]
         assert list(store.stream_names) == sorted(store.streams) == expected.names()
+        assert list(store.lives.departed) == sorted(expected.absent | expected.over)
         for stream in store.stream_list:
             numbers = expected.kept_numbers(stream.name)
             assert list(range(stream.first, len(stream.positions))) == numbers
