@@ -9,44 +9,41 @@ a client saw is all it needs to go on at any other node. Four kinds of things ar
 
     event        a recorded event; `id` is its position
     checkpoint   for filters: everything up to `id` was evaluated; sent where nothing has matched
-                 for `_CHECKPOINT_POSITIONS`, or for `_CHECKPOINT_S` while the store moved
+                 for 1,000 positions, or for 5 s while the store moved
     caught_up    the end of what was there is reached; once, and again after a follower fell back
-                 by more than `_BATCH_EVENTS`
+                 by more than 256 events
     error        the last word: `slow_consumer`, `store_not_found`, `not_ready` (the node stops);
-                 its data is the problem, with `retry` and `position`
+                 its data is the problem, with `retry` and `position`, the last `id` that was sent
 
 They travel as server-sent events, or with `Accept: application/x-ndjson` as lines of JSON, one map
 each, with the keys `id`, `event` and `data`. Both have a sign of life at least every `_HEARTBEAT_S`
-(a comment; an empty line).
+(a comment; an empty line). What is said when is decided in `courses`.
 
-Cost: an event that several followers send is encoded once (`_Encoded`). A follower looks again no
-sooner than `_REST_S` times the number of followers after its last look, so that a hundred of them
-behind a fast store cost what a few looks of all cost, and a single one is hardly delayed.
+Cost: an event that several followers send is encoded once. A follower looks again no sooner than
+`_REST_S` times the number of followers after its last look, so that a hundred of them behind a
+fast store cost what a few looks of all cost, and a single one is hardly delayed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from node.api import problems
 from node.api.arrivals import Arrivals, canceller
-from node.api.filters import Scan
+from node.api.courses import FORMS, NDJSON, SSE, Course, Encoded, Piece
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.parameters import Parameter, integer
 from node.api.reads import END
-from node.api.records import Pacer, json_event
 from node.api.routes import Reply, Route
 from node.api.streamed import Outflow, TooSlow
 from node.api.wanted import filter_parameters, wanted
 from node.api.wire import Answer, Request, Streamed
 from node.core.state import State
-from node.core.store import Record, Store
+from node.core.store import Store
 from node.errors import (
     ExesdbError,
     InvalidStartVersion,
@@ -58,62 +55,10 @@ from node.errors import (
     StoreMissing,
 )
 
-SSE, NDJSON = "text/event-stream", "application/x-ndjson"
-
-_BATCH_EVENTS = 256
-_LOOK_POSITIONS = 20_000
-_CHECKPOINT_POSITIONS = 1_000
-_CHECKPOINT_S = 5.0
 _HEARTBEAT_S = 10.0
 _REST_S = 0.0001
-_PIECE_BYTES = 64 * 1024
-
-_ENCODED_BYTES_MAX = 16 * 1024 * 1024
-_CLOSE_POSITIONS = 20_000
 
 _encode = msgspec.json.Encoder().encode
-
-Written = Callable[[int, str, bytes], bytes]
-
-
-def _as_sse(position: int, kind: str, data: bytes) -> bytes:
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (position, kind.encode(), data)
-
-
-def _as_line(position: int, kind: str, data: bytes) -> bytes:
-    return b'{"id":%d,"event":"%b","data":%b}\n' % (position, kind.encode(), data)
-
-
-_FORMS: Mapping[str, tuple[Written, bytes]] = {
-    SSE: (_as_sse, b": hb\n\n"),
-    NDJSON: (_as_line, b"\n"),
-}
-
-
-class _Encoded:
-    """Events as they were sent last, so that each is encoded once for all who follow closely.
-
-    At `_ENCODED_BYTES_MAX` the oldest are dropped, and encoded again for whoever still needs them.
-    What is far behind the store's end is not kept: it would drive out what all others send.
-    """
-
-    def __init__(self) -> None:
-        self._events: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._bytes = 0
-
-    def event(self, store: Store, record: Record) -> bytes:
-        """A record in JSON."""
-        if store.position - record.position > _CLOSE_POSITIONS:
-            return json_event(record)
-        key = store.uid, record.position
-        known = self._events.get(key)
-        if known is None:
-            known = self._events[key] = json_event(record)
-            self._bytes += len(known)
-            while self._bytes > _ENCODED_BYTES_MAX:
-                _, oldest = self._events.popitem(last=False)
-                self._bytes -= len(oldest)
-        return known
 
 
 class Following:
@@ -122,7 +67,7 @@ class Following:
     def __init__(self, levels: Levels, state: State, arrivals: Arrivals, limits: ApiLimits) -> None:
         self.limits = limits
         self.arrivals = arrivals
-        self.encoded = _Encoded()
+        self.encoded = Encoded()
         self.followers = 0
         self.events_sent = 0
         self.slow_consumers = 0
@@ -183,13 +128,12 @@ class _Follower:
         self._shared = shared
         self._request = request
         self._store = store
-        self._wanted = wanted(request.parameters)
-        self._written, self._heartbeat = _FORMS[form]
-        self._position = after  # evaluated up to here
-        self._told = after  # the client knows so from the last `id`
-        self._told_at = 0.0
-        self._is_behind = True
-        self._pacer = Pacer()
+        self._form = FORMS[form]
+        self._course = Course(
+            *(shared.encoded, shared.limits, wanted(request.parameters), self._form, after),
+            asyncio.get_running_loop().time(),
+        )
+        self._sent = after  # the last `id` that the client was sent
 
     async def run(self, outflow: Outflow) -> None:
         """Send until the client leaves, is too slow, or there is nothing more to follow."""
@@ -206,36 +150,31 @@ class _Follower:
             shared.followers -= 1
 
     async def _follow(self, outflow: Outflow) -> None:
-        arrivals, loop = self._shared.arrivals, asyncio.get_running_loop()
-        self._told_at = loop.time()
+        shared, arrivals, course = self._shared, self._shared.arrivals, self._course
+        loop = asyncio.get_running_loop()
         while not arrivals.stopped:
             change = arrivals.next(self._store.name)
             self._request.on_gone = canceller(change)
             try:
-                parts = await self._look(loop.time())
-                if parts:
-                    await self._send(parts, outflow)
-                elif self._position >= self._store.position:
+                store = self._store = shared.as_it_is(self._store)
+                before = course.position
+                said = await course.look(store, loop.time())
+                pieces = said.pieces(before)
+                for piece in pieces:
+                    await self._send(piece, outflow)
+                if not pieces and course.position >= store.position:
                     await self._idle(change, outflow)
             finally:
                 self._request.on_gone = None
                 arrivals.forget(self._store.name, change)
-            if not self._is_behind:
-                await asyncio.sleep(_REST_S * self._shared.followers)
+            if not course.is_behind:
+                await asyncio.sleep(_REST_S * shared.followers)
         raise NotReady("this node is stopping; go on at another one")
 
-    async def _send(self, parts: list[bytes], outflow: Outflow) -> None:
-        """Send in pieces, so that what waits for a slow client stays near the buffer's bound."""
-        piece: list[bytes] = []
-        size = 0
-        for part in parts:
-            piece.append(part)
-            size += len(part)
-            if size >= _PIECE_BYTES:
-                await outflow.write(b"".join(piece))
-                piece, size = [], 0
-        if piece:
-            await outflow.write(b"".join(piece))
+    async def _send(self, piece: Piece, outflow: Outflow) -> None:
+        self._shared.events_sent += piece.events
+        self._sent = piece.last
+        await outflow.write(piece.written)
 
     async def _idle(self, change: asyncio.Future[None], outflow: Outflow) -> None:
         """Wait for the store's next change, with signs of life."""
@@ -244,53 +183,17 @@ class _Follower:
             if change.cancelled():
                 raise ConnectionResetError("the client is gone")
             if not change.done():
-                await outflow.write(self._heartbeat)
-                if self._position > self._told:
+                await outflow.write(self._form.heartbeat)
+                if self._course.is_untold:
                     return  # a checkpoint is due
-
-    async def _look(self, moment: float) -> list[bytes]:
-        """What has to be said about the positions behind the last one evaluated."""
-        shared = self._shared
-        store = self._store = shared.as_it_is(self._store)
-        scan = Scan(self._wanted, False, _BATCH_EVENTS, self._position, None, [])
-        await scan.run(store, shared.limits, self._pacer, _LOOK_POSITIONS)
-        self._position = max(self._position, scan.next)
-        parts = [
-            self._written(record.position, "event", shared.encoded.event(store, record))
-            for record in scan.records(store)
-        ]
-        await self._pacer.breathe()
-        shared.events_sent += len(parts)
-        if parts:
-            self._has_told(scan.rows[-1][0], moment)
-        at_end = scan.next >= store.position
-        if self._is_behind and at_end:
-            parts.append(self._place("caught_up", moment))
-        elif self._owes_checkpoint(moment):
-            parts.append(self._place("checkpoint", moment))
-        self._is_behind = not at_end and (self._is_behind or scan.full)
-        return parts
-
-    def _owes_checkpoint(self, moment: float) -> bool:
-        untold = self._position - self._told
-        return untold >= _CHECKPOINT_POSITIONS or (
-            untold > 0 and moment - self._told_at >= _CHECKPOINT_S
-        )
-
-    def _place(self, kind: str, moment: float) -> bytes:
-        self._has_told(self._position, moment)
-        return self._written(self._position, kind, b'{"position":%d}' % self._position)
-
-    def _has_told(self, position: int, moment: float) -> None:
-        self._told, self._told_at = position, moment
 
     def _error(self, error: ExesdbError) -> bytes:
         body: dict[str, Any] = {
             **problems.members(error),
             "retry": not isinstance(error, StoreMissing),
-            "position": self._told,
+            "position": self._sent,
         }
-        return self._written(self._told, "error", _encode(body))
+        return self._form.written(self._sent, "error", _encode(body))
 
 
 def _form(accept: str | None) -> str:

@@ -117,10 +117,18 @@ DEFECTS = (
     Defect(
         "far-follower-drives-out-what-is-shared",
         "an event is encoded once for all who follow closely",
-        "api/following.py",
+        "api/courses.py",
         "        if store.position - record.position > _CLOSE_POSITIONS:\n",
         "        if store.position - record.position > 10**9:\n",
         ("api/test_following.py::test_an_event_is_encoded_once_for_all_who_follow_closely",),
+    ),
+    Defect(
+        "last-word-names-what-was-not-sent",
+        "a slow client goes on behind the last event that it was sent",
+        "api/following.py",
+        "        self._sent = piece.last\n",
+        "        self._sent = self._course.position\n",
+        ("api/test_following.py::test_the_last_word_to_a_slow_client_is_what_it_was",),
     ),
     Defect(
         "page-of-checkpoints-begins-with-the-last-one",
