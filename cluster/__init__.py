@@ -14,7 +14,7 @@ signals, and over HTTP. It never imports `node`, so what works from here works f
 `client_routing`, `client_asking`         which node it asks, and how often
 `client`, `client_streams`, `client_snapshots`, `client_subscriptions`, `client_consumer`   what it
   can do
-`client_sync` the same without `await`
+`client_loop`, `client_sync_consumer`, `client_sync`   the same without `await`
 `client_ws`   one pipelined connection to one node
 `__main__`, `cli`   the command line `exesdb`: those, and append, read, tail, subscribe, ...
 `demo_flights`, `demo_transfer`, `demo`   a year of real events through three nodes

@@ -7,22 +7,23 @@
 
 It is the same client (see `client`), on an event loop in a thread of its own. Calls from several
 threads are served side by side. An iterator asks for the next event when it is wanted, so nothing
-is read ahead of a slow reader but a page. Persistent subscriptions are made and looked after here;
-working on them takes the client with `await` (`client_consumer`).
+is read ahead of a slow reader but a page. Consumers of persistent subscriptions, which do read
+ahead, are shown in `client_sync_consumer`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from cluster.client import ANY, Appended, Client, Event, Filter, Recorded
+from cluster.client_consumer import IN_FLIGHT
+from cluster.client_loop import LoopThread
 from cluster.client_snapshots import Snapshot
 from cluster.client_streams import StreamInfo
 from cluster.client_subscriptions import Parked, PersistentSubscription
+from cluster.client_sync_consumer import SyncConsumer
 
 T = TypeVar("T")
 
@@ -32,13 +33,10 @@ class SyncClient:
 
     def __init__(self, *nodes: str, store: str = "my_store", timeout_s: float = 15.0) -> None:
         self._client = Client(*nodes, store=store, timeout_s=timeout_s)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="exesdb client", daemon=True
-        )
+        self._loop = LoopThread()
 
     def __enter__(self) -> SyncClient:
-        self._thread.start()
+        self._loop.start()
         self._wait(self._client.__aenter__())
         return self
 
@@ -48,10 +46,10 @@ class SyncClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._wait(self._client.__aexit__(kind, error, trace))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self._wait(self._client.__aexit__(kind, error, trace))
+        finally:
+            self._loop.stop()
 
     def append(
         self,
@@ -170,6 +168,10 @@ class SyncClient:
         """Remove a persistent subscription; False if there was none."""
         return self._wait(self._client.delete_subscription(name))
 
+    def consume(self, name: str, consumer: str, max_in_flight: int = IN_FLIGHT) -> SyncConsumer:
+        """Work on a persistent subscription under the name `consumer`."""
+        return SyncConsumer(self._client.consume(name, consumer, max_in_flight), self._loop)
+
     def parked(self, name: str, after: int = 0) -> Iterator[Parked]:
         """The events that were given up, behind a position."""
         return self._iterate(self._client.parked(name, after))
@@ -195,7 +197,7 @@ class SyncClient:
             self._wait(_close(events))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return self._loop.wait(work)
 
 
 async def _next(events: AsyncIterator[T]) -> T:

@@ -15,7 +15,6 @@ from cluster.client import Client, Event, Filter
 from cluster.client_consumer import Consumer, Delivery
 from cluster.client_errors import InvalidRequest, NotFound, SubscriptionExists, Unavailable
 from cluster.client_errors import OutcomeUnknown as ClientOutcomeUnknown
-from cluster.client_sync import SyncClient
 from node.errors import NoLeader, OutcomeUnknown
 from tests.api import fakes
 from tests.api.fakes import Node, eventually, serving
@@ -352,18 +351,6 @@ async def test_subscriptions_are_made_changed_listed_and_differ_for_good(client:
     for wrong in (0, 1_001):
         with pytest.raises(ValueError):
             client.consume(NAME, "c1", wrong)
-
-
-async def test_the_synchronous_client_looks_after_subscriptions(node: Node, client: Client):
-    def work() -> tuple[Any, ...]:
-        with SyncClient(f"127.0.0.1:{node.port}", store="main") as sync:
-            sync.create_subscription(NAME, max_in_flight=3)
-            (one,) = sync.subscriptions()
-            same = sync.subscription(NAME)
-            parked, replayed = list(sync.parked(NAME)), sync.replay_parked(NAME)
-            return one.max_in_flight, one == same, parked, replayed, sync.delete_subscription(NAME)
-
-    assert await asyncio.to_thread(work) == (3, True, [], 0, True)
 
 
 async def test_the_example_of_a_consumer_works(client: Client):
