@@ -11,7 +11,7 @@ had parked is in the file and is not brought back, because the API has no way to
 was not delivered.
 
 **Into a store** it goes after the events, and after those that must not be there were removed
-(`lives`). What streams keep is last but for subscriptions: their consumers may be waiting.
+(`lives`). What streams keep is last but for subscriptions, whose consumers may be waiting.
 """
 
 from __future__ import annotations
@@ -121,13 +121,16 @@ def _as_it_was_made(status: dict[str, Any]) -> Subscription:
 
 
 async def restore(door: Door, backup: Finished, advance: Advance) -> None:
-    """Everything but parked events, into a store that has the events. It may be repeated.
+    """Checkpoints and snapshots, into a store that has the events; `advance` is told of snapshots.
 
-    Raises BackupFailed and ClientError.
+    It may be repeated. Raises BackupFailed and ClientError.
     """
     await each(backup.beside.checkpoints(), partial(_put_checkpoint, door), lambda _: None)
     await each(backup.beside.snapshots(), partial(_put_snapshot, door), advance)
-    await lives.limit(door, backup)
+
+
+async def subscribe(door: Door, backup: Finished) -> None:
+    """Subscriptions, into a store that has all else. It may be repeated. Raises ClientError."""
     for name, definition in backup.beside.subscriptions():
         path = f"/subscriptions/{quote(name, safe='')}"
         await door.ask("PUT", path, [], cbor2.dumps(definition))
@@ -154,7 +157,7 @@ async def _put_snapshot(door: Door, snapshot: Snapshot) -> None:
 async def digest(door: Door, until: int, advance: Advance) -> str:
     """The digest of what the store has of all this; of streams as of its last position.
 
-    Raises BackupFailed and ClientError.
+    `advance` is told of snapshots and of lives. Raises BackupFailed and ClientError.
     """
     tally = Tally()
     tally.add(settings_of(await door.facts()))
@@ -170,4 +173,5 @@ async def digest(door: Door, until: int, advance: Advance) -> str:
     async for page_of_lives in lives.read(door, until):
         for life in page_of_lives:
             tally.add(life)
+        advance(len(page_of_lives))
     return tally.digest

@@ -106,7 +106,7 @@ async def _delete(door: Door, life: Life) -> None:
             raise
 
 
-async def limit(door: Door, backup: Finished) -> None:
+async def limit(door: Door, backup: Finished, advance: Advance) -> None:
     """Tell streams what they keep. It may be repeated. Raises BackupFailed and ClientError."""
 
     async def put(life: Life) -> None:
@@ -115,7 +115,7 @@ async def limit(door: Door, backup: Finished) -> None:
             answer = await _put(door, life, life.metadata)
             _compare(life, "metadata", life.metadata, answer)
 
-    await each(backup.beside.lives(), put, lambda _: None)
+    await each(backup.beside.lives(), put, advance)
 
 
 async def _put(door: Door, life: Life, metadata: Any) -> Any:

@@ -21,6 +21,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from cluster.access import urls_or_default
 from cluster.backup import BackupFailed, carrying, lives, restoring, taking
@@ -140,7 +141,7 @@ async def _restore(options: argparse.Namespace) -> None:
         until = found.head.until
         with bar(options, "checking", until) as advance:
             tally = await asyncio.to_thread(found.check, advance)
-        snapshots = tally.counts[Snapshot]
+        snapshots, streams = tally.counts[Snapshot], tally.counts[Life]
         store = options.store or found.head.store
         urls = urls_or_default(options.url)
         async with Door(urls, store, options.timeout_ms / 1000) as door:
@@ -148,7 +149,7 @@ async def _restore(options: argparse.Namespace) -> None:
                 begun = await restoring.begin(door, found, advance)
             with bar(options, "appending", until, begun.position) as advance:
                 await restoring.restore(door, found, begun.position, advance)
-            with bar(options, "removing", tally.counts[Life], unit="streams") as advance:
+            with bar(options, "removing", streams, unit="streams") as advance:
                 await lives.remove(door, found, advance)
             with bar(options, "comparing", until, begun.position) as advance:
                 answered = await restoring.digest(door, begun, until, advance)
@@ -159,7 +160,10 @@ async def _restore(options: argparse.Namespace) -> None:
                 )
             with bar(options, "recording", snapshots, unit="snapshots") as advance:
                 await carrying.restore(door, found, advance)
-            with bar(options, "comparing", snapshots, unit="snapshots") as advance:
+            with bar(options, "limiting", streams, unit="streams") as advance:
+                await lives.limit(door, found, advance)
+            await carrying.subscribe(door, found)
+            with bar(options, "comparing", snapshots + streams, unit="things") as advance:
                 answered_beside = await carrying.digest(door, until, advance)
         if answered_beside != found.digest_beside:
             raise BackupFailed(
@@ -198,18 +202,24 @@ def beside(tally: Tally) -> dict[str, int]:
 def bar(
     options: argparse.Namespace, what: str, total: int, done: int = 0, unit: str = "events"
 ) -> Iterator[Advance]:
-    """A progress bar on stderr where that is a terminal and there is something to do."""
+    """A progress bar on stderr where that is a terminal and there is something to do.
+
+    Work that is done may have been less than `total`; where it was nothing, no bar is left behind.
+    """
     columns = (
         TextColumn(f"{what:<10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(),  # on a narrow screen the bar is short, and all else is whole
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(unit),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)),
     )
     shown = total > 0 and sys.stderr.isatty() and not options.json
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
         task = progress.add_task(what, total=total, completed=done)
         yield lambda count: progress.advance(task, count)
+        reached = progress.tasks[0].completed
+        progress.update(task, total=reached)
+        progress.live.transient = reached == done
 
 
 def show(options: argparse.Namespace, title: str, **facts: Any) -> None:

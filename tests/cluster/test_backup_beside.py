@@ -66,6 +66,8 @@ async def restore(node: Node, path: Path) -> Finished:
             await restoring.restore(opened, found, begun.position, lambda _: None)
             await lives.remove(opened, found, lambda _: None)
             await carrying.restore(opened, found, lambda _: None)
+            await lives.limit(opened, found, lambda _: None)
+            await carrying.subscribe(opened, found)
             answered = await carrying.digest(opened, found.head.until, lambda _: None)
         assert answered == found.digest_beside
         return found

@@ -67,6 +67,8 @@ async def restore(node: Node, path: Path) -> None:
             until = found.head.until
             assert await restoring.digest(opened, begun, until, lambda _: None) == found.link
             await carrying.restore(opened, found, lambda _: None)
+            await lives.limit(opened, found, lambda _: None)
+            await carrying.subscribe(opened, found)
             answered = await carrying.digest(opened, until, lambda _: None)
         assert answered == found.digest_beside
 

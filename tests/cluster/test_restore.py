@@ -41,6 +41,8 @@ async def restore(found: Finished, *urls: str) -> int:
         await restoring.restore(door, found, begun.position, lambda _: None)
         await lives.remove(door, found, lambda _: None)
         await carrying.restore(door, found, lambda _: None)
+        await lives.limit(door, found, lambda _: None)
+        await carrying.subscribe(door, found)
         for known in (begun, restoring.NOTHING):
             answered = await restoring.digest(door, known, found.head.until, lambda _: None)
             assert answered == found.link

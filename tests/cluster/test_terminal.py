@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import fcntl
 import io
@@ -20,7 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.bench.report import Report
+from cluster.cli import backing
+from cluster.client import Client, Event
 from cluster.tables import whole
+from tests.api.fakes import serving
 from tests.cluster.fake_store import FakeStore, serving_store
 from tests.cluster.test_backup import filled
 
@@ -79,6 +83,57 @@ async def test_a_long_work_shows_a_bar_on_a_terminal_and_its_result_below(tmp_pa
     for what in ("reading", "checking"):
         assert re.search(rf"{what} +━+ 1200/1200 +events", shown), shown
     assert f"events           {EVENTS:,}" in shown.rsplit("backup of store s", 1)[1]
+
+
+async def test_a_restore_leaves_a_full_bar_of_each_thing_that_it_did(tmp_path: Path) -> None:
+    async with serving() as node, Client(f"127.0.0.1:{node.port}", store="main") as client:
+        await client.append_many([(f"s-{n % 40}", Event("Happened", n)) for n in range(EVENTS)])
+        for n in range(20):
+            await client.set_stream_metadata(f"s-{n}", max_count=5)
+        file, url = str(tmp_path / "b"), ("--url", f"http://127.0.0.1:{node.port}")
+        assert (await on_a_terminal("backup", file, "--store", "main", *url)).code == 0
+        found = await on_a_terminal("restore", file, "--store", "copy", *url)
+        again = await on_a_terminal("restore", file, "--store", "copy", *url)
+    assert (found.code, again.code) == (0, 0)
+    assert bars(found.screen) == [
+        *("checking 1200/1200", "appending 1200/1200", "removing 20/20"),
+        *("comparing 1200/1200", "limiting 20/20", "comparing 20/20"),
+    ]
+    assert bars(again.screen) == [
+        *("checking 1200/1200", "looking 1200/1200", "removing 20/20"),
+        *("limiting 20/20", "comparing 20/20"),
+    ]
+
+
+def bars(screen: str) -> list[str]:
+    """What each bar that is left on a screen is of, and what it has come to."""
+    lines, at = [""], 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", screen):
+        if part == "\n":
+            at += 1
+            lines += [""] * (at == len(lines))
+        elif part == "\x1b[1A":
+            at -= 1
+        elif part == "\x1b[2K":
+            lines[at] = ""
+        elif not _ESCAPES.match(part):
+            lines[at] += part.strip("\r")
+    return [re.sub(r" +━+ +(\S+).*", r" \1", line) for line in lines if "━" in line]
+
+
+@pytest.mark.parametrize("width", [48, 60, 80])
+def test_the_figures_of_a_bar_are_whole_however_narrow_the_screen_is(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(backing, "Console", lambda stderr: console)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with backing.bar(argparse.Namespace(json=False), "reading", 12_345_678) as advance:
+        advance(2)
+        advance(12_345_676)
+    shown = _ESCAPES.sub("", screen.getvalue()).splitlines()[-1]
+    assert shown.endswith(" 12345678/12345678 events 0:00:00") and len(shown) <= width
 
 
 async def test_json_is_alone_on_stdout_and_nothing_is_drawn(tmp_path: Path) -> None:

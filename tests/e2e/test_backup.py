@@ -144,6 +144,8 @@ async def restored_alike(found: Finished, urls: list[str], store: str, advance: 
         facts = await door.facts()
         assert (facts["events"], facts["position"]) == (found.count, until)
         await carrying.restore(door, found, lambda _: None)
+        await lives.limit(door, found, lambda _: None)
+        await carrying.subscribe(door, found)
         assert await carrying.digest(door, until, lambda _: None) == found.digest_beside
         assert (await door.ask("GET", "/checkpoints/reader", []))["position"] == 77
 
