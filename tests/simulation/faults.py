@@ -124,7 +124,7 @@ class Director:
     async def _come_back(self) -> None:
         """Start somebody who is down, and mend some of what is broken."""
         chance = self._chance
-        for node in self._nodes.values():
+        for node in list(self._nodes.values()):  # members come and go while one starts
             if node.life is None and chance.random() < 0.5:
                 await self._start(node)
             if chance.random() < 0.2:

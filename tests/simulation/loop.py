@@ -64,6 +64,8 @@ class _Timer(asyncio.TimerHandle):
 class SimulatedLoop(VirtualLoop):
     """See above."""
 
+    woken_from_outside = False
+
     def __init__(self) -> None:
         super().__init__()
         self._ready = _Ready()
