@@ -45,6 +45,7 @@ from node.api.lives import LifeRoutes
 from node.api.members import Members
 from node.api.metrics import UNMATCHED, Metrics
 from node.api.openapi import Document
+from node.api.outbox import Outbox
 from node.api.persistence import Persistence
 from node.api.ports import Clock, ForceOn, NodeInfo, OnDisk, Override, Replica, Worker
 from node.api.reads import Reads
@@ -139,12 +140,14 @@ class ApiServer:
         # aiohttp's server keeps the connections; they answer through `_handle` themselves.
         server = self._server = web.Server(_unused)
         known = KnownHeads(self.limits.head_line_bytes_max)
+        outbox = Outbox(loop)
 
         def connection() -> Connection:
             return Connection(
                 server,
                 self.limits,
                 self._heads,
+                outbox,
                 known,
                 self._handle,
                 problems.unparsable,

@@ -7,7 +7,8 @@ connection (parser, keep-alive, pipelining, flow control, shutdown) and put thre
 place of its own, which takes away more than half of the cost:
 
 `Request`     what the parser delivered, nothing more; often not even parsed (`known_heads`)
-`Answer`      writes itself, in one piece (or, `Streamed`, as it comes)
+`Answer`      writes itself, in one piece, with others of the same turn (`outbox`); or, `Streamed`,
+              as it comes
 `Connection`  a `RequestHandler` with its own loop over the requests of a connection
 
 What `Connection` relies on, beyond the public API of aiohttp 3.14 (`tests/api/test_wire.py` fails
@@ -43,6 +44,7 @@ from yarl import URL
 from node.api.known_heads import KnownHead, KnownHeads, WholeBody
 from node.api.limits import ApiLimits
 from node.api.media import JSON, Media
+from node.api.outbox import Outbox
 from node.api.parameters import Values
 from node.api.streamed import Flow, Outflow
 
@@ -51,7 +53,7 @@ logger = logging.getLogger("node.api")
 Head = RawRequestMessage | KnownHead
 Body = StreamReader | WholeBody
 
-_JOINED_BYTES_MAX = 64 * 1024  # larger bodies are written after the head, not copied behind it
+_JOINED_BYTES_MAX = 16 * 1024  # larger bodies are written after the head, not copied behind it
 
 
 class Request:
@@ -78,6 +80,7 @@ class Request:
         if connection is None or expect is None or expect.lower() != "100-continue":
             return
         if connection.transport is not None:
+            connection.outbox.flush()
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _cancel(self, error: BaseException) -> None:
@@ -144,13 +147,16 @@ class Answer:
         self.lines = lines
         self.close = close
 
-    def write(self, transport: asyncio.Transport, heads: Heads, message: Head) -> None:
+    def write(
+        self, transport: asyncio.Transport, outbox: Outbox, heads: Heads, message: Head
+    ) -> None:
         """Write everything; `close` says whether the connection ends after it."""
         head = self._head(heads, message)
         body = b"" if message.method == "HEAD" else self.body
         if len(body) <= _JOINED_BYTES_MAX:
-            transport.write(head + body)
+            outbox.add(transport, head + body)
         else:
+            outbox.flush()
             transport.write(head)
             transport.write(body)
 
@@ -219,13 +225,23 @@ class Connection(RequestHandler):
     with what `refusal` makes of the parser's words.
     """
 
-    __slots__ = ("_body_missing", "_heads", "_known", "_limits", "_refusal", "_respond", "_server")
+    __slots__ = (
+        "_body_missing",
+        "_heads",
+        "_known",
+        "_limits",
+        "_refusal",
+        "_respond",
+        "_server",
+        "outbox",
+    )
 
     def __init__(
         self,
         server: web.Server,
         limits: ApiLimits,
         heads: Heads,
+        outbox: Outbox,
         known: KnownHeads,
         respond: Respond,
         refusal: Callable[[str], Answer],
@@ -243,6 +259,7 @@ class Connection(RequestHandler):
         )
         self._limits = limits
         self._heads = heads
+        self.outbox = outbox
         self._known = known
         # Bytes of the newest request's body that have not come; None once that is not known.
         self._body_missing: int | None = 0
@@ -315,6 +332,7 @@ class Connection(RequestHandler):
             raise
         if not self._force_close:
             self._task_handler = None
+            self.outbox.flush()
             if self.transport is not None:
                 self.transport.close()
 
@@ -370,12 +388,13 @@ class Connection(RequestHandler):
         declined_upgrade = self._upgraded and not self._messages  # what follows is not HTTP
         if request.message.should_close or self._heads.closing or declined_upgrade:
             answer.close = True
-        answer.write(transport, self._heads, request.message)
+        answer.write(transport, self.outbox, self._heads, request.message)
 
     async def _stream(self, request: Request, answer: Streamed) -> None:
         transport = self.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
+        self.outbox.flush()
         chunked = answer.begin(transport, self._heads, request.message)
         if request.message.method != "HEAD":
             outflow = Outflow(transport, self._drain_helper, chunked, self._limits)
@@ -387,6 +406,7 @@ class Connection(RequestHandler):
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
         head = self._heads.head(answer.status, "")
+        self.outbox.flush()
         transport.write(b"%b%b\r\n" % (head, answer.lines))
         await answer.talk(self)
 

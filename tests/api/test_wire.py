@@ -192,6 +192,24 @@ async def test_requests_sent_together_are_answered_in_order(node: Node):
     assert places == sorted(places)
 
 
+async def test_answers_that_leave_in_different_ways_do_not_overtake_one_another(node: Node):
+    await node.append("large", data="x" * 100_000)  # is not written together with others
+    large = b"GET /v1/stores/main/events HTTP/1.1\r\nHost: n\r\n\r\n"
+    streamed = b"GET /v1/stores/main/subscribe HTTP/1.1\r\nHost: n\r\n\r\n"
+    live = LIVE + b"\r\n"
+    heard = await node.talk(live + large + live + WHOLE + live + streamed, until=b"caught_up")
+    at = 0
+    for part in (b'"live"', b'"xxx', b'"live"', b" 201 Created", b'"live"', b"text/event-stream"):
+        assert part in heard[at:], part
+        at = heard.index(part, at) + len(part)
+
+
+async def test_a_client_is_told_to_continue_behind_the_answer_before(node: Node):
+    asks = POST + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+    heard = await node.talk(LIVE + b"\r\n" + asks, until=b"Continue\r\n\r\n")
+    assert heard.startswith(b"HTTP/1.1 200 ")
+
+
 async def test_many_requests_sent_together_leave_the_loop_to_others(node: Node):
     turns = 0
 
