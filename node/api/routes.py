@@ -19,6 +19,9 @@ from node.errors import ExesdbError, InvalidRequest, MethodNotAllowed, RouteMiss
 
 Handler = Callable[..., Awaitable[Answer]]
 
+REMEMBERED_MAX = 4_096
+REMEMBERED_LENGTH_MAX = 1_024
+
 # What the parts of a path in braces are, by their names.
 _SEGMENTS: dict[str, Callable[[str], Any]] = {
     "store": names.store_name,
@@ -62,21 +65,18 @@ class Route:
     body_required: bool = True
     problems: tuple[type[ExesdbError], ...] = ()
     decoders: tuple[Callable[[str], Any], ...] = field(init=False)
+    in_store: bool = field(init=False)
     known: dict[str, Parameter] = field(init=False)
     defaults: Values = field(init=False)
 
     def __post_init__(self) -> None:
         parts = [part[1:-1] for part in self.path.split("/") if part.startswith("{")]
         object.__setattr__(self, "decoders", tuple(_SEGMENTS[part] for part in parts))
+        object.__setattr__(self, "in_store", "store" in parts)
         known = {parameter.name: parameter for parameter in self.parameters}
         object.__setattr__(self, "known", known)
         defaults = {name: parameter.default for name, parameter in known.items()}
         object.__setattr__(self, "defaults", defaults)
-
-    @property
-    def in_store(self) -> bool:
-        """Whether the path names a store."""
-        return "{store}" in self.path
 
     @property
     def negotiates(self) -> bool:
@@ -88,6 +88,24 @@ class Route:
         if not query:
             return self.defaults
         return parse_query(query, self.known, self.defaults)
+
+
+class Found:
+    """Where a path leads: its route, and what stands in it where the route has braces."""
+
+    __slots__ = ("_names", "_parts", "route")
+
+    def __init__(self, route: Route, parts: list[str]) -> None:
+        self.route = route
+        self._parts = parts
+        self._names: list[Any] | None = None
+
+    def names(self) -> list[Any]:
+        """The decoded parts. Raises `InvalidRequest`."""
+        if self._names is None:
+            pairs = zip(self.route.decoders, self._parts, strict=True)
+            self._names = [decode(part) for decode, part in pairs]
+        return self._names
 
 
 class _Place:
@@ -102,20 +120,35 @@ class _Place:
 
 
 class Router:
-    """Finds the route of a method and path, in one step a segment."""
+    """Finds the route of a method and path, in one step a segment.
+
+    What was found lately is remembered, because the same paths come again and again. At
+    `REMEMBERED_MAX` all are forgotten and found anew.
+    """
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes = list(routes)
         self._root = _Place()
+        self._remembered: dict[tuple[str, str], Found] = {}
         for route in self.routes:
             self._add(route)
 
-    def find(self, method: str, path: str) -> tuple[Route, list[str]]:
-        """The route, and the still encoded parts of the path that stand where it has braces.
+    def find(self, method: str, path: str) -> Found:
+        """The route, with the parts of the path that stand where it has braces.
 
         Raises `RouteMissing`, `MethodNotAllowed` (field `allow`), or `InvalidRequest` for a target
         that is not a path.
         """
+        found = self._remembered.get((method, path))
+        if found is None:
+            found = self._found(method, path)
+            if len(path) <= REMEMBERED_LENGTH_MAX:
+                if len(self._remembered) >= REMEMBERED_MAX:
+                    self._remembered.clear()
+                self._remembered[method, path] = found
+        return found
+
+    def _found(self, method: str, path: str) -> Found:
         if not path.startswith("/") or "#" in path:
             raise InvalidRequest("the request target must be a path; encode '#' as %23")
         place: _Place | None = self._root
@@ -130,7 +163,7 @@ class Router:
                     raise RouteMissing(f"no route {path[:200]!r}")
             place = step
         assert place is not None
-        return self._by_method(place, method, path), parts
+        return Found(self._by_method(place, method, path), parts)
 
     def _by_method(self, place: _Place, method: str, path: str) -> Route:
         route = place.methods.get("GET" if method == "HEAD" else method)

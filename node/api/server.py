@@ -181,9 +181,16 @@ class ApiServer:
         path, _, query = message.path.partition("?")
         try:
             unwanted = _choose_media(request)
-            route, parts = self._router.find(message.method, path)
+            found = self._router.find(message.method, path)
+            route = found.route
             timings = self._timings[route]
-            answer = await self._answer(request, route, parts, query, unwanted)
+            names = found.names()
+            if unwanted is not None and route.negotiates:
+                raise unwanted
+            request.parameters = route.values(query)
+            answer = await route.handler(request, *names)
+            if route.in_store:
+                answer.lines += store_headers(self._state, names[0])
         except ExesdbError as error:
             answer = self._refusal(request, path, error)
         except ConnectionError:
@@ -192,23 +199,6 @@ class ApiServer:
             logger.exception("%s %s failed", message.method, message.path[:200])
             answer = self._refusal(request, path, problems.internal())
         timings.add(answer.status, time.perf_counter() - began)
-        return answer
-
-    async def _answer(
-        self,
-        request: Request,
-        route: Route,
-        parts: list[str],
-        query: str,
-        unwanted: NotAcceptable | None,
-    ) -> Answer:
-        names = [decode(part) for decode, part in zip(route.decoders, parts, strict=True)]
-        if unwanted is not None and route.negotiates:
-            raise unwanted
-        request.parameters = route.values(query)
-        answer = await route.handler(request, *names)
-        if route.in_store:
-            answer.lines += store_headers(self._state, names[0])
         return answer
 
     def _refusal(self, request: Request, path: str, error: ExesdbError) -> Answer:
