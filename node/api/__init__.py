@@ -12,7 +12,8 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
 * `snapshots`  snapshots of aggregates (`snapshot_records`)
 * `lives`      how streams end, and what they keep
 * `folds`      a stream folded from its latest snapshot on
-* `following`  a store from a position on, for as long as a client listens (`courses`, `streamed`)
+* `following`  a store from a position on, for as long as a client listens (`courses`, `crowds`,
+  `streamed`)
 * `talks`      the WebSocket: `socket_messages` says what is spoken, `conversation` speaks it
   (`sockets`, `socket_appends`, `socket_feeds`, `socket_consumers`, `socket_records`)
 * `subscriptions`, `deliveries`   persistent subscriptions: as a whole, and what consumers do

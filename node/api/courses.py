@@ -5,7 +5,8 @@ said about that: the events that match, in the form in which they are sent, and 
 one place, `caught_up` or `checkpoint`. What was said is sent in pieces of about `_PIECE_BYTES`,
 each of which names the last thing in it: a client that got so far goes on from there.
 
-An event that several courses send is encoded once (`Encoded`).
+An event that several courses send is encoded once (`Encoded`); who is at the end of a store shares
+a course with all who want the same (`crowds`).
 """
 
 from __future__ import annotations
@@ -141,6 +142,19 @@ class Course:
         self._limits = limits
         self._told, self._told_at = after, moment  # the last `id` that was said, and when
         self._pacer = Pacer()
+
+    def beside(self, position: int, is_behind: bool) -> Course:
+        """A course for the same wishes that has come so far, and has told all of it."""
+        other = Course(
+            *(self._encoded, self._limits, self.wanted, self.form, position, self._told_at)
+        )
+        other.is_behind = is_behind
+        return other
+
+    def owe(self, other: Course) -> None:
+        """Tell so early that it is not too late for whoever came on the other course."""
+        self._told = min(self._told, other._told)
+        self._told_at = min(self._told_at, other._told_at)
 
     @property
     def is_untold(self) -> bool:

@@ -16,24 +16,27 @@ a client saw is all it needs to go on at any other node. Four kinds of things ar
                  its data is the problem, with `retry` and `position`, the last `id` that was sent
 
 They travel as server-sent events, or with `Accept: application/x-ndjson` as lines of JSON, one map
-each, with the keys `id`, `event` and `data`. Both have a sign of life at least every `_HEARTBEAT_S`
+each, with the keys `id`, `event` and `data`. Both have a sign of life at least every `HEARTBEAT_S`
 (a comment; an empty line). What is said when is decided in `courses`.
 
-Cost: an event that several followers send is encoded once. A follower looks again no sooner than
-`_REST_S` times the number of followers after its last look, so that a hundred of them behind a
-fast store cost what a few looks of all cost, and a single one is hardly delayed.
+Cost: who has caught up is one of a crowd that is looked for and written for as one (`crowds`), and
+an event that several send is encoded once. A look comes no sooner than `_REST_S` times the number
+of followers after the last one, so that a hundred of them behind a fast store cost what a few
+looks of all cost, and a single one is hardly delayed.
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from node.api import problems
-from node.api.arrivals import Arrivals, canceller
-from node.api.courses import FORMS, NDJSON, SSE, Course, Encoded, Piece
+from node.api.arrivals import Arrivals
+from node.api.courses import FORMS, NDJSON, SSE, Course, Encoded
+from node.api.crowds import Crowd, Crowds
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.parameters import Parameter, integer
@@ -55,7 +58,6 @@ from node.errors import (
     StoreMissing,
 )
 
-_HEARTBEAT_S = 10.0
 _REST_S = 0.0001
 
 _encode = msgspec.json.Encoder().encode
@@ -68,6 +70,7 @@ class Following:
         self.limits = limits
         self.arrivals = arrivals
         self.encoded = Encoded()
+        self.crowds = Crowds(self)
         self.followers = 0
         self.events_sent = 0
         self.slow_consumers = 0
@@ -111,6 +114,11 @@ class Following:
                 f"{self.limits.followers_max} clients follow already", limit="followers_max"
             )
 
+    @property
+    def rest_s(self) -> float:
+        """How long one rests after a look who is not behind."""
+        return _REST_S * self.followers
+
     def as_it_is(self, store: Store) -> Store:
         """The store as of now: a node that was filled has another object for it."""
         current = self._state.stores.get(store.name)
@@ -150,42 +158,41 @@ class _Follower:
             shared.followers -= 1
 
     async def _follow(self, outflow: Outflow) -> None:
-        shared, arrivals, course = self._shared, self._shared.arrivals, self._course
-        loop = asyncio.get_running_loop()
-        while not arrivals.stopped:
-            change = arrivals.next(self._store.name)
-            self._request.on_gone = canceller(change)
-            try:
-                store = self._store = shared.as_it_is(self._store)
-                before = course.position
-                said = await course.look(store, loop.time())
-                pieces = said.pieces(before)
-                for piece in pieces:
-                    await self._send(piece, outflow)
-                if not pieces and course.position >= store.position:
-                    await self._idle(change, outflow)
-            finally:
-                self._request.on_gone = None
-                arrivals.forget(self._store.name, change)
-            if not course.is_behind:
-                await asyncio.sleep(_REST_S * shared.followers)
+        shared = self._shared
+        while not shared.arrivals.stopped:
+            store = self._store = shared.as_it_is(self._store)
+            await self._look(store, outflow)
+            crowd = None
+            if self._course.position >= store.position:
+                crowd = shared.crowds.find(store, self._course, outflow.chunked)
+            if crowd is not None:
+                await self._stay(crowd, outflow)
+            elif not self._course.is_behind:
+                await asyncio.sleep(shared.rest_s)
         raise NotReady("this node is stopping; go on at another one")
 
-    async def _send(self, piece: Piece, outflow: Outflow) -> None:
-        self._shared.events_sent += piece.events
-        self._sent = piece.last
-        await outflow.write(piece.written)
+    async def _look(self, store: Store, outflow: Outflow) -> None:
+        """Send what there is behind the last position, or a part of it."""
+        before = self._course.position
+        said = await self._course.look(store, asyncio.get_running_loop().time())
+        for piece in said.pieces(before):
+            self._shared.events_sent += piece.events
+            self._sent = piece.last
+            await outflow.write(piece.written)
 
-    async def _idle(self, change: asyncio.Future[None], outflow: Outflow) -> None:
-        """Wait for the store's next change, with signs of life."""
-        while not change.done():
-            await asyncio.wait([change], timeout=_HEARTBEAT_S)
-            if change.cancelled():
-                raise ConnectionResetError("the client is gone")
-            if not change.done():
-                await outflow.write(self._form.heartbeat)
-                if self._course.is_untold:
-                    return  # a checkpoint is due
+    async def _stay(self, crowd: Crowd, outflow: Outflow) -> None:
+        """Be a member of the crowd for as long as the client keeps up, and then wait for room."""
+        member = crowd.join(self._course, outflow, self._sent)
+        gone = ConnectionResetError("the client is gone")
+        self._request.on_gone = partial(crowd.leave, member, gone)
+        try:
+            await member.left
+        finally:
+            self._request.on_gone = None
+            crowd.leave(member)
+            self._sent = member.sent
+        self._course = self._course.beside(member.sent, member.is_behind)
+        await outflow.room()
 
     def _error(self, error: ExesdbError) -> bytes:
         body: dict[str, Any] = {

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import cbor2
 import pytest
 
-from node.api import courses, following
+from node.api import courses, crowds
 from node.core import commands
 from node.core.frames import ABSENT, encode_frame
 from tests.api.fakes import NOW_US, Node, eventually, serving
@@ -159,7 +159,7 @@ async def test_filters_show_only_what_matches_and_checkpoints_tell_how_far_was_l
 async def test_a_quiet_follower_of_a_filter_is_told_how_far_was_looked_after_a_while(
     node: Node, monkeypatch
 ):
-    monkeypatch.setattr(following, "_HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(crowds, "HEARTBEAT_S", 0.05)
     monkeypatch.setattr(courses, "_CHECKPOINT_S", 0.05)
     async with follow(node, "?type=B") as stream:
         await stream.until("caught_up")
@@ -248,7 +248,7 @@ async def test_an_event_is_encoded_once_for_all_who_follow_closely(node: Node, m
 
 
 async def test_signs_of_life(node: Node, monkeypatch):
-    monkeypatch.setattr(following, "_HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(crowds, "HEARTBEAT_S", 0.02)
     async with follow(node) as stream:
         await stream.until("caught_up")
         waiting = asyncio.ensure_future(stream.next())

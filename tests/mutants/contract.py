@@ -8,6 +8,7 @@ _READING = "api/test_reading.py"
 _GATHERING = "api/test_gathering.py"
 _APPENDING = "api/test_appending.py"
 _FRAMING = "api/test_framing.py"
+_CROWDS = "api/test_crowds.py"
 
 DEFECTS = (
     Defect(
@@ -129,6 +130,30 @@ DEFECTS = (
         "        self._sent = piece.last\n",
         "        self._sent = self._course.position\n",
         ("api/test_following.py::test_the_last_word_to_a_slow_client_is_what_it_was",),
+    ),
+    Defect(
+        "crowd-tells-a-newcomer-what-it-knows",
+        "a follower that has caught up is told each event once",
+        "api/crowds.py",
+        "                if member.knows <= before:\n",
+        "                if True:\n",
+        (f"{_CROWDS}::test_a_newcomer_is_not_told_again_what_it_knows_already",),
+    ),
+    Defect(
+        "crowd-writes-to-who-has-no-room",
+        "what waits for a client that follows is bounded",
+        "api/crowds.py",
+        "            if not has_room:\n",
+        "            if not has_room and not member.outflow.chunked:\n",
+        (f"{_CROWDS}::test_one_of_a_crowd_that_takes_nothing_is_cut_off_with_its_last_word",),
+    ),
+    Defect(
+        "slow-member-is-not-told-that-it-has-caught-up",
+        "who fell back hears when it has caught up",
+        "api/crowds.py",
+        "self.is_behind or (self._was_behind and count < len(pieces))",
+        "self.is_behind",
+        (_CROWDS,),
     ),
     Defect(
         "page-of-checkpoints-begins-with-the-last-one",
