@@ -5,8 +5,8 @@ said about that: the events that match, in the form in which they are sent, and 
 one place, `caught_up` or `checkpoint`. What was said is sent in pieces of about `_PIECE_BYTES`,
 each of which names the last thing in it: a client that got so far goes on from there.
 
-An event that several courses send is encoded once (`Encoded`); who is at the end of a store shares
-a course with all who want the same (`crowds`).
+An event that several courses send in one form is encoded once (`Encoded`); who is at the end of a
+store shares a course with all who want the same (`crowds`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from node.api.filters import Scan
+from node.api.filters import Scan, record_of
 from node.api.limits import ApiLimits
 from node.api.records import Pacer, json_event
 from node.core.filters import Filter
-from node.core.store import Record, Store
+from node.core.store import Row, Store
 
 SSE, NDJSON = "text/event-stream", "application/x-ndjson"
 
@@ -57,29 +57,35 @@ FORMS: Mapping[str, Form] = {
 
 
 class Encoded:
-    """Events as they were sent last, so that each is encoded once for all who follow closely.
+    """Events in one form, as they were sent last, so that each is put into it once for all who
+    follow closely.
 
     At `_ENCODED_BYTES_MAX` the oldest are dropped, and encoded again for whoever still needs them.
     What is far behind the store's end is not kept: it would drive out what all others send.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, form: Form) -> None:
+        self.form = form
         self._events: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._bytes = 0
 
-    def event(self, store: Store, record: Record) -> bytes:
-        """A record in JSON."""
-        if store.position - record.position > _CLOSE_POSITIONS:
-            return json_event(record)
-        key = store.uid, record.position
-        known = self._events.get(key)
-        if known is None:
-            known = self._events[key] = json_event(record)
-            self._bytes += len(known)
+    def events(self, store: Store, rows: list[Row]) -> list[bytes]:
+        """Events as they are sent; of those that are known nothing is looked at."""
+        uid, known, close = store.uid, self._events.get, store.position - _CLOSE_POSITIONS
+        return [
+            known((uid, row[0])) or self._encoded(store, row, is_close=row[0] >= close)
+            for row in rows
+        ]
+
+    def _encoded(self, store: Store, row: Row, is_close: bool) -> bytes:
+        event = self.form.written(row[0], "event", json_event(record_of(store, row)))
+        if is_close:
+            self._events[store.uid, row[0]] = event
+            self._bytes += len(event)
             while self._bytes > _ENCODED_BYTES_MAX:
                 _, oldest = self._events.popitem(last=False)
                 self._bytes -= len(oldest)
-        return known
+        return event
 
 
 class Piece(NamedTuple):
@@ -130,12 +136,11 @@ class Course:
         encoded: Encoded,
         limits: ApiLimits,
         wanted: Filter,
-        form: Form,
         after: int,
         moment: float,
     ) -> None:
         self.wanted = wanted
-        self.form = form
+        self.form = encoded.form
         self.position = after
         self.is_behind = True
         self._encoded = encoded
@@ -145,9 +150,7 @@ class Course:
 
     def beside(self, position: int, is_behind: bool) -> Course:
         """A course for the same wishes that has come so far, and has told all of it."""
-        other = Course(
-            *(self._encoded, self._limits, self.wanted, self.form, position, self._told_at)
-        )
+        other = Course(self._encoded, self._limits, self.wanted, position, self._told_at)
         other.is_behind = is_behind
         return other
 
@@ -167,10 +170,7 @@ class Course:
         await scan.run(store, self._limits, self._pacer, _LOOK_POSITIONS)
         self.position = max(self.position, scan.next)
         positions = [row[0] for row in scan.rows]
-        events = [
-            self.form.written(record.position, "event", self._encoded.event(store, record))
-            for record in scan.records(store)
-        ]
+        events = self._encoded.events(store, scan.rows)
         await self._pacer.breathe()
         if positions:
             self._tell(positions[-1], moment)

@@ -78,9 +78,7 @@ class Scan:
 
     def records(self, store: Store) -> Iterator[Record]:
         """The matches as records, made one at a time."""
-        streams = store.stream_list
-        for position, ordinal, number, created_us, _, frame in self.rows:
-            yield Record(streams[ordinal].name, number, position, created_us, frame)
+        return (record_of(store, row) for row in self.rows)
 
     def _edge(self, head: int) -> int:
         """The last position to evaluate."""
@@ -111,3 +109,9 @@ class Scan:
             first = max(bisect_right(positions, self.next), stream.first)
             chosen = iter(positions[first : min(first + count, bisect_right(positions, edge))])
         return (next(store.rows(position - 1, position)) for position in chosen)
+
+
+def record_of(store: Store, row: Row) -> Record:
+    """A row of the store as a record."""
+    position, ordinal, number, created_us, _, frame = row
+    return Record(store.stream_name(ordinal), number, position, created_us, frame)

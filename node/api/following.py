@@ -20,9 +20,9 @@ each, with the keys `id`, `event` and `data`. Both have a sign of life at least 
 (a comment; an empty line). What is said when is decided in `courses`.
 
 Cost: who has caught up is one of a crowd that is looked for and written for as one (`crowds`), and
-an event that several send is encoded once. A look comes no sooner than `_REST_S` times the number
-of followers after the last one, so that a hundred of them behind a fast store cost what a few
-looks of all cost, and a single one is hardly delayed.
+an event that several send in one form is encoded once. A look comes no sooner than `_REST_S` times
+the number of followers after the last one, so that a hundred of them behind a fast store cost what
+a few looks of all cost, and a single one is hardly delayed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Following:
     def __init__(self, levels: Levels, state: State, arrivals: Arrivals, limits: ApiLimits) -> None:
         self.limits = limits
         self.arrivals = arrivals
-        self.encoded = Encoded()
+        self.encoded = {kind: Encoded(form) for kind, form in FORMS.items()}
         self.crowds = Crowds(self)
         self.followers = 0
         self.events_sent = 0
@@ -138,7 +138,7 @@ class _Follower:
         self._store = store
         self._form = FORMS[form]
         self._course = Course(
-            *(shared.encoded, shared.limits, wanted(request.parameters), self._form, after),
+            *(shared.encoded[form], shared.limits, wanted(request.parameters), after),
             asyncio.get_running_loop().time(),
         )
         self._sent = after  # the last `id` that the client was sent

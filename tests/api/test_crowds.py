@@ -182,9 +182,7 @@ class Apart:
 
     def __init__(self, node: Node) -> None:
         self.store = node.state.stores["main"]
-        self.course = Course(
-            *(Encoded(), ApiLimits(), Filter(), FORMS[SSE], self.store.position, 0.0)
-        )
+        self.course = Course(Encoded(FORMS[SSE]), ApiLimits(), Filter(), self.store.position, 0.0)
         self.course.is_behind = False
         self.crowd = Crowd(shared(node), self.store, self.course, False)
 

@@ -119,8 +119,8 @@ DEFECTS = (
         "far-follower-drives-out-what-is-shared",
         "an event is encoded once for all who follow closely",
         "api/courses.py",
-        "        if store.position - record.position > _CLOSE_POSITIONS:\n",
-        "        if store.position - record.position > 10**9:\n",
+        "        if is_close:\n",
+        "        if True:\n",
         ("api/test_following.py::test_an_event_is_encoded_once_for_all_who_follow_closely",),
     ),
     Defect(
