@@ -7,7 +7,9 @@ measured is the node. The last line of its output is one line of JSON.
 
 The appends of `fan-out` are an open loop: at their moment, whether the earlier ones were answered
 or not. What counts is the time from an answer to the moment at which a follower has the event; one
-that comes before the answer counts as 0.
+that comes before the answer counts as 0. A hundred followers behind 1,000 appends/s take a quarter
+of a core here, a third of a millisecond for ten chunks; so where all are sent something at once,
+the last one is found to have it some 3 ms later than the first, and that is part of the figures.
 """
 
 from __future__ import annotations
