@@ -62,11 +62,12 @@ async def test_what_was_persisted_comes_back_exactly(directory: DataDirectory) -
     assert not loaded.lost
 
 
-@pytest.mark.parametrize("seed", random.sample(range(10**6), 2))
+@pytest.mark.parametrize("_", range(2))
 async def test_random_histories_come_back_at_every_cut_and_go_on_from_there(
-    directory: DataDirectory, seed: int
+    directory: DataDirectory, _: int
 ) -> None:
-    print("seed", seed)
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
     choices = random.Random(seed)
     history = History()
     for _ in range(3):
