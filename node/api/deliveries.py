@@ -131,13 +131,15 @@ class Deliveries:
             "stalled": None if one is None else stalled(one, store, self._clock()),
         }
         raw = await written_page(records, fields, request.wants, Pacer(), beside)
+        if request.is_gone:
+            self._desks.give_back(store.name, name, fetched)
         return Answer(200, raw, request.wants.type)
 
     async def _fetched(self, request: Request, store: Store, name: str, body: FetchBody) -> Fetched:
         """What a fetch finds at once, or within `wait_ms`."""
         wish = store.name, name, body.consumer, body.max, request.parameters["timeout_ms"]
         fetched = await self._desks.fetch(*wish)
-        if fetched.deliveries or not body.wait_ms:
+        if fetched.deliveries or not body.wait_ms or request.is_gone:
             return fetched
         self._arrivals.enter()
         try:

@@ -126,9 +126,14 @@ class Desks:
         passes it by."""
         kept = [one for one in fetched.deliveries if store.kept(one[0])]
         if len(kept) < len(fetched.deliveries):
-            gone = [Delivery(fetched.uid, *one) for one in fetched.deliveries if one not in kept]
-            self.settlements.give_back(store.name, name, gone, failed=False)
+            gone = [one for one in fetched.deliveries if one not in kept]
+            self.give_back(store.name, name, fetched._replace(deliveries=gone))
         return fetched._replace(deliveries=kept)
+
+    def give_back(self, store: str, name: str, fetched: Fetched) -> None:
+        """Nobody is there any more for whom this was fetched, or it is not."""
+        deliveries = [Delivery(fetched.uid, *one) for one in fetched.deliveries]
+        self.settlements.give_back(store, name, deliveries, failed=False)
 
 
 class Desk:
@@ -188,7 +193,7 @@ class Desk:
         except asyncio.CancelledError:
             fetched = waiting.fetched
             if fetched.done() and not fetched.cancelled() and not fetched.exception():
-                self._give_back(fetched.result())
+                self._desks.give_back(self.store_name, self.name, fetched.result())
             raise
 
     async def moved(self, timeout_s: float | None) -> None:
@@ -299,7 +304,7 @@ class Desk:
                 waiting.fetched.set_exception(error)
             return
         if waiting.fetched.done():
-            self._give_back(fetched)
+            self._desks.give_back(self.store_name, self.name, fetched)
         elif fetched.deliveries:
             waiting.fetched.set_result(fetched)
 
@@ -323,11 +328,6 @@ class Desk:
         if one.room > 0 and one.cursor < store.position:
             pauses.append(max(_PAUSE_S_MIN, self._kept_up_at + _LAGS_S - moment))
         return min(pauses)
-
-    def _give_back(self, fetched: Fetched) -> None:
-        """Nobody is there any more for whom this was fetched."""
-        deliveries = [Delivery(fetched.uid, *one) for one in fetched.deliveries]
-        self._desks.settlements.give_back(self.store_name, self.name, deliveries, failed=False)
 
     def tell(self) -> None:
         """Wake those who wait for a change."""

@@ -83,6 +83,11 @@ class Request:
             connection.outbox.flush()
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has left. It may have done so before `on_gone` could be set."""
+        return self._connection is not None and self._connection.transport is None
+
     def _cancel(self, error: BaseException) -> None:
         """The connection is lost: whoever reads the body, or waits to answer, ends."""
         self.payload.set_exception(error)

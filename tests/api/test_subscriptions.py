@@ -178,6 +178,33 @@ async def test_a_fetch_waits_for_what_another_consumer_refuses(node: Node):
         assert places(await waiting) == [1]
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_who_leaves_while_its_fetch_looks_keeps_nothing_from_others(
+    node: Node, monkeypatch: pytest.MonkeyPatch, is_there: bool
+):
+    await made(node)
+    if is_there:
+        await node.append("s")
+    propose, looking, go_on = node.replica.propose, asyncio.Event(), asyncio.Event()
+
+    async def slowly(*command: Any) -> Any:
+        looking.set()
+        await go_on.wait()
+        return await propose(*command)
+
+    monkeypatch.setattr(node.replica, "propose", slowly)
+    leaving = asyncio.create_task(fetched(node, consumer="gone", wait_ms=60_000))
+    await looking.wait()
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    await eventually(lambda: not any(one.transport for one in node.api._server.connections))
+    go_on.set()
+    await eventually(lambda: not node.api._server.connections)  # it is not waited for
+    if not is_there:
+        await node.append("s")
+    assert places(await fetched(node, wait_ms=4_000)) == [1]
+
+
 async def test_who_shares_a_command_is_told_of_its_own_deliveries(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ):

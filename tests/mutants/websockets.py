@@ -215,9 +215,27 @@ DEFECTS = (
         "what-was-fetched-for-one-who-left-is-held",
         "what nobody takes is given back",
         "api/desks.py",
-        "        if waiting.fetched.done():\n            self._give_back(fetched)\n",
+        "        if waiting.fetched.done():\n"
+        "            self._desks.give_back(self.store_name, self.name, fetched)\n",
         "        if waiting.fetched.done():\n            pass\n",
         (f"{_HTTP}::test_what_was_fetched_for_one_who_left_is_given_back",),
+    ),
+    Defect(
+        "who-left-before-its-fetch-waits-is-waited-for",
+        "what nobody takes is given back",
+        "api/deliveries.py",
+        "        if fetched.deliveries or not body.wait_ms or request.is_gone:\n",
+        "        if fetched.deliveries or not body.wait_ms:\n",
+        (f"{_HTTP}::test_who_leaves_while_its_fetch_looks_keeps_nothing_from_others",),
+    ),
+    Defect(
+        "what-was-found-for-one-who-left-is-held",
+        "what nobody takes is given back",
+        "api/deliveries.py",
+        "        if request.is_gone:\n"
+        "            self._desks.give_back(store.name, name, fetched)\n",
+        "",
+        (f"{_HTTP}::test_who_leaves_while_its_fetch_looks_keeps_nothing_from_others",),
     ),
     Defect(
         "an-election-ends-a-consume",
