@@ -92,11 +92,18 @@ def test_a_changed_lock_file_is_installed_again_into_the_same_place(machine: Mac
 
 
 def test_the_tests_need_more_and_what_runs_is_part_of_it(machine: Machine) -> None:
-    code, out, _ = machine.run("test", "-k", "x")
-    assert (code, out) == (0, "-m pytest -m not slow and not e2e -k x\n")
-    assert machine.run("test", "--all")[1] == "-m pytest\n"
+    assert machine.run("test", "--all", "-k", "x")[:2] == (0, "-m pytest -k x\n")
     machine.run("status")
     assert machine.installations == [str(SCRIPTS / "requirements-dev.txt")]
+
+
+def test_all_fast_tests_are_shared_out_and_those_of_a_file_are_not(machine: Machine) -> None:
+    fast = "-m pytest -m not slow and not e2e"
+    workers = "-n auto --maxprocesses=4 --dist=worksteal"
+    assert machine.run("test")[1] == f"{fast} {workers}\n"
+    assert machine.run("test", "-n", "0")[1] == f"{fast} {workers} -n 0\n"
+    for named in ("tests/test_config.py", "tests/test_config.py::test_x[a::b]", "tests/raft"):
+        assert machine.run("test", "-k", "x", named)[1] == f"{fast} -k x {named}\n"
 
 
 def test_two_set_ups_at_once_are_one(machine: Machine) -> None:
