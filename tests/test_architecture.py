@@ -8,6 +8,7 @@ to be put there, and that is the moment to think about where it belongs.
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,15 @@ def piece_of(module: str) -> str:
     return module.split(".")[1]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A module's source; every test looks at most of them."""
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[str]:
     """Everything that a module imports, dotted; `from a import b` may mean `a.b`, so it counts."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -108,7 +115,7 @@ def test_the_core_imports_nothing_that_acts_waits_or_chances(path: Path) -> None
 @each(CORE)
 def test_the_core_neither_awaits_nor_opens_files(path: Path) -> None:
     waiting = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         assert not isinstance(node, waiting), f"line {node.lineno}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("open", "print", "input"), f"line {node.lineno}"
@@ -127,7 +134,7 @@ def test_no_wait_loses_a_cancellation(path: Path) -> None:
     """`asyncio.wait_for` of Python 3.11 does, if a result comes together with it: a stop then waits
     for ever for a task that goes on. `asyncio.timeout` does not.
     """
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         assert not (isinstance(node, ast.Attribute) and node.attr == "wait_for"), node.lineno
 
 
@@ -140,7 +147,7 @@ def test_nodes_and_the_cluster_do_not_import_each_other(path: Path) -> None:
 @each([path for path in MODULES if path.name == "__init__.py"])
 def test_a_package_that_lists_its_modules_leaves_none_out(path: Path) -> None:
     """Its first lines are the table of contents: `module`, or `    module  ` with what it does."""
-    contents = ast.get_docstring(ast.parse(path.read_text())) or ""
+    contents = ast.get_docstring(parsed(path)) or ""
     listed = set(re.findall(r"`([a-z_]+)`", contents))
     for names in re.findall(r"^    ([a-z_, ]+?)  ", contents, re.MULTILINE):
         listed.update(names.split(", "))
@@ -153,14 +160,13 @@ def test_a_package_that_lists_its_modules_leaves_none_out(path: Path) -> None:
 
 @each(MODULES)
 def test_a_module_begins_by_teaching_and_stays_short(path: Path) -> None:
-    text = path.read_text()
-    assert ast.get_docstring(ast.parse(text)), "has no docstring"
-    assert len(text.splitlines()) < MODULE_LINES_MAX
+    assert ast.get_docstring(parsed(path)), "has no docstring"
+    assert len(path.read_text().splitlines()) < MODULE_LINES_MAX
 
 
 @each(MODULES)
 def test_functions_stay_short(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1
             assert lines < FUNCTION_LINES_MAX, f"{node.name} has {lines} lines"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -38,10 +39,10 @@ class Defect:
             raise Stale(f"{self.name}: its old text stands {count} times in node/{self.file}")
         changed = source.replace(self.old, self.new)
         try:
-            trees = ast.parse(source), ast.parse(changed)
+            is_same = _meaning(source) == _meaning(changed)
         except SyntaxError as error:
             raise Stale(f"{self.name}: node/{self.file} would be no Python: {error}") from error
-        if ast.dump(trees[0]) == ast.dump(trees[1]):
+        if is_same:
             raise Stale(f"{self.name}: changes nothing in node/{self.file}")
         return changed
 
@@ -55,3 +56,9 @@ class Defect:
             for name in names:
                 if f"def {name}(" not in source and f"class {name}:" not in source:
                     raise Stale(f"{self.name}: tests/{path} has no {name}")
+
+
+@lru_cache(maxsize=16)  # one file after the other has many defects
+def _meaning(source: str) -> str:
+    """What a program is, whatever its comments and its layout. Raises `SyntaxError`."""
+    return ast.dump(ast.parse(source))
