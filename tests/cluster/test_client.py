@@ -92,7 +92,7 @@ async def test_what_aiohttp_sends_twice_by_itself_is_never_called_certainly_not_
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with Client(f"127.0.0.1:{port}", timeout_s=0.3) as client:
+    async with Client(f"127.0.0.1:{port}", timeout_s=1) as client:
         with pytest.raises(OutcomeUnknown):
             await client.create_subscription("s")
     assert heard == [b"GET", b"PUT"]
@@ -179,7 +179,7 @@ async def test_time_that_runs_out_tells_what_is_certain():
         (problem(503, "no_leader"), Unavailable, False),
         (problem(504, "outcome_unknown"), OutcomeUnknown, True),
     ]:
-        async with nodes(Node(answer)) as urls, Client(*urls, timeout_s=0.3) as client:
+        async with nodes(Node(answer)) as urls, Client(*urls, timeout_s=1) as client:
             with pytest.raises(kind) as caught:
                 await client.append("s", [Event("A")])
             assert caught.value.stored is stored and caught.value.retry
@@ -187,7 +187,7 @@ async def test_time_that_runs_out_tells_what_is_certain():
 
 async def test_one_open_try_makes_the_whole_call_open():
     node = Node("break", problem(503, "no_leader"))
-    async with nodes(node) as urls, Client(*urls, timeout_s=0.4) as client:
+    async with nodes(node) as urls, Client(*urls, timeout_s=1) as client:
         with pytest.raises(OutcomeUnknown):
             await client.append("s", [Event("A")])
         assert len(node.asked) > 1

@@ -280,7 +280,7 @@ async def test_who_is_cancelled_while_he_leaves_leaves_nobody_waiting(node: Node
 async def test_an_acknowledgement_that_cannot_be_sent_says_so(
     node: Node, caplog: pytest.LogCaptureFixture
 ):
-    async with Client(f"127.0.0.1:{node.port}", store="main", timeout_s=0.2) as client:
+    async with Client(f"127.0.0.1:{node.port}", store="main", timeout_s=1) as client:
         await appended(client, "s", "t")
         await client.create_subscription(NAME)
         async with client.consume(NAME, "c1") as consumer:

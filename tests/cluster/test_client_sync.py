@@ -117,7 +117,7 @@ def test_leaving_sends_the_last_words_and_lets_go_of_the_rest(client: SyncClient
 
 
 def test_a_word_that_cannot_be_sent_says_so(node: Node):
-    with SyncClient(f"127.0.0.1:{node.port}", store="main", timeout_s=0.2) as client:
+    with SyncClient(f"127.0.0.1:{node.port}", store="main", timeout_s=1) as client:
         subscribed(client, 1)
         with client.consume(NAME, "c1") as consumer:
             (one,) = islice(consumer, 1)
