@@ -7,7 +7,8 @@ is 202, the node goes on learning, and the same request may be repeated to wait 
 
 from __future__ import annotations
 
-from node.api import names
+import re
+
 from node.api.bodies import BodyReader, Decoder, MemberBody
 from node.api.limits import ApiLimits
 from node.api.media import sent
@@ -30,6 +31,13 @@ from node.errors import (
 )
 
 _PATH = "/v1/cluster/members"
+
+# What `node.config` lets a node be called, and where it lets it be.
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII).fullmatch
+_ADDRESS = re.compile(
+    r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]):([0-9]{1,5})"
+).fullmatch
+_PORT_MAX = 65_535
 _REFUSALS = (MembershipChangeOpen, MemberRecovering, NoLeader, NotReady, OutcomeUnknown)
 
 
@@ -72,9 +80,7 @@ class Members:
     async def add(self, request: Request) -> Answer:
         """`POST /v1/cluster/members`."""
         body = self._decode(await self._bodies.read(request), sent(request.message.headers))
-        names.checked_name(body.id, "id")
-        if not 0 < len(body.raft_address) <= names.NAME_BYTES_MAX:
-            raise InvalidRequest("raft_address: must be host:port", parameter="raft_address")
+        _check(body)
         timeout_ms = request.parameters["timeout_ms"]
         membership = await self._replica.add_member(body.id, body.raft_address, timeout_ms)
         return _answer(request, 201 if body.id in membership.voter_ids else 202, membership)
@@ -83,6 +89,24 @@ class Members:
         """`DELETE /v1/cluster/members/{id}`."""
         timeout_ms = request.parameters["timeout_ms"]
         return _answer(request, 200, await self._replica.remove_member(member, timeout_ms))
+
+
+def _check(body: MemberBody) -> None:
+    """Raise `InvalidRequest` where no node can be what is said.
+
+    It would be learning for ever, and nobody else could be added meanwhile.
+    """
+    if _ID(body.id) is None:
+        raise InvalidRequest(
+            "id: must be what a node can be called: 1 to 32 of the letters A-Z a-z 0-9 _ . -",
+            parameter="id",
+        )
+    address = _ADDRESS(body.raft_address)
+    if address is None or not 1 <= int(address[1]) <= _PORT_MAX:
+        raise InvalidRequest(
+            f"raft_address: must be host:port with a port of 1..{_PORT_MAX}",
+            parameter="raft_address",
+        )
 
 
 def _answer(request: Request, status: int, membership: Membership) -> Answer:

@@ -384,7 +384,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Recovery": _all({"lineage": _TEXT, "restarting": _FLAG}),
     "LeaderBody": object_schema({"to": _or_null(_NAME)}),
-    "MemberBody": _all({"id": _NAME, "raft_address": {**_TEXT, "description": "host:port"}}),
+    "MemberBody": _all(
+        {
+            "id": {**_TEXT, "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$"},
+            "raft_address": {**_TEXT, "description": "host:port"},
+        }
+    ),
     "Membership": _all(
         {
             "version": {**_COUNT, "description": "Grows by one with each step."},

@@ -73,11 +73,35 @@ async def test_a_change_of_members_may_be_refused(node: Node, error, status, cod
 
 @pytest.mark.parametrize(
     "body",
-    [{"id": "n4"}, {"id": "", "raft_address": "h:1"}, {"id": "n4", "raft_address": ""}, [], {}],
+    [
+        *({"id": id_, "raft_address": "h:1"} for id_ in ("", "n 4", "n4\n", "ä", "-", "n" * 33)),
+        *({"id": "n4"}, {"id": "n4", "raft_address": ""}, [], {}),
+    ],
 )
 async def test_a_new_member_needs_an_id_and_an_address(node: Node, body):
     answer = await node.ask("POST", "/v1/cluster/members", json=body)
     assert (answer.status, answer.code) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("h", "h:", ":7104", "h:0", "h:65536", "h:-1", "h:+1", "h:1_0", "h:\u0661", "h: 1"),
+        *("h h:1", "[]:1", "[::1:1", "::1:1", "h/x:1", "h:" + "1" * 5_000),
+    ],
+)
+async def test_an_address_that_nobody_can_be_at_is_no_members(node: Node, address):
+    """Such a node would be learning for ever, and keep all others from being added."""
+    body = {"id": "n4", "raft_address": address}
+    answer = await node.ask("POST", "/v1/cluster/members", json=body)
+    assert (answer.status, answer.code) == (400, "invalid_request")
+    assert answer.body["parameter"] == "raft_address"
+
+
+@pytest.mark.parametrize("address", ["h:1", "node-4.example:65535", "10.0.0.4:7101", "[::1]:7104"])
+async def test_an_address_has_a_host_and_a_port(node: Node, address):
+    body = {"id": "n4", "raft_address": address}
+    assert (await node.ask("POST", "/v1/cluster/members", json=body)).status == 201
 
 
 @pytest.mark.parametrize("body", [{"to": 5}, {"too": "n2"}, []])
