@@ -39,6 +39,7 @@ from node.api.courses import FORMS, NDJSON, SSE, Course, Encoded
 from node.api.crowds import Crowd, Crowds
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
+from node.api.media import preferred
 from node.api.parameters import Parameter, integer
 from node.api.reads import END
 from node.api.routes import Reply, Route
@@ -205,17 +206,11 @@ class _Follower:
 
 def _form(accept: str | None) -> str:
     """Which of the two forms the client asked for. Raises `NotAcceptable`."""
-    if accept is None:
+    if not accept:
         return SSE
-    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
-    for kind in kinds:
-        if kind in (SSE, NDJSON):
-            return kind
-    if "*/*" in kinds or "text/*" in kinds:
-        return SSE
-    raise NotAcceptable(
-        f"Accept is {accept[:200]!r}; there are {SSE} and {NDJSON}", available=[SSE, NDJSON]
-    )
+    kinds = (part.partition(";")[0].strip().lower() for part in accept.split(","))
+    named = [kind for kind in kinds if kind in FORMS]
+    return preferred(accept, dict.fromkeys([*named, SSE, NDJSON]))
 
 
 def start(request: Request, store: Store) -> int:

@@ -1,16 +1,16 @@
 """JSON and CBOR: which one a request brought, which one its answer wants, and how each is written.
 
 `Content-Type` says what the body is, `Accept` what the answer shall be; both are JSON where they
-are missing. `Accept` follows RFC 9110: the most specific range that matches a type gives its
-weight, the type with the greatest weight wins, JSON wins a draw. Parameters such as `charset` are
-ignored: JSON is UTF-8 (RFC 8259), CBOR is binary.
+are missing, and `Accept` where it is empty. It follows RFC 9110: the most specific range that
+matches a type gives its weight, the type with the greatest weight wins, JSON wins a draw.
+Parameters such as `charset` are ignored: JSON is UTF-8 (RFC 8259), CBOR is binary.
 
 Errors are `application/problem+json` (RFC 9457), and their twin with the same members in CBOR.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ OCTETS = "application/octet-stream"
 
 _SENT: dict[str | None, Media] = {None: JSON, JSON.type: JSON, CBOR.type: CBOR}
 # What clients send nearly always; everything else is parsed.
-_WANTED: dict[str | None, Media] = {None: JSON, "*/*": JSON, JSON.type: JSON, CBOR.type: CBOR}
+_WANTED: dict[str | None, Media] = _SENT | {"": JSON, "*/*": JSON}
 
 
 def sent(headers: Mapping[str, str]) -> Media:
@@ -61,19 +61,26 @@ def wanted(headers: Mapping[str, str]) -> Media:
     return _negotiated(given) if media is None and given is not None else media or JSON
 
 
-def _negotiated(accept: str) -> Media:
+def preferred(accept: str, offers: Iterable[str]) -> str:
+    """The type with the greatest weight, the first of equals. Raises `NotAcceptable`."""
+    offered = list(offers)
     weights = _weights(accept)
-    best = max(_TYPES.values(), key=lambda media: _weight(media, weights))  # the first of equals
+    best = max(offered, key=lambda offer: _weight(offer, weights))
     if _weight(best, weights) <= 0:
         raise NotAcceptable(
-            f"Accept is {accept[:200]!r}; there are {JSON.type} and {CBOR.type}",
-            available=list(_TYPES),
+            f"Accept is {accept[:200]!r}; there are {' and '.join(offered)}", available=offered
         )
     return best
 
 
-def _weight(media: Media, weights: Mapping[str, float]) -> float:
-    for media_range in (media.type, media.problem_type, "application/*", "*/*"):
+def _negotiated(accept: str) -> Media:
+    return _TYPES[preferred(accept, _TYPES)]
+
+
+def _weight(offer: str, weights: Mapping[str, float]) -> float:
+    family = offer.partition("/")[0] + "/*"
+    problem = _TYPES[offer].problem_type if offer in _TYPES else offer
+    for media_range in (offer, problem, family, "*/*"):
         if media_range in weights:
             return weights[media_range]
     return 0.0

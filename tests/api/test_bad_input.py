@@ -349,6 +349,7 @@ async def test_other_media_types_are_415(node: Node, content_type):
         ("application/json;q=0.5, application/cbor", "cbor"),
         ("application/cbor;q=0, */*", "json"),
         ("application/problem+json", "json"),
+        ("", "json"),  # names nothing, so it asks for nothing
         ("text/html", None),
         ("application/json;q=0", None),
         ("application/json;q=x", None),

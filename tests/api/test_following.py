@@ -199,6 +199,29 @@ async def test_what_cannot_be_followed_is_refused(node: Node, query, headers, st
     assert heard.startswith(b"HTTP/1.1 %d " % status) and code in heard
 
 
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        ("*/*", "text/event-stream"),
+        ("text/*", "text/event-stream"),
+        ("application/*", "application/x-ndjson"),
+        ("", "text/event-stream"),
+        ("application/x-ndjson, */*", "application/x-ndjson"),
+        ("application/x-ndjson, text/event-stream", "application/x-ndjson"),
+        ("application/x-ndjson;q=0.5, text/event-stream", "text/event-stream"),
+        ("application/x-ndjson;q=0, */*;q=0.1", "text/event-stream"),
+        ("text/event-stream;q=0", "application/problem+json"),
+    ],
+)
+async def test_accept_chooses_the_form(node: Node, accept, form):
+    target = "/v1/stores/main/subscribe"
+    heard = await node.talk(
+        f"HEAD {target} HTTP/1.1\r\nHost: n\r\nAccept: {accept}\r\n\r\n".encode(),
+        until=b"\r\n\r\n",
+    )
+    assert f"Content-Type: {form}\r\n".encode() in heard
+
+
 async def test_an_unknown_store_is_not_followed(node: Node):
     heard = await node.talk(b"GET /v1/stores/x/subscribe HTTP/1.1\r\nHost: n\r\n\r\n", until=b"}")
     assert b" 404 " in heard and b"store_not_found" in heard
