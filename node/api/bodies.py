@@ -96,6 +96,10 @@ class SnapshotBody(msgspec.Struct, forbid_unknown_fields=True):
     metadata_base64: bytes | None = None
 
 
+class NothingBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request that takes none: what would be passed over is refused."""
+
+
 class IntervalBody(msgspec.Struct, forbid_unknown_fields=True):
     """`PUT /v1/persistence`."""
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from node.api.bodies import BodyReader, Decoder, IntervalBody
+from node.api.bodies import BodyReader, Decoder, IntervalBody, NothingBody
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.media import sent
@@ -70,6 +70,7 @@ class Persistence:
         self._levels = levels
         self._bodies = bodies
         self._decode_interval = Decoder(IntervalBody, limits)
+        self._decode_nothing = Decoder(NothingBody, limits, optional=True)
         self._force_parameters = (
             choice("scope", "Flush this node, or every member.", ("node", "cluster")),
             timeout(limits, FORCE_TIMEOUT_MS),
@@ -128,17 +129,20 @@ class Persistence:
 
     async def request(self, request: Request, name: str) -> Answer:
         """`POST /v1/stores/{store}/persistence/request`."""
+        await self._expect_nothing(request)
         await self._levels.known(name, FORCE_TIMEOUT_MS)
         self._worker.request(name)
         return _answer(request, 202, {"store": name, "queued": True})
 
     async def force_store(self, request: Request, name: str) -> Answer:
         """`POST /v1/stores/{store}/persistence/force`."""
+        await self._expect_nothing(request)
         await self._levels.known(name, request.parameters["timeout_ms"])
         return await self._force(request, [name])
 
     async def force_all(self, request: Request) -> Answer:
         """`POST /v1/persistence/force`."""
+        await self._expect_nothing(request)
         return await self._force(request, None)
 
     async def status(self, request: Request) -> Answer:
@@ -155,6 +159,11 @@ class Persistence:
             )
         self._worker.set_interval(body.interval_ms)
         return _answer(request, 200, self._worker.status())
+
+    async def _expect_nothing(self, request: Request) -> None:
+        """Refuse a body that says something, such as a `scope`: that is a query parameter."""
+        if body := await self._bodies.read(request):
+            self._decode_nothing(body, sent(request.message.headers))
 
     async def _force(self, request: Request, stores: Collection[str] | None) -> Answer:
         timeout_ms = request.parameters["timeout_ms"]

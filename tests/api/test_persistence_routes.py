@@ -24,6 +24,18 @@ async def test_a_request_is_queued_at_once(node: Node):
     assert (answer.status, answer.code) == (404, "store_not_found")
 
 
+@pytest.mark.parametrize(
+    "target", ["/v1/stores/main/persistence/request", FORCE, "/v1/persistence/force"]
+)
+async def test_a_scope_in_the_body_is_refused_rather_than_passed_over(node: Node, target):
+    for body in ({"scope": "cluster"}, [], "x"):
+        answer = await node.ask("POST", target, json=body)
+        assert (answer.status, answer.code) == (400, "invalid_request")
+    assert node.worker.requested == node.worker.forced == []
+    for nothing in ({"json": {}}, {"data": b""}):
+        assert (await node.ask("POST", target, **nothing)).status in (200, 202)
+
+
 async def test_a_flush_of_this_node_covers_what_was_committed_when_it_came(node: Node):
     await node.append("s")
     answer = await node.ask("POST", FORCE)
