@@ -8,6 +8,7 @@ is there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,8 @@ _SEGMENTS: dict[str, Callable[[str], Any]] = {
 
 
 BOTH = ("application/json", "application/cbor")
+
+_ORIGIN = re.compile("https?://[^/?#]*", re.IGNORECASE).match
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,15 @@ class Router:
                 place = place.named.setdefault(segment, _Place())
         assert route.method not in place.methods, f"{route.method} {route.path} stands twice"
         place.methods[route.method] = route
+
+
+def origin_form(target: str) -> str:
+    """Path and query of a request target, which may be a whole URL (RFC 9112, 3.2.2)."""
+    origin = None if target.startswith("/") else _ORIGIN(target)
+    if origin is None:
+        return target
+    rest = target[origin.end() :]
+    return rest if rest.startswith("/") else "/" + rest
 
 
 def object_schema(properties: dict[str, Any], required: Iterable[str] = ()) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from node.api.persistence import Persistence
 from node.api.ports import Clock, ForceOn, NodeInfo, OnDisk, Override, Replica, Worker
 from node.api.reads import Reads
 from node.api.recovery import Recovery
-from node.api.routes import Route, Router
+from node.api.routes import Route, Router, origin_form
 from node.api.snapshots import SnapshotRoutes
 from node.api.stores import Stores
 from node.api.subscriptions import SubscriptionRoutes
@@ -178,7 +178,7 @@ class ApiServer:
         began = time.perf_counter()
         message = request.message
         timings = self._unmatched
-        path, _, query = message.path.partition("?")
+        path, _, query = origin_form(message.path).partition("?")
         try:
             unwanted = _choose_media(request)
             found = self._router.find(message.method, path)

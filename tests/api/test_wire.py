@@ -280,6 +280,23 @@ async def test_connections_beyond_the_limit_are_told_so():
         assert (await node.ask("GET", "/health/live")).status == 200
 
 
+async def test_a_target_in_absolute_form_is_the_path_in_it(node: Node):
+    """What is meant for a proxy: RFC 9112 has every server take it."""
+    for target, status in (
+        (b"http://n:8101/health/live", 200),
+        (b"HTTP://n/v1/stores/main/streams?prefix=http://a/b", 200),
+        (b"http://n", 404),
+        (b"http://n?x=/health/live", 404),
+        (b"https://n/v1/stores/none", 404),
+        (b"ftp://n/health/live", 400),
+    ):
+        heard = await node.talk(b"GET %b HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n" % target)
+        assert heard.startswith(b"HTTP/1.1 %d " % status), (target, heard)
+    assert b"X-Applied-Index: " in await node.talk(
+        b"GET http://n/v1/stores/none HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n"
+    )
+
+
 # --- garbage --------------------------------------------------------------------------------------
 
 
