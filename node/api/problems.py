@@ -11,7 +11,7 @@ from typing import Any
 
 from node.api.media import JSON, Media
 from node.api.wire import Answer
-from node.errors import ExesdbError, InvalidRequest, UpgradeRequired
+from node.errors import ExesdbError, InvalidRequest, Overloaded, UpgradeRequired
 
 TYPE_PREFIX = "urn:exesdb:problem:"
 
@@ -47,6 +47,12 @@ def answer(error: ExesdbError, media: Media, close: bool = False) -> Answer:
 def unparsable(words: str) -> Answer:
     """The answer to bytes that are not an HTTP request."""
     return answer(InvalidRequest(f"not a readable HTTP request: {words[:200]}"), JSON, close=True)
+
+
+def crowded(connections_max: int) -> Answer:
+    """The answer to a connection too many."""
+    error = Overloaded(f"{connections_max} connections are open already", limit="connections_max")
+    return answer(error, JSON, close=True)
 
 
 def internal() -> ExesdbError:

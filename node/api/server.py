@@ -141,6 +141,7 @@ class ApiServer:
         server = self._server = web.Server(_unused)
         known = KnownHeads(self.limits.head_line_bytes_max)
         outbox = Outbox(loop)
+        crowded = problems.crowded(self.limits.connections_max)
 
         def connection() -> Connection:
             return Connection(
@@ -151,6 +152,7 @@ class ApiServer:
                 known,
                 self._handle,
                 problems.unparsable,
+                crowded,
                 loop,
             )
 

@@ -226,12 +226,13 @@ Respond = Callable[[Request], Awaitable[Answer]]
 class Connection(RequestHandler):
     """One client's connection: its requests are answered one after the other.
 
-    Past `connections_max` a new connection is told so and closed. What cannot be parsed is answered
-    with what `refusal` makes of the parser's words.
+    Past `connections_max` a new connection is told so (`crowded`) and closed. What cannot be parsed
+    is answered with what `refusal` makes of the parser's words.
     """
 
     __slots__ = (
         "_body_missing",
+        "_crowded",
         "_heads",
         "_known",
         "_limits",
@@ -250,6 +251,7 @@ class Connection(RequestHandler):
         known: KnownHeads,
         respond: Respond,
         refusal: Callable[[str], Answer],
+        crowded: Answer,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(
@@ -270,14 +272,14 @@ class Connection(RequestHandler):
         self._body_missing: int | None = 0
         self._respond = respond
         self._refusal = refusal
+        self._crowded = crowded
         self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if len(self._server.connections) > self._limits.connections_max and self.transport:
-            self.transport.write(
-                self._heads.head(503, "") + b"Retry-After: 1\r\nConnection: close\r\n\r\n"
-            )
+            self._crowded.write(self.transport, self.outbox, self._heads, _UNPARSED)
+            self.outbox.flush()
             self.force_close()
 
     def data_received(self, data: bytes) -> None:

@@ -274,6 +274,7 @@ async def test_connections_beyond_the_limit_are_told_so():
         heard = await node.talk(LIVE + b"\r\n")
         assert heard.startswith(b"HTTP/1.1 503 ")
         assert b"Retry-After: 1\r\n" in heard
+        assert b'"code":"overloaded"' in heard and b'"limit":"connections_max"' in heard
         for writer in writers:
             writer.close()
         await eventually(lambda: not node.api._server.connections)
