@@ -52,7 +52,8 @@ class ApiLimits:
     # How long a client may keep the node waiting, in seconds.
     idle_s: float = 75.0  # between requests, and from the first byte of a head to its last
     body_s: float = 60.0  # from the head of a request to the end of its body
-    write_s: float = 60.0  # for taking an answer that does not fit into the socket's buffer
+    # For taking an answer that does not fit into the socket's buffer, or the end of a stream.
+    write_s: float = 60.0
     slow_client_s: float = 10.0  # for taking most of what waits in the buffer of a stream
     ping_s: float = 15.0  # of silence, until a WebSocket's client is pinged, and again; then cut
     linger_s: float = 2.0  # for sending the rest of a body that was refused

@@ -6,7 +6,7 @@ an `Outflow` until it has said all it has to. The connection is closed behind it
 What a client has not taken yet waits in the socket's buffer and, behind it, in the transport's,
 which holds `stream_buffer_bytes_max` and one part more. A write beyond that waits until the client
 has taken most of it, at most `slow_client_s`; then it raises `TooSlow`, and all that can still be
-said is one last part (`last`). If even that is not taken within `linger_s`, the connection is cut.
+said is one last part (`last`). If even that is not taken within `write_s`, the connection is cut.
 
 Who writes the same to many outflows frames it once (`chunk`) and puts it into each (`put`), which
 waits for nothing and says whether there is room for more.
@@ -86,7 +86,7 @@ class Outflow:
         if self.chunked:
             transport.write(b"0\r\n\r\n")
         if transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_later(self._limits.linger_s, transport.abort)
+            asyncio.get_running_loop().call_later(self._limits.write_s, transport.abort)
 
     def _send(self, part: bytes) -> None:
         if self._transport.is_closing():

@@ -303,7 +303,7 @@ async def test_so_many_followers_and_no_more():
 
 async def test_a_client_that_does_not_read_is_cut_off_and_holds_little_memory():
     async with serving(
-        slow_client_s=0.1, linger_s=0.1, stream_buffer_bytes_max=100_000, event_bytes_max=100_000
+        slow_client_s=0.1, write_s=0.1, stream_buffer_bytes_max=100_000, event_bytes_max=100_000
     ) as node:
         for _ in range(200):
             put(node, "a", data=b"x" * 90_000)
@@ -318,13 +318,14 @@ async def test_a_client_that_does_not_read_is_cut_off_and_holds_little_memory():
 
 async def test_the_last_word_to_a_slow_client_is_what_it_was():
     async with serving(
-        slow_client_s=0.2, linger_s=5, stream_buffer_bytes_max=100_000, event_bytes_max=100_000
+        slow_client_s=0.2, linger_s=0.05, stream_buffer_bytes_max=100_000, event_bytes_max=100_000
     ) as node:
         for _ in range(200):
             put(node, "a", data=b"x" * 90_000)
         async with follow(node) as stream:
             stream._reader._transport.pause_reading()
             await eventually(lambda: node.api._metrics._following.slow_consumers == 1)
+            await asyncio.sleep(0.2)  # it is slow: the last word waits for it
             stream._reader._transport.resume_reading()
             said = await stream.until("error")
             assert said[-1].data["code"] == "slow_consumer"
