@@ -166,7 +166,7 @@ async def _sent(
     others_fills = (await cluster.metrics(other))["exesdb_raft_fill_bytes_received"]
 
     def to(node: NodeProcess) -> float:
-        return metrics.get(f"exesdb_raft_bytes_sent_to_{node.node.node_id}", 0.0)
+        return metrics.get(f'exesdb_raft_bytes_sent_to{{peer="{node.node.node_id}"}}', 0.0)
 
     filled = metrics["exesdb_raft_fill_bytes_sent"] - others_fills
     return to(follower) - (to(other) - others_fills), filled

@@ -38,6 +38,7 @@ from node.core.state import State
 UNMATCHED = "unmatched"
 
 _BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 60.0)
+_SENT_TO = "bytes_sent_to_"  # and a peer's id, in the names of the replica's counters
 _NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_]")
 
 
@@ -218,12 +219,17 @@ class Metrics(Collector):
         leads = float(status.leader == status.node_id)
         yield GaugeMetricFamily("exesdb_raft_is_leader", "1 on the leader.", value=leads)
         yield from self._condition()
+        sent = UntypedMetricFamily("exesdb_raft_bytes_sent_to", "By peer.", labels=["peer"])
         for name, value in self._replica.counters().items():
+            if name.startswith(_SENT_TO):
+                sent.add_metric([name.removeprefix(_SENT_TO)], value)
+                continue
             yield UntypedMetricFamily(
                 "exesdb_raft_" + _NOT_A_NAME.sub("_", name).removeprefix("raft_"),
                 "Told by the replica.",
                 value=value,
             )
+        yield sent
 
     def _condition(self) -> Iterator[Metric]:
         """Whether clients are served here, and the two conditions that an operator must know of."""

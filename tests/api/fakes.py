@@ -148,7 +148,8 @@ class FakeReplica:
         return self.reasons
 
     def counters(self) -> dict[str, int]:
-        return {"proposals": 5, "bytes-sent": 17}
+        to_peers = {"bytes_sent_to_n-2": 8, "bytes_sent_to_n.2": 9}
+        return {"proposals": 5, "bytes-sent": 17, **to_peers}
 
     async def transfer_leadership(self, to: str | None, timeout_ms: int) -> str:
         return to or "n2"

@@ -152,8 +152,12 @@ async def test_metrics_are_counted_by_route_and_looked_up_at_scrape_time(node: N
         "exesdb_raft_is_leader 1.0",
         "exesdb_raft_proposals 5.0",
         "exesdb_raft_bytes_sent 17.0",
+        'exesdb_raft_bytes_sent_to{peer="n-2"} 8.0',
+        'exesdb_raft_bytes_sent_to{peer="n.2"} 9.0',
     ):
         assert line in lines, line
+    kinds = [line for line in lines if line.startswith("# TYPE ")]
+    assert len(kinds) == len(set(kinds)), "a name is told once"
 
 
 async def test_limits_that_contradict_one_another_stop_the_start():
