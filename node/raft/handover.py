@@ -3,15 +3,17 @@
 The leader proposes nothing more, waits until the target holds its whole log, and asks it to stand
 at once (Raft's TimeoutNow). What clients submit meanwhile waits in the queue and goes to the new
 leader. If nobody takes over within the time, the old leader goes on as if nothing had been asked.
+That time is short, however long who asked would wait: until it is over nobody's append goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
-from node.errors import MemberMissing, NoLeader
+from node.errors import MemberMissing, NoLeader, NotReady
 from node.raft.library import Engine, now
 from node.raft.ports import Network, RaftSettings
 from node.raft.proposals import Proposals
@@ -48,7 +50,8 @@ class HandOver:
     async def to(self, member: str | None, timeout_ms: int) -> str:
         """Hand leadership to a member, or to the one that is furthest; gives the leader's id.
 
-        Raises `MemberMissing`, `NoLeader`, `ReadBarrierTimeout`.
+        Raises `MemberMissing`, `NoLeader`, `NotReady` (the member cannot be spoken with),
+        `ReadBarrierTimeout`.
         """
         self._check_member(member)
         deadline = now() + timeout_ms / 1000
@@ -68,7 +71,7 @@ class HandOver:
     async def serve(self, _: str, member: Any) -> Any:
         """Answer a peer's `hand_over`."""
         self._check_member(member)
-        await self._hand_over(member, now() + self._settings.leader_wait_ms / 1000)
+        await self._hand_over(member, math.inf)
         return None
 
     def _check_member(self, member: str | None) -> None:
@@ -82,6 +85,9 @@ class HandOver:
             raise NoLeader(f"the leader did not hand over: {error}") from error
 
     async def _hand_over(self, member: str | None, deadline: float) -> None:
+        if member is not None and not self._network.is_connected(member):
+            raise NotReady(f"{member} is not connected")
+        deadline = min(deadline, now() + self._settings.leader_wait_ms / 1000)
         self._proposals.paused = True
         try:
             while now() < deadline and self._engine.leads:
@@ -90,7 +96,9 @@ class HandOver:
                     break
                 if self._engine.hand_over(target):
                     left_ms = max(1, round((deadline - now()) * 1000))
-                    await self._waiting.until(lambda: not self._engine.leads, left_ms, "its end")
+                    await self._waiting.until(
+                        lambda: not self._engine.leads, left_ms, "the end of its reign"
+                    )
                     return
                 self._turn()
                 await asyncio.sleep(_STEP_S)  # acks of what is in flight arrive

@@ -298,7 +298,7 @@ class Replica:
     async def transfer_leadership(self, to: str | None, timeout_ms: int) -> str:
         """Hand leadership to a member (or to the one that is furthest); gives the leader's id.
 
-        Raises `MemberMissing`, `NoLeader`, `ReadBarrierTimeout`; see `handover`.
+        Raises `MemberMissing`, `NoLeader`, `NotReady`, `ReadBarrierTimeout`; see `handover`.
         """
         return await self._hand_over.to(to, timeout_ms)
 

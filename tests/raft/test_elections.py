@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from node.core.outcomes import Appended
-from node.errors import ExesdbError, MemberMissing, NoLeader
+from node.errors import ExesdbError, MemberMissing, NoLeader, NotReady, ReadBarrierTimeout
 from node.raft import library
 from node.raft.membership import Membership, founding
 from node.raft.messages import (
@@ -449,11 +449,30 @@ class TestHandOver:
             leader = await cluster.ready()
             target = cluster.followers()[0]
             cluster.crash(target)
-            with pytest.raises(ExesdbError):
-                await cluster[leader].transfer_leadership(target, 1000)
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(NotReady):
+                await cluster[leader].transfer_leadership(target, 60_000)
+            assert asyncio.get_running_loop().time() - began < 0.1
             assert cluster[leader].leads
             outcome, _ = await cluster.append(leader)
             assert isinstance(outcome, Appended), "it goes on as if nothing had been asked"
+
+        simulate(scenario)
+
+    def test_a_member_that_does_not_take_over_holds_no_append_up_for_long(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            target, other = cluster.followers()
+            cluster.links.blackholes |= {(target, leader), (target, other)}
+            moving = asyncio.ensure_future(cluster[leader].transfer_leadership(target, 300_000))
+            await asyncio.sleep(0.05)
+            outcome, _ = await cluster.append(leader, None, 5000)
+            assert isinstance(outcome, Appended), "however long who asked would wait"
+            with pytest.raises(ReadBarrierTimeout):
+                await moving
+            assert cluster[leader].leads
+            cluster.check()
 
         simulate(scenario)
 
