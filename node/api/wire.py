@@ -20,6 +20,7 @@ reads the two side by side:
 * `_parser.message_consumed()` and `_resume_reading_if_drained()` let the parser go on;
 * `_current_request._cancel(error)` is called when the connection is lost in between;
 * `shutdown` waits for `_handler_waiter` while `_request_in_progress`, then for `_task_handler`;
+* `eof_received` lets the connection close, by saying nothing;
 * `_process_keepalive` closes an idle connection at `_next_keepalive_close_time`;
 * `resume_reading` has work to do only while `_reading_paused` is set;
 * `_drain_helper()` waits while `writing_paused`.
@@ -179,16 +180,8 @@ class Answer:
 
 # Stands in for the head of a request that could not be parsed.
 _UNPARSED = RawRequestMessage(
-    "UNKNOWN",
-    "/",
-    HttpVersion10,
-    CIMultiDictProxy(CIMultiDict()),
-    (),
-    True,
-    None,
-    False,
-    False,
-    URL("/"),
+    *("UNKNOWN", "/", HttpVersion10, CIMultiDictProxy(CIMultiDict()), ()),
+    *(True, None, False, False, URL("/")),
 )
 
 
@@ -231,15 +224,8 @@ class Connection(RequestHandler):
     """
 
     __slots__ = (
-        "_body_missing",
-        "_crowded",
-        "_heads",
-        "_known",
-        "_limits",
-        "_refusal",
-        "_respond",
-        "_server",
-        "outbox",
+        *("_body_missing", "_crowded", "_ended", "_endless", "_heads", "_known", "_limits"),
+        *("_refusal", "_respond", "_server", "outbox"),
     )
 
     def __init__(
@@ -270,6 +256,8 @@ class Connection(RequestHandler):
         self._known = known
         # Bytes of the newest request's body that have not come; None once that is not known.
         self._body_missing: int | None = 0
+        self._ended = False  # the client has said all it will
+        self._endless = False  # an answer without an end is under way
         self._respond = respond
         self._refusal = refusal
         self._crowded = crowded
@@ -310,6 +298,20 @@ class Connection(RequestHandler):
         waiter.set_result(None)
         return True
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp always closes
+        """Whether to stay, and answer a client that sends no more and may still read.
+
+        One that has left looks the same; nothing is kept waiting for it, or half a request.
+        """
+        self.outbox.flush()  # or closing overtakes an answer
+        self._ended = True
+        request: Request | None = self._current_request  # type: ignore[assignment]  # it is ours
+        if self._endless or (request is not None and request.on_gone is not None):
+            return False
+        if self._messages:
+            return self._messages[-1][1].is_eof()
+        return request is not None and request.payload.is_eof()
+
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Called after each part of a body that was read; there is rarely something to resume.
 
@@ -323,6 +325,8 @@ class Connection(RequestHandler):
         try:
             while not self._force_close:
                 if not self._messages:
+                    if self._ended:
+                        break
                     self._waiter = self._loop.create_future()
                     try:
                         await self._waiter
@@ -398,6 +402,7 @@ class Connection(RequestHandler):
         answer.write(transport, self.outbox, self._heads, request.message)
 
     async def _stream(self, request: Request, answer: Streamed) -> None:
+        self._endless = True
         transport = self.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
@@ -409,6 +414,7 @@ class Connection(RequestHandler):
             outflow.end()
 
     async def _hand_over(self, answer: TakenOver) -> None:
+        self._endless = True
         transport = self.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")

@@ -7,6 +7,7 @@ import inspect
 import random
 
 import aiohttp
+import pytest
 from aiohttp.web_protocol import RequestHandler
 
 from node.api.wire import Connection
@@ -61,6 +62,7 @@ SEAM = {
     ],
     "shutdown": ["if self._request_in_progress:", "asyncio.shield(self._task_handler)"],
     "_process_keepalive": ["close_time = self._next_keepalive_close_time", "self._waiter"],
+    "eof_received": ["def eof_received(self) -> None:\n        pass\n"],
     "resume_reading": ["self._reading_paused = False"],
     "pause_reading": ["self._reading_paused = True"],
     "pause_writing": ["self._paused = True"],
@@ -279,6 +281,44 @@ async def test_connections_beyond_the_limit_are_told_so():
             writer.close()
         await eventually(lambda: not node.api._server.connections)
         assert (await node.ask("GET", "/health/live")).status == 200
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_a_client_that_has_said_all_it_will_is_answered(node: Node, pieces):
+    """`printf ... | nc -N`: it ends its side and waits for the answers."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    octets = WHOLE * 20 + LIVE + b"\r\n"
+    for start in range(0, len(octets), len(octets) // pieces + 1):
+        writer.write(octets[start : start + len(octets) // pieces + 1])
+        await writer.drain()
+    writer.write_eof()
+    heard = await asyncio.wait_for(reader.read(), 5)  # to the end: the node ends its side, too
+    assert heard.count(b"HTTP/1.1 201 ") == 20
+    assert heard.endswith(b'{"status":"live"}')
+    writer.close()
+    await eventually(lambda: not node.api._server.connections)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        POST + b"Content-Length: 100\r\n\r\n{",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+        LIVE,
+        b"GET /v1/stores/main/events?wait_ms=60000 HTTP/1.1\r\nHost: n\r\n\r\n",
+        b"GET /v1/stores/main/subscribe HTTP/1.1\r\nHost: n\r\n\r\n",
+    ],
+)
+async def test_a_client_that_leaves_is_not_waited_for(node: Node, octets):
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(octets)
+    await asyncio.sleep(0.05)
+    writer.write_eof()
+    async with asyncio.timeout(2):
+        await reader.read()
+    writer.close()
+    await eventually(lambda: not node.api._server.connections)
+    assert node.api.arrivals.reads == 0
 
 
 async def test_a_target_in_absolute_form_is_the_path_in_it(node: Node):
