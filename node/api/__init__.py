@@ -22,5 +22,6 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
   families
 * `openapi`, `schemas`   the document, made from the routes
 * `media`, `names`, `parameters`, `problems`, `refusals`, `limits`   the rules that all share
-* `wire`       the seam to aiohttp (`known_heads`: requests whose header lines came before)
+* `wire`       the seam to aiohttp (`known_heads`: requests whose header lines came before;
+  `outbox`: answers of one turn, written together)
 """
