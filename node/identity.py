@@ -14,6 +14,9 @@ A tail that cannot be believed is loaded as far as it is whole. The node starts 
 it holds counts where all members have forgotten. That it is forgetful is on disk, too, until a
 leader has shown it what it missed: neither a stop nor another kill makes it forget that.
 
+Without a state file not even term and vote are known. The node is then *blank*, until it recovers
+(see `raft/recovery.py`).
+
 A promise (term and vote) that cannot be written ends the process: a node that goes on with one
 that it might forget can help to elect two leaders in one term.
 """
@@ -110,6 +113,7 @@ class Identity:
             index=index,
             index_term=term,
             forgetful=self._now.forgetful,
+            blank=self._now.blank,
             tail=tuple(loaded.entries),
             membership=_membership(self._now.membership),
             heard=_membership(self._now.heard),
@@ -143,7 +147,7 @@ class Identity:
 
     def recovered(self) -> None:
         """A leader has shown that nothing is missing here any more; on disk when this returns."""
-        self._promise(forgetful=False, founded=True, given_up=None, aside="")
+        self._promise(forgetful=False, blank=False, founded=True, given_up=None, aside="")
 
     def quarantine(self, newer: Standing) -> None:
         """Another lineage took the place of this node's: it is a stranger there, with no promises.
@@ -158,6 +162,7 @@ class Identity:
             forgetful=True,
             term=0,
             vote=None,
+            blank=False,
             given_up=self._now.lineage,
             aside="",
             membership=NOBODY.plain(),
@@ -201,6 +206,7 @@ class Identity:
             known = NodeIdentity(
                 *(self._founding, node_id, 0, 0, None, kernel_boot_id(), False),
                 lineage=self._founding or _NO_LINEAGE,
+                blank=True,
                 membership=NOBODY.plain() if joins else None,
             )
         # What the options say counts only where it was never changed.

@@ -107,6 +107,20 @@ def test_without_its_whole_log_a_clean_stop_is_not_trusted(tmp_path: Path, harm:
         assert forgetful(identity)
 
 
+def test_a_node_without_a_state_file_is_blank_until_it_has_recovered(tmp_path: Path) -> None:
+    with life(tmp_path) as first:
+        assert first.starting_point(0, 0, damaged=False).blank
+        first.save(7, "n2")
+    with life(tmp_path) as crashed:
+        assert crashed.starting_point(0, 0, damaged=False).blank, "a later term is no memory"
+        crashed.leave(0, [])
+    with life(tmp_path) as stopped:
+        assert stopped.starting_point(0, 0, damaged=False).blank
+        stopped.recovered()
+    with life(tmp_path) as recovered:
+        assert not recovered.starting_point(0, 0, damaged=False).blank
+
+
 def test_a_log_that_cannot_be_written_leaves_no_clean_mark(tmp_path: Path) -> None:
     left(tmp_path)
     with life(tmp_path) as identity:

@@ -43,6 +43,8 @@ class NodeIdentity:
     machine has not gone down, so what was written without fsync is still there. `clean` says that
     the last stop wrote the whole log to disk first. `forgetful` is True from a start at which
     something may have been forgotten until a leader has shown that nothing is missing any more.
+    `blank` says that there was no state file at that start, so that term and vote themselves are
+    not known.
 
     `lineage` names the history that this node follows; it changes when an operator rebuilds the
     cluster without some of its members. `ancestry` are the lineages that were given up on the way
@@ -67,6 +69,7 @@ class NodeIdentity:
     clean: bool
     lineage: str
     forgetful: bool = True
+    blank: bool = False
     ancestry: tuple[str, ...] = ()
     founded: bool = False
     given_up: str | None = None

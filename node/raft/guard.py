@@ -10,7 +10,8 @@ through only what keeps Raft's rules (in brackets the defects, see ARCHITECTURE)
   terms cuts, but never at or below the commit index (I12);
 * an ack counts only for the term in which it was given, and never takes anything back (A15-16, a);
 * one vote a voter a term (j); a second leader in one term is refused and reported (k);
-* a node that is recovering gives no vote below its floor (see `recovery`);
+* a node that is recovering gives no vote below its floor, and one that does not know what it has
+  promised obeys no leader (see `recovery`);
 * a term that no elections could have led to is not believed: a node that adopted it could never be
   led again, because terms only rise and a message's numbers end.
 
@@ -91,6 +92,8 @@ class Guard:
         engine = self._engine
         if message.term < engine.term:
             self._send(peer, TermNotice(engine.term))
+            return
+        if not self._recovery.may_obey():
             return
         known = engine.leader if message.term == engine.term else None
         if message.term == self._obeyed[0]:

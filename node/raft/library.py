@@ -18,7 +18,8 @@ Python turns ``self.__name`` inside class SyncObj into ``self._SyncObj__name``. 
     read or written
     _SyncObj__raftState, __raftLeader, __raftCurrentTerm, __raftCommitIndex, __raftLastApplied,
     __raftNextIndex, __raftMatchIndex, __raftElectionDeadline, __otherNodes, __connectedNodes,
-    __lastResponseTime, __newAppendEntriesTime, __transferInProgress, __readonlyNodes, _poller
+    __lastResponseTime, __newAppendEntriesTime, __transferInProgress, __readonlyNodes, _poller,
+    __setCurrentTerm (called)
 
 The library counts `__otherNodes`, and itself always. `_configure` keeps these the voters of the
 journal's membership, and the learner a read-only node. A node that is no voter itself stands among
@@ -39,14 +40,7 @@ from pysyncobj.node import Node
 from node.raft.bridge import Bridge, NoPoller, Outbox
 from node.raft.journal import Journal
 from node.raft.membership import Membership
-from node.raft.messages import (
-    Ack,
-    AppendEntries,
-    Behind,
-    RequestVote,
-    TimeoutNow,
-    Vote,
-)
+from node.raft.messages import Ack, AppendEntries, Behind, RequestVote, TimeoutNow, Vote
 from node.raft.pinned import verify
 from node.raft.ports import RaftSettings
 from node.raft.window import Window
@@ -221,6 +215,12 @@ class Engine(SyncObj):  # type: ignore[misc]
             # A request that can never be granted: its log is older than any.
             {"type": "request_vote", "term": term, "last_log_index": -1, "last_log_term": -1},
         )
+
+    def abstain(self, term: int) -> None:
+        """Adopt a term in which this node may have voted: as if it had, for itself."""
+        self.step_down(self._settings.node_id, term)
+        if self.journal.getVotedForNodeId() is None:
+            self._SyncObj__setCurrentTerm(self.term, self._settings.node_id)
 
     def forget_peer(self, peer: str) -> None:
         """The peer is a new incarnation: nothing is known of its log any more."""

@@ -24,6 +24,7 @@ SEAMS = (
     "_SyncObj__loadDumpFile",
     "_SyncObj__onBecomeLeader",
     "_SyncObj__onMessageReceived",
+    "_SyncObj__setCurrentTerm",
     "_checkCommandsToApply",
 )
 

@@ -21,8 +21,16 @@ disk before it is acknowledged. Asked and needed are the voters of the newest co
 among the reports, and those of every newer one that was heard of: a membership that came into
 force was heard of by a majority of its own voters, one of whom was a voter before, too.
 
-Nodes that never ran before come up the same way: a node without a state file cannot know whether it
-is new or has lost everything.
+A node without a state file is *blank*: it cannot know whether it is new or has lost everything, its
+term and vote included. It may have helped to elect a leader, and have acknowledged its entries, in
+a term later than that of whoever speaks to it first: a leader that was deposed meanwhile and does
+not know. So a blank voter obeys nobody, and acknowledges nothing, until all other members have
+answered one nonce. The greatest of their terms is its own from then on, and it votes for nobody in
+that term. It is late enough: whatever this node took part in, a majority did, and one of that
+majority is among those that answered, and keeps its term on disk. And nobody still counts a vote of
+its earlier life in a later term, because every candidate has answered, too. What it goes on with is
+an ordinary recovery, of a node that knows its term. Who is no voter, such as one that is only being
+added, has promised nothing that counts, and need not ask.
 """
 
 from __future__ import annotations
@@ -66,6 +74,7 @@ class Recovery:
         self._target: tuple[int, str, int] | None = None
         self._next_round = 0.0
         self._asked_under: str | None = None
+        self._blank = start.blank
         self.was_needed = start.forgetful
         self._told = ""
         self._tell_at = 0.0
@@ -77,12 +86,14 @@ class Recovery:
         leads = [peer for peer, report in said.items() if report.leads]
         if not engine.membership.voters:
             return "the members to take it in"
+        silent = sorted(self._needed() - said.keys())
+        if silent and not self.may_obey():
+            return f"an answer of {', '.join(silent)} (without a state file it needs all members)"
         if self._target is not None and engine.leader == self._target[1]:
             _, leader, index = self._target
             return f"entries of leader {leader}: {engine.verified_index:,} of {index:,} are here"
         if leads:
             return f"entries of {leads[0]}, which leads"
-        silent = sorted(self._needed() - said.keys())
         if silent:
             return f"an answer of {', '.join(silent)} (a cold start needs all members), or a leader"
         return "an election: all members have answered, and nobody leads"
@@ -97,6 +108,10 @@ class Recovery:
             self._floor is not None and (last_term, last_index) >= self._floor
         )
 
+    def may_obey(self) -> bool:
+        """Whether this node may take a leader's word: not while it may have promised more."""
+        return not self._blank or not self._is_voter()
+
     def may_stand(self) -> bool:
         """Whether this node may be a candidate."""
         journal = self._engine.journal
@@ -106,6 +121,8 @@ class Recovery:
         """Leave if it may; else ask again when it is time."""
         if not self.active:
             return
+        if self._blank and self._complete():
+            self._learn_term()
         leader = self._engine.leader
         if self._engine.leads or self._caught_up():
             self._leave()
@@ -151,6 +168,11 @@ class Recovery:
         if message.leads and not message.recovering and message.term >= self._engine.term:
             self._target = (message.term, peer, message.last_index)
 
+    def _learn_term(self) -> None:
+        """All have answered: no promise of an earlier life is of a later term than theirs."""
+        self._engine.abstain(max((report.term for report in self._reports.values()), default=0))
+        self._blank = False
+
     def _caught_up(self) -> bool:
         if self._target is None:
             return False
@@ -161,7 +183,7 @@ class Recovery:
     def _leave(self) -> None:
         # On disk first: a crash after this must find a node that has kept its word since.
         self._promises.recovered()
-        self.active = False
+        self.active = self._blank = False
         log.info("recovered at index %d in term %d", self._engine.verified_index, self._engine.term)
 
     def _set_floor(self) -> None:
@@ -185,13 +207,22 @@ class Recovery:
         return known and self._needed() <= self._reports.keys()
 
     def _needed(self) -> set[str]:
-        """Whose answers a cold start needs."""
+        """Whose answers a cold start needs, and a blank node."""
+        return self._voters() - {self._settings.node_id}
+
+    def _is_voter(self) -> bool:
+        """Whether this node may be counted anywhere; so it is as long as nobody is known to be."""
+        voters = self._voters()
+        return not voters or self._settings.node_id in voters
+
+    def _voters(self) -> set[str]:
+        """Those of the newest membership known to be committed, and of all newer ones."""
         own = self._engine.journal.memberships
-        needed = set(own.committed.voter_ids)
+        voters = set(own.committed.voter_ids)
         for heard in (own.heard, *self._heard.values()):
             if heard.version > own.committed.version:
-                needed |= heard.voter_ids
-        return needed - {self._settings.node_id}
+                voters |= heard.voter_ids
+        return voters
 
     def _ask(self) -> None:
         cold = self._floor is not None and self._complete()

@@ -6,12 +6,62 @@ from tests.mutants.defect import Defect
 
 _RULES = "raft/test_recovery.py::TestRules"
 _COLD = "raft/test_recovery.py::TestColdStart"
+_BLANK = "raft/test_recovery.py::TestBlank"
 _IDENTITY = "test_identity.py"
 _DIRECTORY = "persistence/test_directory.py"
 _FORGETTING = "test_forgetting.py"
 _TAIL, _TAIL_FILES = "persistence/test_tail.py", "persistence/test_tail_files.py"
 
 DEFECTS = (
+    Defect(
+        "blank-node-obeys",
+        "blank: it obeys no leader before it knows its term",
+        "raft/guard.py",
+        "        if not self._recovery.may_obey():\n            return\n",
+        "",
+        (_BLANK,),
+    ),
+    Defect(
+        "blank-node-asks-a-few",
+        "blank: all members have to answer",
+        "raft/recovery.py",
+        "        if self._blank and self._complete():\n",
+        "        if self._blank and self._reports:\n",
+        (_BLANK,),
+    ),
+    Defect(
+        "blank-node-learns-no-term",
+        "blank: the greatest term of all members is its own",
+        "raft/recovery.py",
+        "max((report.term for report in self._reports.values()), default=0)",
+        "0",
+        (_BLANK,),
+    ),
+    Defect(
+        "blank-node-votes-again",
+        "blank: no vote in the term that it learned",
+        "raft/library.py",
+        "        if self.journal.getVotedForNodeId() is None:\n"
+        "            self._SyncObj__setCurrentTerm(self.term, self._settings.node_id)\n",
+        "",
+        (_BLANK,),
+    ),
+    Defect(
+        "blank-is-not-kept",
+        "blank: it stays so, whatever happens, until the node has recovered",
+        "identity.py",
+        "                blank=True,\n",
+        "                blank=False,\n",
+        (_FORGETTING, _IDENTITY),
+    ),
+    Defect(
+        "blank-for-ever",
+        "blank: who recovered knows its promises",
+        "identity.py",
+        "(forgetful=False, blank=False, founded=True",
+        "(forgetful=False, founded=True",
+        (_FORGETTING, _IDENTITY),
+    ),
     Defect(
         "nobody-recovers",
         "A5: who may have forgotten starts recovering",

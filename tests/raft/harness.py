@@ -151,6 +151,7 @@ class Cluster:
                 state.applied_term,
                 disk.forgetful,
                 disk.tail,
+                disk.blank,
                 disk.membership,
                 disk.heard,
             ),

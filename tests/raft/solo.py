@@ -39,6 +39,7 @@ class Disk:
     cut: int = 0
     clean: bool = False
     forgetful: bool = True
+    blank: bool = True
     tail: tuple[tuple[int, int, bytes], ...] = ()
     membership: Membership | None = None
     heard: Membership | None = None
@@ -56,7 +57,7 @@ class Disk:
 
     def recovered(self) -> None:
         """`ports.Promises`."""
-        self.forgetful = False
+        self.forgetful = self.blank = False
         self.standing = self.standing._replace(founded=True)
 
     def rebuild(self, lineage: str, membership: Membership) -> None:
@@ -68,6 +69,7 @@ class Disk:
         """The disk of the next life, when this one's lineage was given up; this one is kept."""
         return Disk(
             incarnation=self.incarnation,
+            blank=False,
             membership=NOBODY,
             heard=NOBODY,
             standing=newer._replace(founded=False),

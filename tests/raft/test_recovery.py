@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 
+from node.errors import OutcomeUnknown
 from node.raft import library
 from node.raft.membership import Membership
 from node.raft.messages import (
@@ -18,9 +19,12 @@ from node.raft.messages import (
     RecoveryReport,
     RecoveryRequest,
     RequestVote,
+    TermNotice,
+    Vote,
 )
+from node.raft.ports import StartingPoint
 from tests.raft.harness import Cluster
-from tests.raft.solo import Solo, starting_at
+from tests.raft.solo import Disk, Solo, starting_at
 from tests.raft.stock import StockCluster
 from tests.raft.virtual_time import Clock, clock, simulate
 
@@ -206,6 +210,104 @@ class TestRules:
         assert (solo.engine.role, solo.disk.term) == (library.FOLLOWER, 9)
         founding = solo.settings.founding.plain()
         assert solo.take() == [("n2", RecoveryReport(1, 9, False, False, 1, 2, founding, founding))]
+
+
+class TestBlank:
+    """Without a state file a node does not know its own term."""
+
+    def blank(self, **changes: object) -> Solo:
+        """A voter of three that has asked its first round."""
+        solo = Solo(start=StartingPoint(1, 0, None, 0, 0, forgetful=True, blank=True), **changes)
+        solo.tick()
+        return solo
+
+    def answers(self, solo: Solo, **terms: int) -> None:
+        for peer, term in terms.items():
+            leads = peer == "n2"
+            solo.recovery.report(peer, report(solo, term=term, leads=leads, last_index=2))
+        solo.tick()
+
+    def test_it_obeys_nobody_before_all_have_answered(self) -> None:
+        solo = self.blank()
+        entries = AppendEntries(5, 1, 0, 1, [[5, b"x"]])
+        assert solo.hear("n2", entries) == []
+        self.answers(solo, n2=5)
+        assert solo.hear("n2", entries) == []
+        assert "n3" in solo.recovery.waits_for()
+        self.answers(solo, n2=5, n3=5)
+        assert solo.hear("n2", entries) == [("n2", Ack(5, 3, False, True))]
+        solo.tick()
+        assert not solo.recovery.active
+        assert not solo.disk.blank
+
+    def test_it_takes_part_in_no_term_before_the_latest_that_anybody_knows(self) -> None:
+        solo = self.blank()
+        self.answers(solo, n2=5, n3=7)
+        assert solo.hear("n2", AppendEntries(5, 1, 0, 1, [])) == [("n2", TermNotice(7))]
+        assert solo.disk.term == 7, "and that is on disk"
+
+    def test_it_gives_no_vote_in_that_term_because_it_may_have_given_one(self) -> None:
+        solo = self.blank()
+        self.answers(solo, n2=5, n3=5)
+        solo.hear("n2", AppendEntries(5, 1, 0, 1, [[5, b"x"]]))
+        solo.tick()
+        assert not solo.recovery.active
+        assert solo.hear("n3", RequestVote(5, 9, 5)) == []
+        assert solo.hear("n3", RequestVote(6, 9, 5)) == [("n3", Vote(6))]
+
+    def test_answers_of_different_rounds_are_not_added_up(self, hands: Clock) -> None:
+        solo = self.blank()
+        self.answers(solo, n2=5)
+        hands.advance(1)
+        solo.tick()
+        self.answers(solo, n3=5)
+        assert solo.hear("n2", AppendEntries(5, 1, 0, 1, [])) == []
+
+    def test_it_does_not_take_back_a_vote_that_it_still_knows(self) -> None:
+        start = StartingPoint(2, 6, "n3", 0, 0, forgetful=True, blank=True)
+        solo = Solo(start=start, disk=Disk(term=6, vote="n3"))
+        solo.tick()
+        self.answers(solo, n2=5, n3=6)
+        assert (solo.disk.term, solo.disk.vote) == (6, "n3")
+
+    def test_who_is_not_counted_need_not_ask(self) -> None:
+        voters = Membership.from_plain([3, [["n2", "n2:1"], ["n3", "n3:1"]], ["n1", "n1:1"]])
+        start = StartingPoint(
+            1, 0, None, 0, 0, forgetful=True, blank=True, membership=voters, heard=voters
+        )
+        solo = Solo(start=start)
+        assert solo.hear("n2", AppendEntries(5, 1, 0, 1, [[5, b"x"]])) == [
+            ("n2", Ack(5, 3, False, True))
+        ]
+
+    def test_a_deposed_leader_cannot_commit_with_a_voter_that_lost_its_disk(self) -> None:
+        """Seed 31286 of 3 nodes: the voter had elected, and acknowledged, in a later term."""
+
+        async def scenario() -> None:
+            # A leader that is not run for a while does not notice that it leads no more.
+            cluster = Cluster(3, leader_fallback_ms=60_000)
+            deposed = await cluster.ready()
+            one, other = cluster.followers()
+            cluster.links.cut(deposed)
+            await cluster.until(lambda: cluster[one].leads or cluster[other].leads)
+            leader, victim = (one, other) if cluster[one].leads else (other, one)
+            command = cluster.command()
+            await cluster.append(leader, command)
+            cluster.crash(victim)
+            cluster.wipe(victim)
+            cluster.links.cut(leader)
+            cluster.links.heal(deposed)
+            cluster.links.cut_pair(deposed, leader)
+            await cluster.start(victim)
+            with pytest.raises(OutcomeUnknown):
+                await cluster.append(deposed, None, 5_000)
+            cluster.links.heal()
+            await cluster.settled()
+            assert cluster.holds(victim, command)
+            assert cluster.holds(deposed, command)
+            cluster.check()
+
+        simulate(scenario)
 
 
 class TestColdStart:
