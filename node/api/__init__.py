@@ -23,5 +23,5 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
 * `openapi`, `schemas`   the document, made from the routes
 * `media`, `names`, `parameters`, `problems`, `refusals`, `limits`   the rules that all share
 * `wire`       the seam to aiohttp (`known_heads`: requests whose header lines came before;
-  `outbox`: answers of one turn, written together)
+  `answers`: what is said to a client; `outbox`: answers of one turn, written together)
 """

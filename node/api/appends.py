@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from node.api.answers import Answer
 from node.api.bodies import (
     UNSET,
     AppendBody,
@@ -30,7 +31,7 @@ from node.api.parameters import choice, timeout
 from node.api.ports import Clock, OnDisk, Replica, Worker
 from node.api.refusals import refusal
 from node.api.routes import Reply, Route
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.core import commands
 from node.core.commands import ANY, NO_STREAM, STREAM_EXISTS
 from node.core.outcomes import Appended, Outcome, WrongExpectedVersion

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 
+from node.api.answers import Answer
 from node.api.appends import checked_position
 from node.api.bodies import BodyReader, CheckpointBody, Decoder
 from node.api.levels import READ_PROBLEMS, Levels
@@ -18,7 +19,7 @@ from node.api.ports import Replica
 from node.api.refusals import refusal
 from node.api.routes import Reply, Route
 from node.api.stores import CHANGE_PROBLEMS
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.core import commands
 from node.core.outcomes import CheckpointMoved
 from node.errors import (

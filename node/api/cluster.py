@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from node.api.answers import Answer
 from node.api.bodies import BodyReader, Decoder, LeaderBody
 from node.api.limits import ApiLimits
 from node.api.media import sent
 from node.api.parameters import timeout
 from node.api.ports import MemberStatus, NodeInfo, Replica
 from node.api.routes import Reply, Route
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.errors import (
     MemberMissing,
     NoLeader,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
+from node.api.answers import Answer
 from node.api.arrivals import canceller
 from node.api.bodies import AckBody, BodyReader, Decoder, FetchBody, NackBody
 from node.api.desks import Desks
@@ -23,7 +24,7 @@ from node.api.routes import Reply, Route
 from node.api.settlements import ACTIONS, deliveries_of, delivery_id, settled_body
 from node.api.stores import CHANGE_PROBLEMS
 from node.api.subscriptions import PATH, stalled
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.core import subscription_commands as asked
 from node.core.outcomes import Fetched
 from node.core.store import Store
@@ -115,6 +116,7 @@ class Deliveries:
             raise PayloadTooLarge(
                 "wait_ms: too long", limit=self._limits.wait_ms_max, actual=body.wait_ms
             )
+        request.on_gone = _stays_no_longer
         wait_ms = min(request.parameters["timeout_ms"], UNKNOWN_STORE_MS)
         store = await self._levels.known(store_name, wait_ms)
         fetched = await self._fetched(request, store, name, body)
@@ -151,7 +153,7 @@ class Deliveries:
         except (TimeoutError, NotReady):  # the latter where the node stops
             return await self._desks.fetch(*wish)
         finally:
-            request.on_gone = None
+            request.on_gone = _stays_no_longer
             self._arrivals.leave()
 
     # --- settling ----------------------------------------------------------------------------
@@ -176,3 +178,9 @@ class Deliveries:
         stale = await self._settlements.settle(store, name, deliveries, action, patience_ms)
         media = request.wants
         return Answer(200, media.encode(settled_body(ids, stale)), media.type)
+
+
+def _stays_no_longer() -> None:
+    """A fetch is for a client that stays to settle what it gets: the connection ends with it (see
+    `Connection.eof_received`), and `is_gone` is asked in the end.
+    """

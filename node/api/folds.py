@@ -12,6 +12,7 @@ from typing import Any
 
 import cbor2
 
+from node.api.answers import Answer
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.names import source_name
@@ -20,7 +21,7 @@ from node.api.reads import stream_of
 from node.api.records import Pacer
 from node.api.refusals import stream_missing
 from node.api.routes import Reply, Route
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.core.fields import NUMBER_MAX
 from node.core.folding import fold
 from node.core.frames import decode_frame

@@ -34,6 +34,7 @@ from typing import Any
 import msgspec
 
 from node.api import problems
+from node.api.answers import Answer, Streamed
 from node.api.arrivals import Arrivals
 from node.api.courses import FORMS, NDJSON, SSE, Course, Encoded
 from node.api.crowds import Crowd, Crowds
@@ -45,7 +46,7 @@ from node.api.reads import END
 from node.api.routes import Reply, Route
 from node.api.streamed import Outflow, TooSlow
 from node.api.wanted import filter_parameters, wanted
-from node.api.wire import Answer, Request, Streamed
+from node.api.wire import Request
 from node.core.state import State
 from node.core.store import Store
 from node.errors import (

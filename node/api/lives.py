@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from node.api.answers import Answer
 from node.api.appends import expected_code
 from node.api.bodies import BodyReader, Decoder, StreamMetadataBody
 from node.api.limits import ApiLimits
@@ -21,7 +22,7 @@ from node.api.ports import Replica
 from node.api.refusals import refusal
 from node.api.routes import Reply, Route
 from node.api.stores import CHANGE_PROBLEMS
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.core import life_commands
 from node.core.outcomes import MetadataSet, StreamRemoved
 from node.core.stream import Limits

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 
+from node.api.answers import Answer
 from node.api.bodies import BodyReader, Decoder, MemberBody
 from node.api.limits import ApiLimits
 from node.api.media import sent
 from node.api.parameters import timeout
 from node.api.ports import Membership, Replica
 from node.api.routes import Reply, Route
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.errors import (
     InvalidRequest,
     LastMember,

@@ -25,6 +25,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from node.api.answers import Answer
 from node.api.arrivals import Arrivals
 from node.api.bodies import BodyReader
 from node.api.following import Following
@@ -32,7 +33,7 @@ from node.api.ports import Clock, NodeInfo, Replica, Worker
 from node.api.routes import Reply, Route
 from node.api.subscriptions import status as subscription_status
 from node.api.talks import Talks
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.core.state import State
 
 UNMATCHED = "unmatched"

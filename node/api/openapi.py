@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 
+from node.api.answers import Answer
 from node.api.media import CBOR, JSON
 from node.api.parameters import Parameter
 from node.api.routes import Reply, Route
 from node.api.schemas import PATH_PARTS, PREAMBLE, SCHEMAS
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.errors import (
     ExesdbError,
     InvalidRequest,

@@ -16,6 +16,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from node.api.answers import Answer
 from node.api.bodies import BodyReader, Decoder, IntervalBody, NothingBody
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
@@ -23,7 +24,7 @@ from node.api.media import sent
 from node.api.parameters import choice, timeout
 from node.api.ports import ForceOn, Replica, Worker
 from node.api.routes import Reply, Route
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.core.state import State
 from node.errors import (
     ExesdbError,

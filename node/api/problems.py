@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from node.api.answers import Answer
 from node.api.media import JSON, Media
-from node.api.wire import Answer
 from node.errors import ExesdbError, InvalidRequest, Overloaded, UpgradeRequired
 
 TYPE_PREFIX = "urn:exesdb:problem:"

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from heapq import merge
 from typing import Any
 
+from node.api.answers import Answer
 from node.api.arrivals import Arrivals, canceller
 from node.api.filters import Scan
 from node.api.levels import READ_PROBLEMS, Levels
@@ -27,7 +28,7 @@ from node.api.records import Pacer, written_page
 from node.api.refusals import stream_deleted, stream_missing
 from node.api.routes import Reply, Route
 from node.api.wanted import filter_parameters, name_prefix, wanted
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.core.state import State
 from node.core.store import Record, Store
 from node.core.stream import Stream

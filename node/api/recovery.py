@@ -7,12 +7,13 @@ it can see to be wrong or unneeded, makes the new lineage and membership durable
 
 from __future__ import annotations
 
+from node.api.answers import Answer
 from node.api.bodies import BodyReader, Decoder, RecoveryBody
 from node.api.limits import ApiLimits
 from node.api.media import sent
 from node.api.ports import Override
 from node.api.routes import Reply, Route
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.errors import (
     PersistenceDisabled,
     PersistenceFailed,

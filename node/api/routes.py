@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from node.api import names
+from node.api.answers import Answer
 from node.api.parameters import Parameter, Values, parse_query
-from node.api.wire import Answer
 from node.errors import ExesdbError, InvalidRequest, MethodNotAllowed, RouteMissing
 
 Handler = Callable[..., Awaitable[Answer]]

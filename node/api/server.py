@@ -28,6 +28,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from node.api import media, problems
+from node.api.answers import Answer, Heads
 from node.api.appends import Appends
 from node.api.arrivals import Arrivals
 from node.api.bodies import BodyReader
@@ -55,7 +56,7 @@ from node.api.snapshots import SnapshotRoutes
 from node.api.stores import Stores
 from node.api.subscriptions import SubscriptionRoutes
 from node.api.talks import Talks
-from node.api.wire import Answer, Connection, Heads, Request, logger
+from node.api.wire import Connection, Request, logger
 from node.core.commands import REPLICATED
 from node.core.state import State
 from node.errors import ExesdbError, NotAcceptable

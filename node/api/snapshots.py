@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
+from node.api.answers import Answer
 from node.api.bodies import BodyReader, Decoder, SnapshotBody
 from node.api.framing import Framer
 from node.api.levels import READ_PROBLEMS, Levels
@@ -29,7 +30,7 @@ from node.api.refusals import refusal
 from node.api.routes import Reply, Route
 from node.api.snapshot_records import summary, written, written_page
 from node.api.stores import CHANGE_PROBLEMS
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.core import commands
 from node.core.fields import NUMBER_MAX
 from node.core.outcomes import SnapshotDeleted, SnapshotRecorded

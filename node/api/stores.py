@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from node.api.answers import Answer
 from node.api.bodies import UNSET, BodyReader, Decoder, StoreBody
 from node.api.levels import LEVEL_PROBLEMS, READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
@@ -13,7 +14,7 @@ from node.api.parameters import timeout
 from node.api.ports import Clock, Replica, Worker
 from node.api.refusals import refusal
 from node.api.routes import Reply, Route
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.core import commands
 from node.core.outcomes import StoreCreated, StoreDeleted
 from node.core.snapshots import KEPT_MAX

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from node.api.answers import Answer
 from node.api.bodies import BodyReader, Decoder, ReplayBody, SubscriptionBody
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
@@ -24,7 +25,7 @@ from node.api.refusals import refusal
 from node.api.routes import Reply, Route
 from node.api.stores import CHANGE_PROBLEMS
 from node.api.wanted import described, filter_of
-from node.api.wire import Answer, Request
+from node.api.wire import Request
 from node.core import subscription_commands as asked
 from node.core.fields import NUMBER_MAX
 from node.core.outcomes import Replayed, Subscribed, Unsubscribed

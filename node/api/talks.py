@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 from aiohttp.http import HttpVersion11
 
+from node.api.answers import Answer
 from node.api.appends import Appends
 from node.api.bodies import BodyReader
 from node.api.conversation import Conversation
@@ -36,7 +37,7 @@ from node.api.socket_feeds import Feed
 from node.api.socket_messages import Consume, Read, Subscribe
 from node.api.sockets import Socket, accepted
 from node.api.wanted import wanted
-from node.api.wire import Answer, Connection, Request, TakenOver
+from node.api.wire import Connection, Request, TakenOver
 from node.errors import (
     InvalidRequest,
     NoLeader,

@@ -7,8 +7,7 @@ connection (parser, keep-alive, pipelining, flow control, shutdown) and put thre
 place of its own, which takes away more than half of the cost:
 
 `Request`     what the parser delivered, nothing more; often not even parsed (`known_heads`)
-`Answer`      writes itself, in one piece, with others of the same turn (`outbox`); or, `Streamed`,
-              as it comes
+`Answer`      writes itself, in one piece, or as it comes (see `answers`)
 `Connection`  a `RequestHandler` with its own loop over the requests of a connection
 
 What `Connection` relies on, beyond the public API of aiohttp 3.14 (`tests/api/test_wire.py` fails
@@ -30,31 +29,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
-from email.utils import formatdate
 from http import HTTPStatus
 
 from aiohttp import web
-from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
+from aiohttp.http import HttpVersion10, RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from node.api.answers import Answer, Head, Heads, Streamed
 from node.api.known_heads import KnownHead, KnownHeads, WholeBody
 from node.api.limits import ApiLimits
 from node.api.media import JSON, Media
 from node.api.outbox import Outbox
 from node.api.parameters import Values
-from node.api.streamed import Flow, Outflow
+from node.api.streamed import Outflow
 
 logger = logging.getLogger("node.api")
 
-Head = RawRequestMessage | KnownHead
 Body = StreamReader | WholeBody
-
-_JOINED_BYTES_MAX = 16 * 1024  # larger bodies are written after the head, not copied behind it
 
 
 class Request:
@@ -86,8 +81,11 @@ class Request:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the client has left. It may have done so before `on_gone` could be set."""
-        return self._connection is not None and self._connection.transport is None
+        """Whether the client has left, or may have, since it says no more. It may have done so
+        before `on_gone` could be set.
+        """
+        connection = self._connection
+        return connection is not None and (connection.transport is None or connection.ended)
 
     def _cancel(self, error: BaseException) -> None:
         """The connection is lost: whoever reads the body, or waits to answer, ends."""
@@ -96,111 +94,19 @@ class Request:
             self.on_gone()
 
 
-class Heads:
-    """The first lines of answers, kept ready: they differ by status and content type only.
-
-    They hold the date, so they are made again when the second changes. `closing` makes every
-    further answer the last of its connection.
-    """
-
-    def __init__(self, node_id: str) -> None:
-        self.closing = False
-        self._node_id = node_id
-        self._second = 0
-        self._ready: dict[tuple[int, str], bytes] = {}
-
-    def head(self, status: int, content_type: str) -> bytes:
-        """Status line and the headers that all answers have, without the empty line."""
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            self._ready.clear()
-        head = self._ready.get((status, content_type))
-        if head is None:
-            head = self._ready[status, content_type] = self._made(status, content_type)
-        return head
-
-    def _made(self, status: int, content_type: str) -> bytes:
-        lines = [
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-            f"Date: {formatdate(self._second, usegmt=True)}",
-            f"X-Served-By: {self._node_id}",
-        ]
-        if content_type:
-            lines.append(f"Content-Type: {content_type}")
-        return "".join(line + "\r\n" for line in lines).encode()
-
-
-class Answer:
-    """A complete answer. `lines` are further headers, each ended by CRLF.
-
-    `close` ends the connection after it, for requests whose body was not read to its end.
-    """
-
-    __slots__ = ("body", "close", "content_type", "lines", "status")
-
-    def __init__(
-        self,
-        status: int,
-        body: bytes = b"",
-        content_type: str = "",
-        lines: bytes = b"",
-        close: bool = False,
-    ) -> None:
-        self.status = status
-        self.body = body
-        self.content_type = content_type
-        self.lines = lines
-        self.close = close
-
-    def write(
-        self, transport: asyncio.Transport, outbox: Outbox, heads: Heads, message: Head
-    ) -> None:
-        """Write everything; `close` says whether the connection ends after it."""
-        head = self._head(heads, message)
-        body = b"" if message.method == "HEAD" else self.body
-        if len(body) <= _JOINED_BYTES_MAX:
-            outbox.add(transport, head + body)
-        else:
-            outbox.flush()
-            transport.write(head)
-            transport.write(body)
-
-    def _head(self, heads: Heads, message: Head) -> bytes:
-        head = heads.head(self.status, self.content_type)
-        lines = self.lines
-        if self.close:
-            lines += b"Connection: close\r\n"
-        elif message.version[1] == 0:
-            lines += b"Connection: keep-alive\r\n"
-        if self.status == HTTPStatus.NO_CONTENT:
-            return b"%b%b\r\n" % (head, lines)
-        return b"%b%bContent-Length: %d\r\n\r\n" % (head, lines, len(self.body))
-
-
 # Stands in for the head of a request that could not be parsed.
 _UNPARSED = RawRequestMessage(
-    *("UNKNOWN", "/", HttpVersion10, CIMultiDictProxy(CIMultiDict()), ()),
-    *(True, None, False, False, URL("/")),
+    "UNKNOWN",
+    "/",
+    HttpVersion10,
+    CIMultiDictProxy(CIMultiDict()),
+    (),
+    True,
+    None,
+    False,
+    False,
+    URL("/"),
 )
-
-
-class Streamed(Answer):
-    """An answer whose body is a flow (see `streamed`); the connection ends with it."""
-
-    __slots__ = ("flow",)
-
-    def __init__(self, content_type: str, flow: Flow, lines: bytes = b"") -> None:
-        super().__init__(HTTPStatus.OK, b"", content_type, lines, close=True)
-        self.flow = flow
-
-    def begin(self, transport: asyncio.Transport, heads: Heads, message: Head) -> bool:
-        """Write the head; whether the body goes in chunks."""
-        chunked = message.version >= HttpVersion11 and message.method != "HEAD"
-        lines = self.lines + (b"Transfer-Encoding: chunked\r\n" if chunked else b"")
-        head = heads.head(self.status, self.content_type)
-        transport.write(b"%b%bConnection: close\r\n\r\n" % (head, lines))
-        return chunked
 
 
 class TakenOver(Answer):
@@ -224,8 +130,17 @@ class Connection(RequestHandler):
     """
 
     __slots__ = (
-        *("_body_missing", "_crowded", "_ended", "_endless", "_heads", "_known", "_limits"),
-        *("_refusal", "_respond", "_server", "outbox"),
+        "_body_missing",
+        "_crowded",
+        "_endless",
+        "_heads",
+        "_known",
+        "_limits",
+        "_refusal",
+        "_respond",
+        "_server",
+        "ended",
+        "outbox",
     )
 
     def __init__(
@@ -256,7 +171,7 @@ class Connection(RequestHandler):
         self._known = known
         # Bytes of the newest request's body that have not come; None once that is not known.
         self._body_missing: int | None = 0
-        self._ended = False  # the client has said all it will
+        self.ended = False  # the client has said all it will
         self._endless = False  # an answer without an end is under way
         self._respond = respond
         self._refusal = refusal
@@ -304,7 +219,7 @@ class Connection(RequestHandler):
         One that has left looks the same; nothing is kept waiting for it, or half a request.
         """
         self.outbox.flush()  # or closing overtakes an answer
-        self._ended = True
+        self.ended = True
         request: Request | None = self._current_request  # type: ignore[assignment]  # it is ours
         if self._endless or (request is not None and request.on_gone is not None):
             return False
@@ -325,7 +240,7 @@ class Connection(RequestHandler):
         try:
             while not self._force_close:
                 if not self._messages:
-                    if self._ended:
+                    if self.ended:
                         break
                     self._waiter = self._loop.create_future()
                     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from node.api import routes
+from node.api.answers import Answer
 from node.api.routes import Reply, Route, Router
-from node.api.wire import Answer
 from node.errors import InvalidRequest, MethodNotAllowed, RouteMissing
 
 
