@@ -57,6 +57,9 @@ _TAGS_OF_CBOR2 = (
 _REFUSED_TAGS = {tag: _refuse_tag for tag in _TAGS_OF_CBOR2}
 _REFUSED_IN_HASTE = {**_REFUSED_TAGS, 2: _refuse_tag, 3: _refuse_tag}  # big integers need a look
 
+# How tags 2 and 3 may begin: in one byte, or in the longer forms that any tag may have.
+_BIG_INTEGER_HEADS = (b"\xc2", b"\xc3", b"\xd8", b"\xd9", b"\xda", b"\xdb")
+
 _SEAL_VALUE = os.urandom(16)
 _SEAL = cbor2.dumps(_SEAL_VALUE)
 
@@ -117,7 +120,7 @@ def are_plain_items(items: Sequence[bytes], nesting_max: int) -> bool:
 
 def has_big_integers(body: bytes) -> bool:
     """Whether something in a CBOR body may be a big integer; False is certain."""
-    return b"\xc2" in body or b"\xc3" in body
+    return any(map(body.__contains__, _BIG_INTEGER_HEADS))
 
 
 def are_plain_values(values: Sequence[Any]) -> bool:

@@ -196,6 +196,7 @@ async def test_invalid_utf8_in_json_and_cbor_text_is_refused(node: Node):
         "a2 01 02 61 31 03".replace(" ", ""),  # 1 and "1": one key in JSON
         "c2 59 07d0".replace(" ", "") + "ff" * 2000,  # an integer of 16,000 bits
         "c2 59 06d7 01".replace(" ", "") + "ff" * 1750,  # of 14,001, which Python's JSON can write
+        "d802 59 06d7 01".replace(" ", "") + "ff" * 1750,  # the same, with a longer head
         "81" * 65 + "01",  # nested too deeply
         "81" * 100_000 + "01",
         "5b7fffffffffffffff",  # a byte string that claims 8 EiB

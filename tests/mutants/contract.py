@@ -15,7 +15,7 @@ DEFECTS = (
         "big-integers-in-haste",
         "an integer of too many bits is refused, also where all values are judged at once",
         "api/values.py",
-        '    return b"\\xc2" in body or b"\\xc3" in body\n',
+        "    return any(map(body.__contains__, _BIG_INTEGER_HEADS))\n",
         "    return not body\n",
         ("api/test_bad_input.py::test_cbor_values_that_cannot_be_kept_are_refused",),
     ),
