@@ -5,7 +5,8 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
 
 * `server`     the way of one request
 * `routes`     how a path finds its handler; one list that serves and documents
-* `appends`    the hot path: body -> frames -> command -> answer (`bodies`, `framing`, `values`)
+* `appends`    the hot path: body -> frames -> command -> answer (`bodies`, `framing`,
+  `values`, `event_ids`)
 * `gathering`  the appends of a turn of the event loop become one command
 * `wanted`     the filter language, for all who choose events
 * `reads`      pages of events (`levels`, `filters`, `records`, `arrivals`)

@@ -2,9 +2,10 @@
 
 This is the hottest loop of a node: about 4 us for an event alone, most of it CBOR encoding, and 2.5
 for one among many. What is checked on the way is in the order of what is cheap, and what only a few
-events need (a deep value, a long name) is asked for only where a cheap sign of it is seen. The
-events of a JSON batch are first taken as if all were well and usual, each step for all of them at
-once (`Framer._together`); where one is not, each is framed by itself, and that says which and why.
+events need (a deep value, a long name) is asked for only where a cheap sign of it is seen. Events
+that come together are first taken as if all were well and of one form, each step for all of them at
+once (`Framer.frames_of_items`); where one is not, each is framed by itself, and that says which and
+why. Both ways make the same frames.
 
 An append of many events gives the event loop back every few hundred, so that heartbeats and other
 clients are not kept waiting by one large request.
@@ -22,6 +23,7 @@ from typing import Any
 import cbor2
 
 from node.api.bodies import UNSET, NewEvent, SnapshotBody
+from node.api.event_ids import EventIds, given_id, given_ids
 from node.api.limits import ApiLimits
 from node.api.media import CBOR, JSON, OCTETS, Media
 from node.api.names import fits_name_bytes, has_control_character
@@ -33,7 +35,6 @@ from node.api.values import (
     nests_too_deeply,
 )
 from node.core.frames import ABSENT, encode_frame, encode_frames
-from node.core.ids import RANDOM_BYTES, new_event_id
 from node.core.snapshots import encode_content
 from node.errors import InvalidEvent, InvalidRequest, PayloadTooLarge
 
@@ -49,25 +50,6 @@ _NOT_BRACKETS = bytes(octet for octet in range(256) if octet not in b"[]{}")
 _ROUNDS = 12
 # In a shorter body, counting them is worth a try: it is most likely one event.
 _SHORT_BYTES = 4 * 1024
-
-_IDS_PER_DRAW = 400
-
-
-class EventIds:
-    """Fresh UUIDv7s. Randomness is drawn from the system for some hundred ids at a time."""
-
-    def __init__(self) -> None:
-        self._random = b""
-        self._at = 0
-
-    def fresh(self, unix_ms: int) -> bytes:
-        """A new id, 16 bytes."""
-        at = self._at
-        if at == len(self._random):
-            self._random = os.urandom(RANDOM_BYTES * _IDS_PER_DRAW)
-            at = 0
-        self._at = at + RANDOM_BYTES
-        return new_event_id(unix_ms, self._random[at : at + RANDOM_BYTES])
 
 
 class Framer:
@@ -124,12 +106,12 @@ class Framer:
         may_nest: bool,
         now_ms: int,
     ) -> None:
-        if media is JSON and not may_nest and len(events) > 1:
-            together = self._together(events, now_ms)
+        plain = media is JSON or (haste and _are_plain(events))
+        if plain and not may_nest and len(events) > 1:
+            together = self._together(events, media, now_ms)
             if together is not None:
                 frames += together
                 return
-        plain = media is JSON or (haste and _are_plain(events))
         try:
             for event in events:
                 frames.append(self.frame(event, media, plain, may_nest, now_ms))
@@ -137,30 +119,52 @@ class Framer:
             at = len(frames)
             raise InvalidEvent(f"event {at}: {error.detail}", event=at) from None
 
-    def _together(self, events: Sequence[NewEvent], now_ms: int) -> list[bytes] | None:
-        """The frames of JSON events; None where something about one of them is wrong or unusual."""
+    def _together(
+        self, events: Sequence[NewEvent], media: Media, now_ms: int
+    ) -> list[bytes] | None:
+        """The frames of events with plain values; None where one of them is wrong or unusual."""
         for event in events:
             if event.data_base64 is not None or event.metadata_base64 is not None:
                 return None
             if event.data_content_type is not None:
                 return None
-        types = [event.event_type for event in events]
-        if not all(map(_is_label, set(types))):
-            return None
-        ids = self._ids_of([event.event_id for event in events], now_ms)
         data = _items([event.data for event in events])
         metadata = _items([event.metadata for event in events])
-        if ids is None or data is None or metadata is None:
+        if data is None or metadata is None:
+            return None
+        ids = [event.event_id for event in events]
+        types = [event.event_type for event in events]
+        return self.frames_of_items(types, ids, data, metadata, media, now_ms)
+
+    def frames_of_items(
+        self,
+        types: Sequence[str],
+        given: Sequence[Any],
+        data: Sequence[bytes],
+        metadata: Sequence[bytes],
+        media: Media,
+        now_ms: int,
+    ) -> list[bytes] | None:
+        """The frames of events whose data and metadata are encoded, and known to be plain.
+
+        None where one of them is wrong, or they differ in form: only some have ids, or only some
+        have data that is bytes. `given` are the ids as they came.
+        """
+        ids = self._ids_of(given, media, now_ms)
+        data_type, metadata_type = _types_of(data, media), _types_of(metadata, media)
+        if ids is None or data_type is None or metadata_type is None:
+            return None
+        if not all(map(_is_label, set(types))):
             return None
         if max(map(add, map(len, data), map(len, metadata))) > self._limits.event_bytes_max:
             return None
-        return encode_frames(ids, types, data, metadata, JSON.type)
+        return encode_frames(ids, types, data, metadata, data_type, metadata_type)
 
-    def _ids_of(self, given: list[Any], now_ms: int) -> list[bytes] | None:
-        """The ids of JSON events: all of them given, or none; None for anything else."""
+    def _ids_of(self, given: Sequence[Any], media: Media, now_ms: int) -> Sequence[bytes] | None:
+        """The ids of all: given, or fresh; None for anything else."""
         if given.count(None) == len(given):
-            return [self._ids.fresh(now_ms) for _ in given]
-        return _given_ids(given)
+            return self._ids.fresh_many(len(given), now_ms)
+        return given_ids(given, media)
 
     def check_count(self, count: int) -> None:
         """Raise `PayloadTooLarge` if one append must not have so many events."""
@@ -192,14 +196,14 @@ class Framer:
         return bool(brackets)
 
     def frame_of_items(
-        self, event_type: str, given_id: Any, data: bytes, metadata: bytes, now_ms: int
+        self, event_type: str, given: Any, data: bytes, metadata: bytes, now_ms: int
     ) -> bytes:
         """The frame of an event whose data and metadata are encoded, and known to be plain.
 
         Raises `InvalidEvent`, `PayloadTooLarge`.
         """
         _check_label(event_type, "event_type")
-        event_id = self._ids.fresh(now_ms) if given_id is None else _given_id(given_id, CBOR)
+        event_id = self._ids.fresh(now_ms) if given is None else given_id(given, CBOR)
         if len(data) + len(metadata) > self._limits.event_bytes_max:
             raise self._too_large(len(data) + len(metadata))
         return encode_frame(event_id, event_type, data, metadata, _type(data), _type(metadata))
@@ -211,8 +215,8 @@ class Framer:
         `PayloadTooLarge`.
         """
         _check_label(event.event_type, "event_type")
-        given_id = event.event_id
-        event_id = self._ids.fresh(now_ms) if given_id is None else _given_id(given_id, media)
+        given = event.event_id
+        event_id = self._ids.fresh(now_ms) if given is None else given_id(given, media)
         if media is JSON and event.data_base64 is None and event.data is not UNSET:
             data, data_type = cbor2.dumps(event.data), JSON.type  # most events
         else:
@@ -253,7 +257,7 @@ def _are_plain(events: Sequence[NewEvent]) -> bool:
 
 
 def _items(values: list[Any]) -> list[bytes] | None:
-    """The encoded items of JSON values, `ABSENT` for those that are not set.
+    """The encoded items of plain values, `ABSENT` for those that are not set.
 
     One call for all values costs 0.4 us a value less than one each. None if the result does not
     split into as many as there are.
@@ -290,36 +294,12 @@ def _type(item: bytes) -> str:
     return OCTETS if item[0] >> 5 == 2 else CBOR.type
 
 
-def _given_ids(given: list[Any]) -> list[bytes] | None:
-    """What `_given_id` makes of each, if all of them are text and good; else None."""
-    count = len(given)
-    if set(map(type, given)) != {str} or set(map(len, given)) != {36}:
-        return None
-    text = "".join(given)
-    if any(text[at::36] != "-" * count for at in (8, 13, 18, 23)):
-        return None
-    try:
-        octets = bytes.fromhex(text.replace("-", ""))
-    except ValueError:
-        return None
-    if len(octets) != 16 * count:
-        return None
-    return [octets[at : at + 16] for at in range(0, len(octets), 16)]
-
-
-def _given_id(given: Any, media: Media) -> bytes:
-    # The form is judged by its dashes and its length; `fromhex` knows what a digit is, but lets
-    # white space through, which then is missing from the result.
-    if type(given) is str and len(given) == 36 and given[8:24:5] == "----":
-        try:
-            event_id = bytes.fromhex(given.replace("-", ""))
-        except ValueError:
-            event_id = b""
-        if len(event_id) == 16:
-            return event_id
-    if type(given) is bytes and len(given) == 16 and media is CBOR:
-        return given
-    raise InvalidEvent("event_id: must be a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057")
+def _types_of(items: Sequence[bytes], media: Media) -> str | None:
+    """The content type of all these items; None if they have several."""
+    if media is JSON:
+        return JSON.type
+    kinds = set(map(_type, {item[:1] for item in items}))
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 @lru_cache(maxsize=1_024)  # there are few event types and content types, and they come again

@@ -1,4 +1,8 @@
-"""A batch is judged and encoded in one go, and comes out as if each event had come alone."""
+"""A batch is judged and encoded in one go, and comes out as if each event had come alone.
+
+What is said of a good batch and of a bad one is compared with the careful way (`Careful`), which
+takes each event by itself.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,12 @@ from node.api.appends import Decoder
 from node.api.bodies import AppendBody
 from node.api.framing import Framer
 from node.api.limits import ApiLimits
-from node.api.media import JSON
+from node.api.media import CBOR, JSON, Media
 from node.core.frames import decode_frame, frame_id
-from node.errors import InvalidEvent, PayloadTooLarge
+from node.errors import InvalidEvent, PayloadTooLarge, RequestError
 from tests.api.fakes import NOW_US
 
 LIMITS = ApiLimits()
-_decode = Decoder(AppendBody, LIMITS)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 values = st.recursive(
@@ -49,19 +52,111 @@ events = st.fixed_dictionaries(
 ).filter(lambda event: not {"data", "data_base64"} <= event.keys())
 
 
-def framed(some: list[dict[str, Any]], limits: ApiLimits = LIMITS) -> list[bytes]:
+# What may be wrong with an event, or unusual about it, by the encoding that can say so.
+_odd_ids = st.sampled_from(["", "0" * 36, "01890A5D-AC96-774B-BCCE-B302099A8057", 7, [1]])
+_odd_types = st.sampled_from(["", "x" * 255, "x" * 256, "ring\a", "é" * 128])
+_odd_fields = {
+    "event_id": _odd_ids,
+    "event_type": _odd_types,
+    "data": values | st.just("d" * 300),
+    "metadata": values | st.just("m" * 300),
+    "data_base64": st.sampled_from(["AAEC", ""]),
+    "metadata_base64": st.just("AAEC"),
+    "data_content_type": st.sampled_from(["text/plain", "", "a\nb"]),
+}
+_cbor_values = st.sampled_from(
+    [
+        *(b"", b"octets", {1: "one"}, {1: 1, "1": 2}, {b"key": 1}, [b"inner"], [[[[[1]]]]]),
+        *(2**64, -(2**70), 2**14_000, float("nan"), float("inf"), -0.0, cbor2.undefined),
+        *(cbor2.CBORSimpleValue(16), cbor2.CBORTag(1, 2), cbor2.CBORTag(4_000, "x"), "größer"),
+    ]
+)
+_odd_cbor_fields = {
+    **_odd_fields,
+    "event_id": _odd_ids | st.binary(min_size=15, max_size=17),
+    "data": values | _cbor_values,
+    "metadata": _cbor_values,
+    "data_base64": st.just(b"octets"),
+    "metadata_base64": st.just(b"octets"),
+}
+TIGHT = ApiLimits(event_bytes_max=250, nesting_max=4)
+
+
+class Careful(Framer):
+    """The one who looks at each event by itself, and has its own words for what is wrong."""
+
+    def frames_of_items(self, *_: Any) -> None:
+        return None
+
+
+def body_of(some: list[dict[str, Any]], media: Media) -> bytes:
+    return json.dumps({"events": some}).encode() if media is JSON else cbor2.dumps({"events": some})
+
+
+def framed(
+    some: list[dict[str, Any]],
+    limits: ApiLimits = LIMITS,
+    media: Media = JSON,
+    framer: type[Framer] = Framer,
+) -> list[bytes]:
     """What one request with these events becomes."""
-    body = json.dumps({"events": some}).encode()
-    return asyncio.run(Framer(limits).frames(_decode(body, JSON).events, body, JSON, NOW_US))
+    body = body_of(some, media)
+    events = Decoder(AppendBody, limits)(body, media).events
+    return asyncio.run(framer(limits).frames(events, body, media, NOW_US))
+
+
+def said(some: list[dict[str, Any]], media: Media, framer: type[Framer]) -> Any:
+    """The frames that a request becomes, or all that its client is told instead."""
+    try:
+        return framed(some, TIGHT, media, framer)
+    except RequestError as error:
+        return type(error), error.detail, error.fields
 
 
 def event(event_id: Any = None, **fields: Any) -> dict[str, Any]:
     return {"event_type": "opened", "data": {"n": 1}, "event_id": event_id or str(uuid4())} | fields
 
 
-@given(st.lists(events, min_size=2, max_size=8))
-def test_a_batch_becomes_the_frames_that_its_events_become_alone(some):
-    assert framed(some) == [frame for one in some for frame in framed([one])]
+@pytest.mark.parametrize("media", [JSON, CBOR], ids=["json", "cbor"])
+@given(some=st.lists(events, min_size=2, max_size=8))
+def test_a_batch_becomes_the_frames_that_its_events_become_alone(media, some):
+    assert framed(some, media=media) == [
+        frame for one in some for frame in framed([one], media=media)
+    ]
+
+
+def _with_one_odd(usual: Any, odd: dict[str, Any]) -> Any:
+    """A batch in which one event is not like the others."""
+    changed = st.fixed_dictionaries({}, optional=odd).filter(bool)
+    return st.builds(
+        lambda some, at, change: [
+            one | change if place == at % len(some) else one for place, one in enumerate(some)
+        ],
+        *(st.lists(usual, min_size=2, max_size=5), st.integers(0, 4), changed),
+    )
+
+
+_usual = st.fixed_dictionaries(
+    {"event_id": st.uuids().map(str), "event_type": st.just("opened"), "data": texts}
+)
+_usual_cbor = _usual.map(lambda event: event | {"event_id": UUID(event["event_id"]).bytes})
+
+
+@given(_with_one_odd(_usual, _odd_fields))
+def test_a_json_batch_with_an_odd_event_is_answered_as_if_it_were_looked_at_alone(some):
+    assert said(some, JSON, Framer) == said(some, JSON, Careful)
+
+
+@given(_with_one_odd(_usual | _usual_cbor, _odd_cbor_fields))
+def test_a_cbor_batch_with_an_odd_event_is_answered_as_if_it_were_looked_at_alone(some):
+    assert said(some, CBOR, Framer) == said(some, CBOR, Careful)
+
+
+def test_a_cbor_batch_of_octets_keeps_their_content_type():
+    some = [event(uuid4().bytes, data=bytes([n]), metadata={"n": n}) for n in range(3)]
+    frames = [decode_frame(frame) for frame in framed(some, media=CBOR)]
+    assert {frame.data_content_type for frame in frames} == {"application/octet-stream"}
+    assert {frame.metadata_content_type for frame in frames} == {"application/cbor"}
 
 
 def test_events_of_a_batch_get_ids_of_their_own_where_they_bring_none():

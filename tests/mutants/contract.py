@@ -22,9 +22,9 @@ DEFECTS = (
     Defect(
         "ids-of-a-batch-are-judged-by-their-sum",
         "an event id is a UUID, also among others",
-        "api/framing.py",
-        "    if set(map(type, given)) != {str} or set(map(len, given)) != {36}:\n",
-        "    if set(map(type, given)) != {str} or sum(map(len, given)) != 36 * count:\n",
+        "api/event_ids.py",
+        "    if kinds != {str} or set(map(len, given)) != {_TEXT_LENGTH}:\n",
+        "    if kinds != {str} or sum(map(len, given)) != _TEXT_LENGTH * len(given):\n",
         (f"{_FRAMING}::test_a_batch_with_a_bad_id_is_refused_and_names_its_event",),
     ),
     Defect(
