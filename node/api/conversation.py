@@ -13,7 +13,7 @@ refused. Pages and batches of events are sent one after the other, each when the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -249,20 +249,22 @@ class Conversation:
     def _append_at_once(self, request: Append, plain: bool) -> None:
         """Append few events to one stream: most requests are this, and so it costs no task."""
         try:
-            prepared = self._shared.appends.prepared_at_once(self._store, request, plain)
-            self._propose(request.id, prepared)
+            prepared, frames = self._shared.appends.prepared_at_once(self._store, request, plain)
+            self._propose(request.id, prepared, frames)
         except ExesdbError as error:
             self._refuse(request.id, error)
 
     async def _append(self, request: Append | AppendMany, plain: bool) -> None:
-        prepared = await self._shared.appends.prepared(self._store, request, plain)
-        self._propose(request.id, prepared)
+        prepared, proposal = await self._shared.appends.prepared(self._store, request, plain)
+        self._propose(request.id, prepared, proposal)
 
-    def _propose(self, request_id: int, prepared: Prepared | PreparedMany) -> None:
+    def _propose(
+        self, request_id: int, prepared: Prepared | PreparedMany, proposal: Sequence[bytes]
+    ) -> None:
         if self._stopping:
             raise NotReady("this node is stopping; go on at another one")
         then = partial(self._resolved, request_id, prepared)
-        prepared.propose(self._shared.gathering, self._store, then)
+        prepared.propose(self._shared.gathering, self._store, proposal, then)
         self._under_way += 1
 
     def _resolved(

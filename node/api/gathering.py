@@ -52,13 +52,12 @@ class _Gathered:
         self.bytes = 0
 
     def command(self, now_us: int) -> bytes:
-        """All of it, encoded."""
+        """All of it, encoded: once, because the frames are let go with that."""
+        frames, self.frames = self.frames, []
         if len(self.streams) == 1:
-            return commands.append(
-                self.store, now_us, self.streams[0], self.expected[0], self.frames
-            )
+            return commands.append(self.store, now_us, self.streams[0], self.expected[0], frames)
         return commands.append_each(
-            self.store, now_us, self.streams, self.expected, self.counts, self.frames
+            self.store, now_us, self.streams, self.expected, self.counts, frames
         )
 
     def resolve(self, outcome: Outcome | BaseException, index: int) -> None:
@@ -110,8 +109,8 @@ class Gathering:
         gathered.expected.append(expected)
         gathered.thens.append(then)
         gathered.counts.append(len(frames))
+        gathered.frames += frames
         for frame in frames:
-            gathered.frames.append(frame)
             gathered.bytes += len(frame)
 
     def appended(

@@ -36,11 +36,12 @@ Checks = Sequence[tuple[str, int, Any]]
 
 
 class Prepared(NamedTuple):
-    """What is to be appended to a stream; `given` is what its client expects, in its own words."""
+    """An append to a stream, without its frames: what its answer needs is kept until then, and they
+    are not. `given` is what its client expects, in its own words.
+    """
 
     stream: str
     expected: int
-    frames: Sequence[bytes]
     durable: bool
     timeout_ms: int
     given: Any
@@ -50,9 +51,11 @@ class Prepared(NamedTuple):
         """What must be true of streams, in the client's words."""
         return ((self.stream, self.expected, self.given),)
 
-    def propose(self, gathering: Gathering, store: str, then: Then) -> None:
+    def propose(
+        self, gathering: Gathering, store: str, frames: Sequence[bytes], then: Then
+    ) -> None:
         """Have it appended. Raises `Overloaded`."""
-        stream, expected, frames, _, timeout_ms, _ = self
+        stream, expected, _, timeout_ms, _ = self
         gathering.append(store, stream, expected, frames, timeout_ms, then)
 
     def answer(self, request_id: int, outcome: Appended, index: int) -> bytes:
@@ -61,16 +64,15 @@ class Prepared(NamedTuple):
 
 
 class PreparedMany(NamedTuple):
-    """The command of an append to several streams; `checks` are in its client's words."""
+    """An append to several streams, without its command; `checks` are in its client's words."""
 
-    command: bytes
     durable: bool
     timeout_ms: int
     checks: Checks
 
-    def propose(self, gathering: Gathering, store: str, then: Then) -> None:
+    def propose(self, gathering: Gathering, _: str, command: Sequence[bytes], then: Then) -> None:
         """Have it appended, behind what came before it."""
-        gathering.propose(self.command, self.timeout_ms, then)
+        gathering.propose(command[0], self.timeout_ms, then)
 
     def answer(self, request_id: int, outcome: Appended, index: int) -> bytes:
         """What its client is told."""
@@ -93,7 +95,9 @@ class SocketAppends:
         found = list(_items(requests))
         return not found or are_plain_items(found, self._limits.nesting_max)
 
-    def _one(self, store: str, request: Append, frames: Sequence[bytes]) -> Prepared:
+    def _one(
+        self, store: str, request: Append, frames: Sequence[bytes]
+    ) -> tuple[Prepared, Sequence[bytes]]:
         stream = _stream(request.stream)
         given = request.expected_version
         expected = ANY if given is None else expected_code(given)
@@ -101,11 +105,11 @@ class SocketAppends:
             raise InvalidRequest("events: must hold at least one event")
         durable = self._appends.durable(request.durability, store)
         timeout_ms = self._patience(request.timeout_ms)
-        return Prepared(stream, expected, frames, durable, timeout_ms, given)
+        return Prepared(stream, expected, durable, timeout_ms, given), frames
 
     def _many(
         self, store: str, request: AppendMany, frames: Sequence[bytes], now_us: int
-    ) -> PreparedMany:
+    ) -> tuple[PreparedMany, Sequence[bytes]]:
         checks = self._appends.checked(request.checks)
         checkpoint = checkpoint_of(request.checkpoint)
         if not frames and checkpoint is None:
@@ -116,12 +120,14 @@ class SocketAppends:
         events = list(zip(streams, frames, strict=True))
         pairs = [(stream, code) for stream, code, _ in checks]
         command = commands.append_many(store, now_us, events, pairs, checkpoint)
-        return PreparedMany(command, durable, timeout_ms, checks)
+        return PreparedMany(durable, timeout_ms, checks), (command,)
 
     async def prepared(
         self, store: str, request: Append | AppendMany, plain: bool
-    ) -> Prepared | PreparedMany:
-        """Any append, also a long one; `plain`: its encoded items were judged.
+    ) -> tuple[Prepared | PreparedMany, Sequence[bytes]]:
+        """Any append, also a long one, and what is to be proposed for it: its frames, or a command.
+
+        `plain`: its encoded items were judged.
 
         Raises `RequestError`, `PersistenceDisabled`.
         """
@@ -137,7 +143,9 @@ class SocketAppends:
         assert type(request) is AppendMany
         return self._many(store, request, frames, now_us)
 
-    def prepared_at_once(self, store: str, request: Append, plain: bool) -> Prepared:
+    def prepared_at_once(
+        self, store: str, request: Append, plain: bool
+    ) -> tuple[Prepared, Sequence[bytes]]:
         """The same for an append of few events to one stream, at half of the cost."""
         frames: list[bytes] = []
         self._add(frames, request.events, plain, self._clock() // 1000)
