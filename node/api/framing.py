@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from operator import add
+from operator import add, itemgetter
 from typing import Any
 
 import cbor2
@@ -44,6 +44,8 @@ SLICE_EVENTS = 250  # about 1.5 ms between two turns of the event loop
 # outside knows it, so nobody can send it.
 _SEAM = os.urandom(16)
 _ENCODED_SEAM = cbor2.dumps(_SEAM)
+
+_head: Callable[[bytes], int] = itemgetter(0)
 
 # All bytes but the brackets of JSON, and how many rounds of looking at those are worth it.
 _NOT_BRACKETS = bytes(octet for octet in range(256) if octet not in b"[]{}")
@@ -298,7 +300,7 @@ def _types_of(items: Sequence[bytes], media: Media) -> str | None:
     """The content type of all these items; None if they have several."""
     if media is JSON:
         return JSON.type
-    kinds = set(map(_type, {item[:1] for item in items}))
+    kinds = {OCTETS if head >> 5 == 2 else CBOR.type for head in set(map(_head, items))}
     return kinds.pop() if len(kinds) == 1 else None
 
 

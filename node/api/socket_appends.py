@@ -1,8 +1,9 @@
 """Appends over a WebSocket: from a request to what is proposed, at as little cost as can be.
 
 What is judged, and how, is the same as over HTTP (`appends`, `framing`), in another order: the
-encoded items of all events of a message are judged together in one go (`are_plain_items`). Only
-where that says no is each looked at for itself, to find whose fault it is.
+encoded items of all events of a message are judged together in one go (`are_plain_items`), and the
+events of a request are framed together. Only where one of these says no is each looked at for
+itself, to find whose fault it is.
 """
 
 from __future__ import annotations
@@ -161,6 +162,11 @@ class SocketAppends:
     def _add(
         self, frames: list[bytes], events: Sequence[SocketEvent], plain: bool, now_ms: int
     ) -> None:
+        if plain and len(events) > 1:
+            together = self._together(events, now_ms)
+            if together is not None:
+                frames += together
+                return
         add = frames.append
         try:
             for event in events:
@@ -169,6 +175,20 @@ class SocketAppends:
             at = len(frames)
             raise InvalidEvent(f"event {at}: {error.detail}", event=at) from None
 
+    def _together(self, events: Sequence[SocketEvent], now_ms: int) -> list[bytes] | None:
+        """The frames of events that bring their data encoded; None where one does not, or is wrong
+        or unusual.
+        """
+        data = [event.data_cbor for event in events if event.data_cbor is not None]
+        if len(data) < len(events) or any(map(_has_values, events)):
+            return None
+        metadata = [
+            ABSENT if event.metadata_cbor is None else event.metadata_cbor for event in events
+        ]
+        types = [event.event_type for event in events]
+        ids = [event.event_id for event in events]
+        return self._framer.frames_of_items(types, ids, data, metadata, CBOR, now_ms)
+
     def _frame(self, event: SocketEvent, plain: bool, now_ms: int) -> bytes:
         data, metadata = event.data_cbor, event.metadata_cbor
         if data is None and metadata is None:
@@ -176,13 +196,7 @@ class SocketAppends:
         if not plain:
             self._judge(data, "data_cbor")
             self._judge(metadata, "metadata_cbor")
-        if (
-            event.data is not UNSET
-            or event.metadata is not UNSET
-            or event.data_content_type is not None
-            or event.data_base64 is not None
-            or event.metadata_base64 is not None
-        ):
+        if _has_values(event):
             raise InvalidEvent("data_cbor and metadata_cbor stand alone: no data, no content type")
         return self._framer.frame_of_items(
             event.event_type,
@@ -199,6 +213,17 @@ class SocketAppends:
             check_plain(decode_cbor(item, self._limits.nesting_max))
         except NotPlain as error:
             raise InvalidEvent(f"{what}: {error}") from None
+
+
+def _has_values(event: SocketEvent) -> bool:
+    """Whether something stands in an event that excludes encoded items."""
+    return (
+        event.data is not UNSET
+        or event.metadata is not UNSET
+        or event.data_content_type is not None
+        or event.data_base64 is not None
+        or event.metadata_base64 is not None
+    )
 
 
 @lru_cache(4_096)  # the same streams come again and again
