@@ -31,7 +31,6 @@ from node.api.values import (
     NotPlain,
     are_plain_values,
     check_plain,
-    has_big_integers,
     nests_too_deeply,
 )
 from node.core.frames import ABSENT, encode_frame, encode_frames
@@ -71,13 +70,12 @@ class Framer:
         self.check_count(len(events))
         # CBOR was decoded down to that depth, and no further.
         may_nest = media is JSON and self._may_nest(body, media)
-        haste = media is JSON or not has_big_integers(body)
         now_ms = now_us // 1000
         frames: list[bytes] = []
         for start in range(0, len(events), SLICE_EVENTS):
             if start:
                 await asyncio.sleep(0)
-            self._add(frames, events[start : start + SLICE_EVENTS], media, haste, may_nest, now_ms)
+            self._add(frames, events[start : start + SLICE_EVENTS], media, may_nest, now_ms)
         return frames
 
     def snapshot(self, body: SnapshotBody, raw: bytes, media: Media) -> bytes:
@@ -104,11 +102,10 @@ class Framer:
         frames: list[bytes],
         events: Sequence[NewEvent],
         media: Media,
-        haste: bool,
         may_nest: bool,
         now_ms: int,
     ) -> None:
-        plain = media is JSON or (haste and _are_plain(events))
+        plain = media is JSON or _are_plain(events)
         if plain and not may_nest and len(events) > 1:
             together = self._together(events, media, now_ms)
             if together is not None:
