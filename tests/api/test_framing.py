@@ -159,6 +159,13 @@ def test_a_cbor_batch_of_octets_keeps_their_content_type():
     assert {frame.metadata_content_type for frame in frames} == {"application/cbor"}
 
 
+def test_a_cbor_batch_of_octets_and_others_keeps_the_content_type_of_each():
+    some = [event(uuid4().bytes, data=data) for data in (b"octets", "text", b"octets")]
+    kinds = [decode_frame(frame).data_content_type for frame in framed(some, media=CBOR)]
+    octets, other = "application/octet-stream", "application/cbor"
+    assert kinds == [octets, other, octets]
+
+
 def test_events_of_a_batch_get_ids_of_their_own_where_they_bring_none():
     some = [{"event_type": "opened", "data": n} for n in range(300)]
     ids = {frame_id(frame) for frame in framed(some)}

@@ -18,7 +18,7 @@ from node.api.limits import ApiLimits
 from node.api.socket_appends import SocketAppends
 from node.api.socket_messages import Append, requests
 from node.core.frames import decode_frame
-from node.errors import RequestError
+from node.errors import InvalidEvent, RequestError
 from tests.api.fakes import NOW_US
 
 TIGHT = ApiLimits(event_bytes_max=250, nesting_max=4)
@@ -80,6 +80,20 @@ odd = st.fixed_dictionaries(
 def test_a_batch_is_answered_as_if_each_event_were_looked_at_alone(some, at, change):
     some[at % len(some)] |= change
     assert said(some, SocketAppends) == said(some, Careful)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        *({"data": 1}, {"metadata": None}, {"data_base64": b"x"}, {"metadata_base64": b"x"}),
+        {"data_content_type": "text/plain"},
+    ],
+    ids=str,
+)
+def test_a_batch_with_a_value_beside_an_encoded_item_is_refused_and_names_its_event(beside):
+    one = {"event_type": "opened", "data_cbor": ITEM}
+    error, _, fields = said([one, one | beside, one], SocketAppends)
+    assert (error, fields["event"]) == (InvalidEvent, 1)
 
 
 @pytest.mark.parametrize(("item", "kind"), [(b"\x41x", "octet-stream"), (ITEM, "cbor")])

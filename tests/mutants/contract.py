@@ -36,6 +36,22 @@ DEFECTS = (
         (f"{_FRAMING}::test_a_value_that_looks_like_the_seam_between_two_is_kept_as_it_is",),
     ),
     Defect(
+        "content-types-of-a-batch-are-taken-for-one",
+        "an event keeps its content type, also among others",
+        "api/framing.py",
+        "    return kinds.pop() if len(kinds) == 1 else None\n",
+        "    return kinds.pop()\n",
+        (f"{_FRAMING}::test_a_cbor_batch_of_octets_and_others_keeps_the_content_type_of_each",),
+    ),
+    Defect(
+        "events-of-a-batch-may-have-any-size",
+        "an event has at most `event_bytes_max`, also among others",
+        "api/framing.py",
+        "        if max(map(add, map(len, data), map(len, metadata))) > self._limits.",
+        "        if max(map(len, data)) > self._limits.",
+        (f"{_FRAMING}::test_a_batch_with_an_event_that_is_too_large_is_refused",),
+    ),
+    Defect(
         "recovering-node-serves-reads",
         "recovering: no reads of clients",
         "api/levels.py",

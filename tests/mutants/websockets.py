@@ -28,6 +28,17 @@ DEFECTS = (
         (f"{_TALK}::test_encoded_items_are_judged_as_strictly_as_values",),
     ),
     Defect(
+        "values-beside-encoded-items-are-dropped",
+        "an event has its data encoded or as a value, also among others",
+        "api/socket_appends.py",
+        "        if len(data) < len(events) or any(map(_has_values, events)):\n",
+        "        if len(data) < len(events):\n",
+        (
+            "api/test_socket_appends.py"
+            "::test_a_batch_with_a_value_beside_an_encoded_item_is_refused_and_names_its_event",
+        ),
+    ),
+    Defect(
         "requests-under-way-are-not-bounded",
         "at the bound nothing more is read",
         "api/conversation.py",
