@@ -102,6 +102,8 @@ class Director:
         drawn += [extra] * max(1, len(drawn) // 3) if extra else []
         if self._simulation.late_hand_overs:
             drawn += [self._late_hand_over] * 2
+        if self._simulation.unaware_leaders:
+            drawn += [self._unaware_leader] * 2
         return drawn + self._simulation.operator.kinds(len(drawn))
 
     # --- what may be lost --------------------------------------------------------------------
@@ -340,6 +342,31 @@ class Director:
             await self._take_memory(victim)
         elif leader is not None:
             self._links.cut(leader)
+
+    async def _unaware_leader(self) -> None:
+        """A leader is not run, and does not know that there is another one when it goes on.
+
+        Then it meets one of those who have followed the other, and ended since; the other is away.
+        """
+        chance, deposed = self._chance, self._simulation.leader()
+        life = self._nodes[deposed].life if deposed is not None else None
+        if life is None:
+            return
+        stalled_s = chance.choice([2.0, 3.0])
+        self._stall_for(life, stalled_s)
+        self._uncalm(stalled_s + 3.0)
+        await asyncio.sleep(stalled_s - 0.3)
+        leader = self._simulation.leader()
+        followers = [one for one in self._nodes.values() if one.node_id not in (deposed, leader)]
+        victim, how = chance.choice(followers), chance.choice(["kill", "power", "wipe", "wipe"])
+        if leader in (None, deposed) or not victim.up or not self._may_end([victim], how):
+            return
+        self._note(f"ends by {how}")
+        self._note("unaware leaders")
+        self._links.cut(leader)
+        await self._end_and_start(victim, how)
+        await asyncio.sleep(chance.choice([0.5, 2.0]))
+        self._links.heal()
 
     async def _end_voters(self) -> None:
         """From now on some who vote end just then, and come back at once; and an election."""

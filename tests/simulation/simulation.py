@@ -115,6 +115,8 @@ class Simulation:
         ]
         # Of chances of their own, so that what is added leaves the other seeds as they are.
         self.late_hand_overs = random.Random(f"{seed}/{size}/hand-overs").random() < 0.2
+        own = random.Random(f"{seed}/{size}/leaders that do not know")
+        self.unaware_leaders = size > 1 and own.random() < 0.2
         self.rescue = Rescue(self, random.Random(f"{seed}/{size}/rescue"))
         if self.rescue.due:
             self.profile, self.report.profile = "minority", "override"
