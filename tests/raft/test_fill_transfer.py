@@ -242,6 +242,13 @@ def recounted(states: bytes) -> bytes:
     return cbor2.dumps([cbor2.dumps(fields), *others])
 
 
+def sooner(description: bytes) -> bytes:
+    """An offer that makes sense; only its first store was created a microsecond sooner."""
+    index, term, stores = cbor2.loads(description)
+    name, uid, created_us, *rest = stores[0]
+    return cbor2.dumps([index, term, [[name, uid, created_us - 1, *rest], *stores[1:]]])
+
+
 LIES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "a bit of a frame": ("fill_rows", chunk(frames=flipped)),
     "a bit of a time": ("fill_rows", chunk(created=flipped)),
@@ -258,6 +265,10 @@ LIES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "an offer with a flipped bit": (
         "fill_begin",
         lambda answer: [answer[0], flipped(answer[1]), answer[2]],
+    ),
+    "an offer of another time": (
+        "fill_begin",
+        lambda answer: [answer[0], sooner(answer[1]), answer[2]],
     ),
     "a snapshot of another content": (
         "fill_snapshots",
