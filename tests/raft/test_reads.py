@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from node.errors import ExesdbError, NoLeader, ReadBarrierTimeout
+from node.raft.messages import AppendEntries, Message
 from tests.raft.harness import STORE, Cluster
 from tests.raft.stock import StockCluster
 from tests.raft.virtual_time import simulate
@@ -41,6 +42,27 @@ class TestBarriers:
                     await cluster[node_id].barrier(level, 2000)
                     assert cluster.holds(node_id, command)
             cluster.check()
+
+        simulate(scenario)
+
+    def test_what_the_leader_had_is_awaited_and_not_only_asked_for(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            follower = cluster.followers()[0]
+
+            def without_entries(sender: str, receiver: str, message: Message) -> bool | None:
+                kept = (sender, receiver) == (leader, follower)
+                return False if kept and isinstance(message, AppendEntries) else None
+
+            cluster.links.watchers.append(without_entries)
+            command = cluster.command()
+            await cluster.append(leader, command)
+            with pytest.raises(ReadBarrierTimeout):
+                await cluster[follower].barrier("leader", 200)
+            cluster.links.watchers.remove(without_entries)
+            await cluster[follower].barrier("leader", 2000)
+            assert cluster.holds(follower, command)
 
         simulate(scenario)
 
