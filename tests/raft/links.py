@@ -79,7 +79,9 @@ class Links:
         self.sent[type(message).__name__] += 1
         link = sender, receiver
         chance = self._chance(link)
-        swallowed = any(watch(sender, receiver, message) is False for watch in self.watchers)
+        swallowed = False
+        for watch in self.watchers:
+            swallowed = watch(sender, receiver, message) is False or swallowed
         if swallowed or link in self.blackholes or chance.random() < self.loss:
             return True
         loop = asyncio.get_running_loop()

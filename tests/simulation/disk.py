@@ -117,18 +117,16 @@ class Disk:
 
     def sqlite_synced(self, path: Path) -> None:
         """A transaction or a checkpoint is over: both files are on disk as they are."""
-        if not path.exists():
+        file, wal = _status(os.fspath(path)), _status(f"{path}-wal")
+        if file is None:
             return
-        wal = path.with_name(path.name + "-wal")
-        if wal.exists():
-            status = wal.stat()
-            if status.st_ino not in self._synced:
+        if wal is not None:
+            if wal.st_ino not in self._synced:
                 self._sync_names(path.parent)
-            self._synced[status.st_ino] = status.st_size
-        status = path.stat()
-        known = self._synced.get(status.st_ino)
-        if not isinstance(known, bytes) or not wal.exists() or wal.stat().st_size == 0:
-            self._synced[status.st_ino] = path.read_bytes()
+            self._synced[wal.st_ino] = wal.st_size
+        known = self._synced.get(file.st_ino)
+        if not isinstance(known, bytes) or wal is None or wal.st_size == 0:
+            self._synced[file.st_ino] = path.read_bytes()
 
     def _sync_names(self, directory: Path) -> None:
         names: dict[str, int] = {}
@@ -283,6 +281,13 @@ class WatchedConnection(sqlite3.Connection):
     def close(self) -> None:
         super().close()
         self.disk.closed(self)
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
 
 
 def _directories(root: Path) -> list[Path]:

@@ -15,11 +15,11 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from itertools import count
 from typing import Any, Protocol
 
-from tests.raft.virtual_time import VirtualLoop
+from tests.raft.virtual_time import Stuck, VirtualLoop
 
 
 class Life(Protocol):
@@ -52,27 +52,69 @@ class _Ready(deque[asyncio.Handle]):
         super().append(handle)
 
 
-class _Timer(asyncio.TimerHandle):
-    """Of two timers of one moment the one that was set first is due first."""
+class _Handle(asyncio.Handle):
+    """A callback. No loop of ours is ever asked to debug."""
 
-    number = 0
+    __slots__ = ()
 
-    def __lt__(self, other: Any) -> bool:
-        return (self._when, self.number) < (other._when, other.number)
+    def __init__(
+        self,
+        callback: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = arguments
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+
+class _Timer(_Handle, asyncio.TimerHandle):
+    """A callback with a time."""
+
+    __slots__ = ()
 
 
 class SimulatedLoop(VirtualLoop):
-    """See above."""
+    """See above.
+
+    A run is some hundred thousand callbacks that do little. So what asyncio does for each of them
+    is done here again, without what only sockets, threads and debugging need.
+    """
 
     woken_from_outside = False
 
     def __init__(self) -> None:
         super().__init__()
         self._ready = _Ready()
+        # Of two timers of one moment the one that was set first is due first.
+        self._scheduled: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timers = count()
         self.failures: list[str] = []
         self.set_exception_handler(self._failed)
         self.set_task_factory(_make_task)
+
+    def call_soon(
+        self, callback: Callable[..., Any], *arguments: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As any loop."""
+        handle = _Handle(callback, arguments, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *arguments: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As any loop."""
+        return self.call_at(self.moment + delay, callback, *arguments, context=context)
 
     def call_at(
         self,
@@ -82,11 +124,30 @@ class SimulatedLoop(VirtualLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """As any loop, but the order of equal times does not hang on the shape of a heap."""
-        timer = _Timer(when, callback, arguments, self, context)
-        timer.number = next(self._timers)
-        heapq.heappush(self._scheduled, timer)
+        timer = _Timer(callback, arguments, self, context)
+        timer._when = when
         timer._scheduled = True
+        heapq.heappush(self._scheduled, (when, next(self._timers), timer))
         return timer
+
+    def _timer_handle_cancelled(self, _: asyncio.TimerHandle) -> None:
+        """Nothing: it is passed over when it is due."""
+
+    def _run_once(self) -> None:
+        scheduled, ready = self._scheduled, self._ready
+        while scheduled and scheduled[0][2]._cancelled:
+            heapq.heappop(scheduled)
+        if not ready and not self._stopping:
+            if not scheduled:
+                raise Stuck("nothing is scheduled")
+            self.moment += max(0.0, scheduled[0][0] - self.moment)
+        end = self.moment + self._clock_resolution
+        while scheduled and scheduled[0][0] < end:
+            ready.append(heapq.heappop(scheduled)[2])
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
 
     def stall(self, life: Life) -> None:
         """Let nothing of this life run until `resume`."""
