@@ -33,7 +33,7 @@ class Member(NamedTuple):
 class Membership:
     """One membership. `version` 0 is the founding one, which comes from the configuration.
 
-    One without voters is that of a node which joins, and does not know yet who the others are.
+    Only that of a node which joins, and does not know yet who the others are, has no voters.
     """
 
     version: int
@@ -108,6 +108,8 @@ class Membership:
             raise MalformedMembership("no membership") from error
         if type(version) is not int or not 0 <= version < 2**32:
             raise MalformedMembership("a membership without a version")
+        if version > NOBODY.version and not members:
+            raise MalformedMembership("a membership without voters")
         if len(membership.addresses) != len(members) + (learner is not None):
             raise MalformedMembership("a membership that names a node twice")
         return membership

@@ -35,6 +35,14 @@ DEFECTS = (
         (_COUNTS,),
     ),
     Defect(
+        "membership-of-nobody",
+        "j: a membership that has no voters is none, whoever names it",
+        "raft/membership.py",
+        "        if version > NOBODY.version and not members:\n",
+        "        if False:\n",
+        ("raft/test_membership.py::TestAsData",),
+    ),
+    Defect(
         "membership-not-kept",
         "A9, promise before word: a membership is on disk before it is acknowledged",
         "raft/membership_log.py",
