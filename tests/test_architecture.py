@@ -172,6 +172,15 @@ def test_functions_stay_short(path: Path) -> None:
             assert lines < FUNCTION_LINES_MAX, f"{node.name} has {lines} lines"
 
 
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md"])
+def test_what_a_document_names_is_there(document: str) -> None:
+    """By its path in the project, or in `node`."""
+    named = set(re.findall(r"(?<![\w/.])\w+/[\w/]+\.py\b", (PROJECT / document).read_text()))
+    assert named
+    places = [PROJECT, PROJECT / "node"]
+    assert {path for path in named if not any((at / path).exists() for at in places)} == set()
+
+
 def test_the_measures_would_notice() -> None:
     """A test of absences must fail when the thing is there."""
     replica = next(path for path in MODULES if name_of(path) == "node.raft.library")
