@@ -11,7 +11,7 @@ import asyncio
 
 from node.raft.library import Engine
 
-_LATER_S = 0.002  # the next entry, under load, comes sooner
+_LATER_S = 0.004  # the next entry, under load, comes sooner
 
 
 class Announcement:
