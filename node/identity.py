@@ -114,6 +114,7 @@ class Identity:
             index_term=term,
             forgetful=self._now.forgetful,
             blank=self._now.blank,
+            born=self._now.born,
             tail=tuple(loaded.entries),
             membership=_membership(self._now.membership),
             heard=_membership(self._now.heard),
@@ -152,6 +153,7 @@ class Identity:
     def quarantine(self, newer: Standing) -> None:
         """Another lineage took the place of this node's: it is a stranger there, with no promises.
 
+        Unless it is blank: it may have been a member of that other one, and have lost its disk.
         On disk when this returns, or the process ends. Its data are moved aside at the next start;
         until then this process must not act on them any more.
         """
@@ -162,7 +164,6 @@ class Identity:
             forgetful=True,
             term=0,
             vote=None,
-            blank=False,
             given_up=self._now.lineage,
             aside="",
             membership=NOBODY.plain(),
@@ -201,6 +202,7 @@ class Identity:
 
     def _begin(self, node_id: str, joins: bool) -> NodeIdentity:
         known = self._file.load()
+        wiped_or_new = known is None
         if known is None:
             # All founders must agree on the lineage before they have ever spoken.
             known = NodeIdentity(
@@ -218,10 +220,12 @@ class Identity:
                 "members; give this node a directory of its own"
             )
         self._doubt = _doubt_of(known)
+        incarnation = self._next_incarnation(known)
         # Durable, because a stop or another crash before this node has recovered changes nothing.
         begun = dataclasses.replace(
             known,
-            incarnation=self._next_incarnation(known),
+            incarnation=incarnation,
+            born=incarnation if wiped_or_new else known.born,
             boot_id=kernel_boot_id(),
             forgetful=self._doubt is not None,
             clean=False,

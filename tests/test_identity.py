@@ -248,6 +248,16 @@ class TestQuarantine:
             assert added.quarantined is None
             assert added.standing == self.NEWER
 
+    def test_one_without_a_state_file_does_not_know_what_it_promised_in_the_newer_lineage(
+        self, tmp_path: Path
+    ) -> None:
+        """It may have been a member there, and have lost its disk."""
+        with life(tmp_path) as wiped:
+            assert wiped.starting_point(0, 0, damaged=False).blank
+            wiped.quarantine(self.NEWER)
+        with life(tmp_path) as stranger:
+            assert stranger.starting_point(0, 0, damaged=False).blank
+
     def test_until_the_restart_nothing_that_the_old_life_does_takes_it_back(
         self, tmp_path: Path
     ) -> None:

@@ -58,6 +58,8 @@ class NodeIdentity:
 
     `tail` is the incarnation whose tail counts (see `tail_files`); 0 if none does. `tail_in` is the
     directory outside of the data directory in which it grew; empty if it did not.
+
+    `born` is the incarnation with which this state file began; 0 where that is not known.
     """
 
     cluster_id: str
@@ -78,6 +80,7 @@ class NodeIdentity:
     heard: Plain | None = None
     tail: int = 0
     tail_in: str = ""
+    born: int = 0
 
 
 class StateFile:

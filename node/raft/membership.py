@@ -34,11 +34,14 @@ class Membership:
     """One membership. `version` 0 is the founding one, which comes from the configuration.
 
     Only that of a node which joins, and does not know yet who the others are, has no voters.
+    `since` is the incarnation in which the learner was added, by which it knows whether it has lost
+    its disk since; 0 if that is not known.
     """
 
     version: int
     voters: tuple[Member, ...]
     learner: Member | None = None
+    since: int = 0
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -88,13 +91,13 @@ class Membership:
             return Membership(self.version + 1, self.voters)
         voters = tuple(member for member in self.voters if member.id != node_id)
         assert len(voters) == len(self.voters) - 1 > 0
-        return Membership(self.version + 1, voters, self.learner)
+        return Membership(self.version + 1, voters, self.learner, self.since)
 
     # --- as data -----------------------------------------------------------------------------
 
     def plain(self) -> list[Any]:
         """In terms of CBOR and JSON."""
-        learner = None if self.learner is None else list(self.learner)
+        learner = None if self.learner is None else [*self.learner, self.since]
         return [self.version, [list(member) for member in self.voters], learner]
 
     @classmethod
@@ -103,11 +106,16 @@ class Membership:
         try:
             version, voters, learner = plain
             members = tuple(sorted(_member(voter) for voter in voters))
-            membership = cls(version, members, None if learner is None else _member(learner))
+            membership = cls(version, members)
+            if learner is not None:
+                *named, since = learner
+                membership = cls(version, members, _member(named), since)
         except (TypeError, ValueError) as error:
             raise MalformedMembership("no membership") from error
         if type(version) is not int or not 0 <= version < 2**32:
             raise MalformedMembership("a membership without a version")
+        if type(membership.since) is not int or not 0 <= membership.since < 2**62:
+            raise MalformedMembership("a learner without an incarnation")
         if version > NOBODY.version and not members:
             raise MalformedMembership("a membership without voters")
         if len(membership.addresses) != len(members) + (learner is not None):

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from node.errors import (
@@ -211,6 +212,8 @@ class MembershipChanges:
     def _take_step(self, wanted: Mapping[str, str]) -> None:
         """Put the next membership on the way to these voters into the log."""
         step = next(changes(self._log.current, wanted))
+        if step.learner_id is not None and step.learner != self._log.current.learner:
+            step = replace(step, since=self._network.incarnation(step.learner_id))
         log.info("membership %d: voters %s, learner %s", step.version,
                  ", ".join(sorted(step.voter_ids)), step.learner_id or "none")  # fmt: skip
         self._engine.append(entries.encode_membership(step))

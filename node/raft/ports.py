@@ -106,7 +106,8 @@ class StartingPoint:
     `index` and `term` are the cut up to which its state was loaded; `tail` are the log entries
     behind it (index, term, entry), contiguous. `forgetful` says that it may have acknowledged
     entries that it no longer has: it then starts recovering. `blank` says that it may have promised
-    more than `term` and `vote`, which it no longer knows. `membership` and `heard` are what
+    more than `term` and `vote`, which it no longer knows; what it has promised since incarnation
+    `born` it knows (0: that is not known). `membership` and `heard` are what
     `Promises.save_membership` kept; None where nothing was, and the founding membership counts.
     """
 
@@ -120,6 +121,7 @@ class StartingPoint:
     blank: bool = False
     membership: Membership | None = None
     heard: Membership | None = None
+    born: int = 0
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,14 @@ answered one nonce. The greatest of their terms is its own from then on, and it 
 that term. It is late enough: whatever this node took part in, a majority did, and one of that
 majority is among those that answered, and keeps its term on disk. And nobody still counts a vote of
 its earlier life in a later term, because every candidate has answered, too. What it goes on with is
-an ordinary recovery, of a node that knows its term. Who is no voter, such as one that is only being
-added, has promised nothing that counts, and need not ask.
+an ordinary recovery, of a node that knows its term.
+
+That holds, too, for a node which is only being added as far as those know whom it meets first: it
+may have been counted later, and have lost its disk since. It is spared the question only if its
+state file is older than that membership: what it promised before it was added counts no more, and
+all since then it knows. And the one that is being added is asked like a voter: it may stand (see
+`election`), and have the vote of the earlier life; and it may be the only one left who knows that
+it is counted (of two, one decided with it, and is the one that asks).
 """
 
 from __future__ import annotations
@@ -75,6 +81,7 @@ class Recovery:
         self._next_round = 0.0
         self._asked_under: str | None = None
         self._blank = start.blank
+        self._lives = (start.born, start.incarnation)
         self.was_needed = start.forgetful
         self._told = ""
         self._tell_at = 0.0
@@ -110,7 +117,7 @@ class Recovery:
 
     def may_obey(self) -> bool:
         """Whether this node may take a leader's word: not while it may have promised more."""
-        return not self._blank or not self._is_voter()
+        return not self._blank
 
     def may_stand(self) -> bool:
         """Whether this node may be a candidate."""
@@ -121,6 +128,8 @@ class Recovery:
         """Leave if it may; else ask again when it is time."""
         if not self.active:
             return
+        if self._blank and self._is_new():
+            self._blank = False
         if self._blank and self._complete():
             self._learn_term()
         leader = self._engine.leader
@@ -168,6 +177,13 @@ class Recovery:
         if message.leads and not message.recovering and message.term >= self._engine.term:
             self._target = (message.term, peer, message.last_index)
 
+    def _is_new(self) -> bool:
+        """Whether this node has kept its state file since it was added, and is not counted yet."""
+        born, current = self._lives
+        committed = self._engine.journal.memberships.committed
+        added = committed.learner_id == self._settings.node_id
+        return added and 0 < born <= committed.since <= current
+
     def _learn_term(self) -> None:
         """All have answered: no promise of an earlier life is of a later term than theirs."""
         self._engine.abstain(max((report.term for report in self._reports.values()), default=0))
@@ -207,22 +223,18 @@ class Recovery:
         return known and self._needed() <= self._reports.keys()
 
     def _needed(self) -> set[str]:
-        """Whose answers a cold start needs, and a blank node."""
-        return self._voters() - {self._settings.node_id}
+        """Whose answers a cold start needs: the voters'. A blank node needs the learner's, too."""
+        needed: set[str] = set()
+        for membership in self._memberships():
+            needed.update(membership.addresses if self._blank else membership.voter_ids)
+        return needed - {self._settings.node_id}
 
-    def _is_voter(self) -> bool:
-        """Whether this node may be counted anywhere; so it is as long as nobody is known to be."""
-        voters = self._voters()
-        return not voters or self._settings.node_id in voters
-
-    def _voters(self) -> set[str]:
-        """Those of the newest membership known to be committed, and of all newer ones."""
+    def _memberships(self) -> list[Membership]:
+        """The newest known to be committed, and all newer ones that somebody has heard of."""
         own = self._engine.journal.memberships
-        voters = set(own.committed.voter_ids)
-        for heard in (own.heard, *self._heard.values()):
-            if heard.version > own.committed.version:
-                voters |= heard.voter_ids
-        return voters
+        heard = (own.heard, *self._heard.values())
+        newer = [one for one in heard if one.version > own.committed.version]
+        return [own.committed, *newer]
 
     def _ask(self) -> None:
         cold = self._floor is not None and self._complete()

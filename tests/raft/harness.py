@@ -130,6 +130,7 @@ class Cluster:
     async def _start(self, node_id: str) -> None:
         disk = self.disks[node_id]
         disk.incarnation += 1
+        disk.born = disk.born or disk.incarnation
         remembers = disk.clean
         if not disk.clean and disk.kept is not None:
             disk.tail, remembers = disk.kept.behind(disk.cut)
@@ -154,6 +155,7 @@ class Cluster:
                 disk.blank,
                 disk.membership,
                 disk.heard,
+                disk.born,
             ),
             state,
             disk,

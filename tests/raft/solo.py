@@ -40,6 +40,7 @@ class Disk:
     clean: bool = False
     forgetful: bool = True
     blank: bool = True
+    born: int = 0
     tail: tuple[tuple[int, int, bytes], ...] = ()
     membership: Membership | None = None
     heard: Membership | None = None
@@ -69,7 +70,8 @@ class Disk:
         """The disk of the next life, when this one's lineage was given up; this one is kept."""
         return Disk(
             incarnation=self.incarnation,
-            blank=False,
+            blank=self.blank,
+            born=self.born,
             membership=NOBODY,
             heard=NOBODY,
             standing=newer._replace(founded=False),

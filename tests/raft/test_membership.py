@@ -87,9 +87,10 @@ class TestAsData:
     @pytest.mark.parametrize(
         "plain",
         [None, [], [1, [], None, 1], [-1, [["a", "a:1"]], None], [1, [["a"]], None],
-         [1, [["a", "x"], ["a", "y"]], None], [1, [["a", "x"]], ["a", "x"]], [1, [[1, 2]], None],
+         [1, [["a", "x"], ["a", "y"]], None], [1, [["a", "x"]], ["a", "x", 7]], [1, [[1, 2]], None],
          ["1", [["a", "x"]], None], [1, 5, None], [1, [["", "x"]], None],
-         [1, [], None], [1, {}, None], [1, [], ["a", "x"]]],
+         [1, [], None], [1, {}, None], [1, [], ["a", "x", 7]], [1, [["a", "x"]], ["b", "y"]],
+         [1, [["a", "x"]], ["b", "y", -1]], [1, [["a", "x"]], ["b", "y", True]]],
     )  # fmt: skip
     def test_anything_else_is_refused(self, plain: object) -> None:
         with pytest.raises(MalformedMembership):

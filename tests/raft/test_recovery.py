@@ -270,15 +270,32 @@ class TestBlank:
         self.answers(solo, n2=5, n3=6)
         assert (solo.disk.term, solo.disk.vote) == (6, "n3")
 
-    def test_who_is_not_counted_need_not_ask(self) -> None:
-        voters = Membership.from_plain([3, [["n2", "n2:1"], ["n3", "n3:1"]], ["n1", "n1:1"]])
+    def test_who_is_not_counted_asks_too_for_it_may_have_been_counted_later(self) -> None:
+        voters = Membership.from_plain([3, [["n2", "n2:1"], ["n3", "n3:1"]], ["n1", "n1:1", 0]])
         start = StartingPoint(
             1, 0, None, 0, 0, forgetful=True, blank=True, membership=voters, heard=voters
         )
         solo = Solo(start=start)
-        assert solo.hear("n2", AppendEntries(5, 1, 0, 1, [[5, b"x"]])) == [
-            ("n2", Ack(5, 3, False, True))
-        ]
+        solo.tick()
+        entries = AppendEntries(5, 1, 0, 1, [[5, b"x"]])
+        assert solo.hear("n2", entries) == []
+        self.answers(solo, n2=5, n3=5)
+        assert solo.hear("n2", entries) == [("n2", Ack(5, 3, False, True))]
+
+    def test_the_one_that_is_being_added_is_asked_like_a_voter(self) -> None:
+        voters = [3, [["n1", "n1:1"], ["n2", "n2:1"]], ["n3", "n3:1", 0]]
+        known = Membership.from_plain(voters)
+        start = StartingPoint(
+            1, 0, None, 0, 0, forgetful=True, blank=True, membership=known, heard=known
+        )
+        solo = Solo(start=start)
+        solo.tick()
+        self.answers(solo, n2=5)
+        assert not solo.recovery.may_obey()
+        assert "n3" in solo.recovery.waits_for()
+        self.answers(solo, n2=5, n3=6)
+        assert solo.recovery.may_obey()
+        assert solo.disk.term == 6
 
     def test_a_deposed_leader_cannot_commit_with_a_voter_that_lost_its_disk(self) -> None:
         """Seed 31286 of 3 nodes: the voter had elected, and acknowledged, in a later term."""
