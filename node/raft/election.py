@@ -11,6 +11,11 @@ able to win, a learner stands, too, without counting itself: after all power was
 be the longest, and then no voter can reach the floor of a cold start (see `recovery`). What it
 leads for is one entry of its own; when a majority of the voters has that, they hold its log.
 
+A voter that lost its disk asks all voters which term is the latest (see `recovery`), and has then
+heard of every vote that it may have given, because who asked for it is among them or known to them.
+Of one that is no voter they may know nothing. So whoever would vote for such a one is in that term,
+durably, from then on: a majority is, before it asks for votes.
+
 The library's own election timer is switched off (see `library`); this is the only one.
 """
 
@@ -103,7 +108,10 @@ class Election:
             and leaderless
             and self._recovery.may_vote_for(message.last_term, message.last_index)
         )
-        self._send(peer, PreVote(engine.term, message.nonce, granted))
+        answer = PreVote(engine.term, message.nonce, granted)
+        if granted and peer not in engine.membership.voter_ids:
+            engine.step_down(peer, message.term)
+        self._send(peer, answer)
 
     def answer(self, peer: str, message: PreVote) -> None:
         """A peer's word on the round that it names."""

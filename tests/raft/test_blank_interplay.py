@@ -261,3 +261,60 @@ def test_two_of_five_that_lost_their_disks_and_join_wait_for_those_who_came_late
         cluster.check()
 
     simulate(scenario)
+
+
+def test_a_learner_whose_addition_only_the_wiped_leader_knew_does_not_lead_beside_another() -> None:
+    """It had been removed, kept its disk, and was being added again."""
+
+    async def scenario() -> None:
+        cluster = Cluster(4)
+        victim = await ready(cluster)
+        leader, slow, learner = cluster.followers()
+        await cluster[victim].remove_member(learner, 2_000)
+        await cluster.until(
+            lambda: all(
+                cluster[one]._journal.memberships.committed.version == 1 for one in cluster.ids
+            )
+        )
+        cluster.links.blackholes |= {(victim, leader), (victim, slow)}
+        cluster.links.blackholes |= {(leader, victim), (slow, victim)}
+        cluster.links.cut_pair(leader, slow)
+        cluster.links.cut_pair(leader, learner)
+        with suppress(ExesdbError):
+            await cluster[victim].add_member(learner, f"{learner}:1", 300)
+        await cluster.until(
+            lambda: cluster[learner]._journal.memberships.current.learner_id == learner
+        )
+        held: list[Message] = []
+
+        def watch(sender: str, to: str, message: Message) -> bool:
+            if (sender, to) == (learner, slow) and (held or isinstance(message, RequestVote)):
+                held.append(message)  # the connection stands still from here on
+                return False
+            late = held and to == slow and isinstance(message, RequestVote | AppendEntries)
+            other = held and isinstance(message, PreVoteRequest) and sender != leader
+            return not late and not other
+
+        cluster.links.watchers.append(watch)
+        await cluster.until(lambda: held and cluster.disks[victim].vote == learner)
+        await asyncio.sleep(0.01)  # and its vote has arrived
+        term = cluster[victim]._engine.term
+        assert isinstance(held[0], RequestVote) and held[0].term == term
+        cluster.crash(victim)
+        cluster.wipe(victim)
+        cluster.links.heal()
+        cluster.links.cut_pair(leader, learner)
+        cluster.links.cut_pair(victim, learner)
+        await cluster.start(victim)
+        with suppress(AssertionError):
+            await cluster.until(
+                lambda: cluster[leader].leads and cluster[leader]._engine.term == term, 3
+            )
+        cluster[slow].received(learner, held[0])
+        await asyncio.sleep(0.1)
+        cluster.links.watchers.remove(watch)
+        cluster.links.heal()
+        await cluster.led(leader, slow, victim)
+        cluster.check()
+
+    simulate(scenario)
