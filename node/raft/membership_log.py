@@ -91,6 +91,10 @@ class MembershipLog:
             self._keep(committed, max(self.heard, committed, key=_version))
             self._settle()
 
+    def recovered(self) -> None:
+        """A leader has shown what this node had missed: what is not in its log came to nothing."""
+        self._keep(self.committed, self.current)
+
     def restarted(self, index: int, ends: bool) -> None:
         """The state up to `index` came another way; `ends`: nothing behind it is in the log."""
         self._in_log = [] if ends else [item for item in self._in_log if item[0] > index]

@@ -318,3 +318,29 @@ def test_a_learner_whose_addition_only_the_wiped_leader_knew_does_not_lead_besid
         cluster.check()
 
     simulate(scenario)
+
+
+def test_a_wiped_voter_does_not_wait_for_a_node_whose_addition_came_to_nothing() -> None:
+    """Those who had heard of it lost their logs, and recovered without it."""
+
+    async def scenario() -> None:
+        cluster = Cluster(3, spares=1)
+        leader = await ready(cluster)
+        one, other = cluster.followers()
+        cluster.persist()
+        cluster.links.blackholes |= {(leader, other), (one, leader)}
+        with suppress(ExesdbError):
+            await cluster[leader].add_member("n4", "n4:1", 300)
+        assert cluster.disks[one].heard is not None and cluster.disks[one].heard.version == 1
+        cluster.crash()
+        cluster.links.heal()
+        await cluster.start("n1", "n2", "n3")
+        await cluster.settled()
+        assert cluster[other]._journal.memberships.current.learner is None
+        cluster.crash(other)
+        cluster.wipe(other)
+        await cluster.start(other)
+        await cluster.settled()
+        cluster.check()
+
+    simulate(scenario)
