@@ -4,7 +4,8 @@
 refuses more than it allows, because a plan that is carried out cannot be taken back: the missing
 members, should one return, are strangers from then on. So a plan needs that
 
-* every member is accounted for: it answers, or the operator has named it missing, not both;
+* every member is accounted for: it answers, or the operator has named it missing, not both. So is
+  a node that was being added: the survivors would wait for it, too. If it answers it is counted;
 * nobody leads, and the survivors could not elect a leader by themselves: those that have forgotten
   nothing are no majority;
 * no survivor has a connection with a missing member;
@@ -40,6 +41,7 @@ class Report(NamedTuple):
     last_index: int
     membership_version: int
     voters: Mapping[str, str]
+    learners: Mapping[str, str]
     reaches: tuple[str, ...]
     positions: Mapping[str, int]
 
@@ -89,10 +91,12 @@ def make(reports: Sequence[Report], silent: Collection[str], missing: Collection
     before, after = _by_lineage(reports)
     _check_not_done(before, missing)
     parent = before[0].lineage
-    voters = {node_id: at for report in before for node_id, at in report.voters.items()}
-    _check_members(reports, voters, missing)
+    members: dict[str, str] = {}
+    for report in before:
+        members |= report.learners | report.voters
+    _check_members(reports, members, missing)
     _check_needed(before, missing)
-    survivors = {report.node_id: voters[report.node_id] for report in reports}
+    survivors = {report.node_id: members[report.node_id] for report in reports}
     plan = Plan(
         lineage=_lineage(parent, survivors, missing),
         parent=parent,
@@ -158,14 +162,14 @@ def _by_lineage(reports: Sequence[Report]) -> tuple[list[Report], list[Report]]:
 
 
 def _check_members(
-    reports: Sequence[Report], voters: Mapping[str, str], missing: Collection[str]
+    reports: Sequence[Report], members: Mapping[str, str], missing: Collection[str]
 ) -> None:
     """Everyone is accounted for, and nobody is named that the cluster does not know."""
     answered = {report.node_id for report in reports}
-    unknown = (answered | set(missing)) - voters.keys()
+    unknown = (answered | set(missing)) - members.keys()
     if unknown:
-        raise NoPlan(f"{_names(unknown)} is no member; the members are {_names(voters)}")
-    unaccounted = voters.keys() - answered - set(missing)
+        raise NoPlan(f"{_names(unknown)} is no member; the members are {_names(members)}")
+    unaccounted = members.keys() - answered - set(missing)
     if unaccounted:
         raise NoPlan(
             f"{_names(unaccounted)} is a member too: give its address with --nodes, or name it with"

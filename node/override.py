@@ -101,7 +101,8 @@ class Override:
 
 def objection(order: RecoveryOrder, node_id: str, lineage: str, outlook: Outlook) -> str | None:
     """Why a node must not carry out an order, as far as it can see by itself; None if it may."""
-    unaccounted = outlook.voters.keys() - order.voters.keys() - set(order.missing)
+    members = outlook.voters.keys() | outlook.learners.keys()
+    unaccounted = members - order.voters.keys() - set(order.missing)
     reached = set(outlook.reaches) & set(order.missing)
     if lineage != order.parent:
         return f"this node follows lineage {lineage}, the order gives up {order.parent}"

@@ -19,6 +19,7 @@ ALONE = Outlook(
     last_index=9,
     membership_version=3,
     voters=VOTERS,
+    learners={},
     reaches=[],
 )
 

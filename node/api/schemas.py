@@ -369,6 +369,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "last_index": {**_COUNT, "description": "The index of that entry."},
             "membership_version": _COUNT,
             "voters": {**_map(_TEXT), "description": "Raft addresses by node id."},
+            "learners": {**_map(_TEXT), "description": "The same of who is being added."},
             "reaches": {**_list(_TEXT), "description": "Members with a connection to this one."},
             "positions": {**_map(_COUNT), "description": "The last position of each store."},
         }

@@ -40,7 +40,8 @@ class Outlook(NamedTuple):
     """What an operator must know of a node before members are given up.
 
     `voters` are all that are counted by the newest membership that it knows or the one before
-    (raft addresses by id), `reaches` all members with a connection to it.
+    (raft addresses by id), `learners` those that are being added by one of them and counted by
+    neither, `reaches` all members with a connection to it.
     """
 
     leader: str | None
@@ -49,6 +50,7 @@ class Outlook(NamedTuple):
     last_index: int
     membership_version: int
     voters: dict[str, str]
+    learners: dict[str, str]
     reaches: list[str]
 
 
@@ -82,7 +84,10 @@ class Members:
     def outlook(self) -> Outlook:
         """This node's log, and whom it knows and reaches."""
         engine, memberships = self._engine, self._engine.journal.memberships
-        voters = dict([*memberships.committed.voters, *memberships.heard.voters])
+        known = (memberships.committed, memberships.heard)
+        voters = dict(voter for one in known for voter in one.voters)
+        learners = dict(one.learner for one in known if one.learner is not None)
+        learners = {one: at for one, at in learners.items() if one not in voters}
         return Outlook(
             engine.leader,
             engine.term,
@@ -90,7 +95,8 @@ class Members:
             engine.journal.last_index,
             memberships.heard.version,
             voters,
-            [peer for peer in voters if self._network.is_connected(peer)],
+            learners,
+            [peer for peer in {**voters, **learners} if self._network.is_connected(peer)],
         )
 
     def role_of(self, node_id: str) -> str:

@@ -13,13 +13,16 @@ reached the index in the answer.
 If every other member answered one nonce and none leads, then so many have forgotten that nobody can
 be elected the ordinary way (a cold start). Then the greatest (last term, last index) among all is
 the floor: a recovering node may vote for, and be, a candidate that reaches it. It stays recovering
-until somebody leads. That needs all members, because one that is missing might remember more.
+until somebody leads. That needs all members, because one that is missing might remember more: the
+one that is being added, too, although nobody counts it. Where all power was lost, its disk may be
+ahead of the voters', and what it has applied it cannot take back.
 
 Who "all" are may itself have been forgotten. So a report says which membership is the newest that
 its sender knows to be committed, and which is the newest it ever had in its log, which is kept on
 disk before it is acknowledged. Asked and needed are the voters of the newest committed membership
-among the reports, and those of every newer one that was heard of: a membership that came into
-force was heard of by a majority of its own voters, one of whom was a voter before, too.
+among the reports, with its learner, and those of every newer one that was heard of: a membership
+that came into force was heard of by a majority of its own voters, one of whom was a voter before,
+too. (The learner of one that nobody knows to be committed may never have been there.)
 
 A node without a state file is *blank*: it cannot know whether it is new or has lost everything, its
 term and vote included. It may have helped to elect a leader, and have acknowledged its entries, in
@@ -224,18 +227,16 @@ class Recovery:
         return known and self._needed() <= self._reports.keys()
 
     def _needed(self) -> set[str]:
-        """Whose answers a cold start needs: the voters'. A blank node needs the learner's, too."""
-        needed: set[str] = set()
-        for membership in self._memberships():
-            needed.update(membership.addresses if self._blank else membership.voter_ids)
-        return needed - {self._settings.node_id}
-
-    def _memberships(self) -> list[Membership]:
-        """The newest known to be committed, and all newer ones that somebody has heard of."""
+        """Whose answers a cold start needs, and a blank node: those of the members of the newest
+        membership known to be committed, and of the voters of all newer ones that somebody has
+        heard of. A blank node needs the learners of those, too.
+        """
         own = self._engine.journal.memberships
-        heard = (own.heard, *self._heard.values())
-        newer = [one for one in heard if one.version > own.committed.version]
-        return [own.committed, *newer]
+        needed = set(own.committed.addresses)
+        for heard in (own.heard, *self._heard.values()):
+            if heard.version > own.committed.version:
+                needed.update(heard.addresses if self._blank else heard.voter_ids)
+        return needed - {self._settings.node_id}
 
     def _ask(self) -> None:
         cold = self._floor is not None and self._complete()

@@ -31,6 +31,7 @@ def report(node_id: str, members: Collection[str] = ("n1", "n2", "n3"), **change
         last_index=10,
         membership_version=0,
         voters={member: f"{member}:1" for member in members},
+        learners={},
         reaches=(),
         positions={"main": 8},
     )
@@ -52,6 +53,16 @@ def following(plan: Plan, node_id: str, **changes: Any) -> Report:
 
 
 class TestPlans:
+    def test_one_that_was_being_added_is_accounted_for_and_counted_if_it_is_there(self) -> None:
+        adding = [
+            report(one, learners={"n4": "n4:1"}, recovering=True) for one in ("n1", "n2", "n3")
+        ]
+        with pytest.raises(NoPlan, match="n4 is a member too"):
+            make(adding, [], [])
+        assert make(adding, [], ["n4"]).voters.keys() == {"n1", "n2", "n3"}
+        learner = report("n4", learners={"n4": "n4:1"}, recovering=True)
+        assert make([*adding[:2], learner], [], ["n3"]).voters.keys() == {"n1", "n2", "n4"}
+
     def test_one_survivor_of_three_goes_on_alone(self) -> None:
         plan = make([report("n1")], [], ["n3", "n2"])
         assert plan.voters == {"n1": "n1:1"}

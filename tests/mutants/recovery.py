@@ -10,6 +10,7 @@ _BLANK = "raft/test_recovery.py::TestBlank"
 _IDENTITY = "test_identity.py"
 _DIRECTORY = "persistence/test_directory.py"
 _FORGETTING = "test_forgetting.py"
+_INTERPLAY, _CHANGES = "raft/test_blank_interplay.py", "raft/test_membership_change.py"
 _TAIL, _TAIL_FILES = "persistence/test_tail.py", "persistence/test_tail_files.py"
 
 DEFECTS = (
@@ -61,6 +62,46 @@ DEFECTS = (
         "(forgetful=False, blank=False, founded=True",
         "(forgetful=False, founded=True",
         (_FORGETTING, _IDENTITY),
+    ),
+    Defect(
+        "blank-node-believes-that-it-is-not-counted",
+        "blank: it obeys nobody, counted or not, unless it has lost nothing since it was added",
+        "raft/recovery.py",
+        "        return added and 0 < born <= committed.since <= current\n",
+        "        return added\n",
+        (_BLANK, _INTERPLAY),
+    ),
+    Defect(
+        "blank-ends-in-quarantine",
+        "blank: it stays so in another lineage, where it may have been a member",
+        "identity.py",
+        "            vote=None,\n            given_up=",
+        "            vote=None,\n            blank=False,\n            given_up=",
+        (_IDENTITY,),
+    ),
+    Defect(
+        "learner-is-not-asked",
+        "cold start, blank: all members are asked, the learner too",
+        "raft/recovery.py",
+        "        needed = set(own.committed.addresses)\n",
+        "        needed = set(own.committed.voter_ids)\n",
+        (_BLANK, _INTERPLAY, _CHANGES),
+    ),
+    Defect(
+        "learner-has-votes-of-nobody-in-its-term",
+        "blank: whoever would vote for a learner is in its term before",
+        "raft/election.py",
+        "        if granted and peer not in engine.membership.voter_ids:\n",
+        "        if False:\n",
+        (_INTERPLAY,),
+    ),
+    Defect(
+        "heard-for-ever",
+        "cold start: what came to nothing is settled when a node has recovered",
+        "raft/recovery.py",
+        "        self._engine.journal.memberships.recovered()\n",
+        "",
+        (_INTERPLAY,),
     ),
     Defect(
         "nobody-recovers",
@@ -272,8 +313,8 @@ DEFECTS = (
         "incarnation-stands-still",
         "boot: each start takes a new incarnation",
         "identity.py",
-        "incarnation=self._next_incarnation(known)",
-        "incarnation=max(known.incarnation, 1)",
+        "incarnation = self._next_incarnation(known)\n",
+        "incarnation = max(known.incarnation, 1)\n",
         (_IDENTITY,),
     ),
     Defect(

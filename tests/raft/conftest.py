@@ -16,3 +16,12 @@ def _quiet_library() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL + 1)
     yield
     logger.setLevel(before)
+
+
+@pytest.fixture(autouse=True)
+def _divergence(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A node that applies another entry than the others ends the process; here, only the test."""
+    ended: list[int] = []
+    monkeypatch.setattr("node.raft.replica.os._exit", ended.append)
+    yield
+    assert ended == []

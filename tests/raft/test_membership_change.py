@@ -565,6 +565,33 @@ class TestInterruptions:
 
         simulate(scenario)
 
+    def test_a_learner_whose_disk_alone_has_what_was_committed_is_waited_for(self) -> None:
+        """Seed 202098 of 3 nodes: the voters went on without it, and it stood by what it had."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3, spares=1)
+            leader = await ready(cluster)
+            cluster[leader]._changes._promote = lambda _: None  # type: ignore[method-assign]
+            await cluster.start("n4")
+            await cluster[leader].add_member("n4", "n4:1", 2000)
+            await cluster.settled()
+            cluster.persist()
+            await cluster.fill_log(leader, 5)
+            await cluster.settled()
+            cluster.persist("n4")
+            cluster.crash()
+            await cluster.start(*cluster.ids)
+            await asyncio.sleep(10)
+            assert cluster.leader() is None
+            assert "n4" in cluster["n1"].not_ready_reasons()[0]
+            await cluster.start("n4")
+            await changed(cluster, "1234")
+            await cluster.settled()
+            assert all(len(cluster.contents(one)) == 5 for one in cluster.replicas)
+            cluster.check()
+
+        simulate(scenario)
+
     def test_a_membership_entry_that_is_none_changes_nothing(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(3)
