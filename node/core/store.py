@@ -18,7 +18,7 @@ from node.core.columns import Record as Record
 from node.core.columns import Row as Row
 from node.core.commands import BY_NODE
 from node.core.frames import frame_id, frame_type_bytes
-from node.core.husks import bytes_of, husk_of, is_husk
+from node.core.husks import bytes_of, is_husk, prints_of
 from node.core.lives import Life, Lives
 from node.core.outcomes import (
     Appended,
@@ -148,8 +148,9 @@ class Store(Events):
         return self._appended(events, positions, True)
 
     def _holds(self, position: int, stream: str, frame: bytes) -> bool:
+        """Of a removed event only the print is compared: that is the same before it is swept."""
         stored = self.frame(position)
-        same = stored == (husk_of(frame) if is_husk(stored) else frame)
+        same = stored == frame if self.kept(position) else prints_of([stored]) == prints_of([frame])
         return same and self.record(position).stream == stream
 
     def _appended(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from node.core import commands, recent
+from node.core import commands, life_commands, recent
 from node.core.commands import ANY, NO_STREAM
 from node.core.outcomes import (
     Appended,
@@ -13,7 +13,8 @@ from node.core.outcomes import (
     WrongExpectedVersion,
 )
 from node.core.state import State
-from tests.core.observed import contents, encoded, event_id, frame, remembered, started
+from node.core.stream import Limits
+from tests.core.observed import contents, encoded, event_id, frame, remembered, started, sweep
 
 A, B, C = frame(1), frame(2), frame(3)
 NEW = frame(9)
@@ -179,6 +180,27 @@ def test_a_forgotten_id_counts_as_new(monkeypatch):
 
 def test_no_fewer_ids_are_remembered_than_the_contract_promises():
     assert recent.REMEMBERED_MIN >= 100_000
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_retry_of_what_was_removed_is_judged_alike_whether_it_was_swept_or_not(swept):
+    """Bytes can be chosen that have the CRC-32 of others, and of a husk no more is left."""
+    data = b"\x45AAAAA"
+    other = b"\x45" + bytes(a ^ b for a, b in zip(b"AAAAA", _CHANGES_NO_CRC, strict=True))
+    state = started()
+    state.apply(2, 1, [append("s", [frame(1, data=data), B])])
+    retry = append("s", [frame(1, data=other)])
+    assert isinstance(refused_or_found(state, retry), EventIdReused)
+    state.apply(3, 1, [life_commands.set_metadata("main", "s", Limits(max_count=1))])
+    if swept:
+        sweep(state.stores["main"])
+    assert refused_or_found(state, retry) == Appended(0, 0, [1], {"s": 0}, True)
+    shorter = append("s", [frame(1, data=b"\x40")])
+    assert isinstance(refused_or_found(state, shorter), EventIdReused)
+
+
+# The polynomial of CRC-32: a xor with it changes no checksum.
+_CHANGES_NO_CRC = bytes.fromhex("410671db01")
 
 
 def append(stream: str, frames: list[bytes], expected: int = ANY) -> bytes:
