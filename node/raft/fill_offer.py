@@ -6,6 +6,7 @@ import hashlib
 from typing import Any, NamedTuple
 
 from node.core.commands import decode, put_store
+from node.core.fields import is_number
 from node.core.portion import Portion
 from node.raft import fill_lives, fill_snapshots, fill_subscriptions, plain
 
@@ -37,7 +38,7 @@ def offer_of(answer: Any) -> tuple[int, int, int, list[Offered]]:
         number, description, value = answer
         _need(type(description) is bytes and hashlib.sha256(description).digest() == value)
         index, term, described = plain.loads(description)
-        _need(all(map(_is_count, (number, index, term))))
+        _need(all(map(is_number, (number, index, term))))
         offered = [_offered(at, one) for at, one in enumerate(described)]
         _need(len({one.name for one in offered}) == len({one.uid for one in offered}))
         _need(len({one.name for one in offered}) == len(offered))
@@ -52,12 +53,12 @@ def _offered(at: int, described: Any) -> Offered:
     description = fill_snapshots.Description(*snapshots)
     # Raises for what cannot be created.
     decode(put_store(name, created_us, durability, description.kept))
-    _need(_is_count(description.held) and type(description.digest) is bytes)
+    _need(is_number(description.held) and type(description.digest) is bytes)
     _need(durability is not None and description.kept is not None)
-    _need(_is_count(uid) and _is_count(position))
+    _need(is_number(uid) and is_number(position))
     moved = {}
     for checkpoint, where, when in checkpoints:
-        _need(type(checkpoint) is str and _is_count(where) and _is_count(when))
+        _need(type(checkpoint) is str and is_number(where) and is_number(when))
         moved[checkpoint] = (where, when)
     settled = description, fill_subscriptions.parsed(subscribed), fill_lives.parsed(lives)
     return Offered(at, name, uid, created_us, durability, position, moved, *settled)
@@ -68,17 +69,13 @@ def chunk_of(answer: Any) -> Chunk:
     try:
         *fields, value = answer
         taken = Portion(*fields)
-        _need(_is_count(taken.after) and type(value) is bytes)
+        _need(is_number(taken.after) and type(value) is bytes)
         _need(all(type(names) is list for names in taken[1:3]))
         _need(all(type(name) is str for names in taken[1:3] for name in names))
         _need(all(type(column) is bytes for column in taken[3:]))
     except (TypeError, ValueError) as error:
         raise FillRefused(f"a chunk that makes no sense: {error}") from error
     return taken, value
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**62
 
 
 def _need(condition: bool) -> None:

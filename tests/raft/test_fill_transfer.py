@@ -12,7 +12,9 @@ import pytest
 
 from node.core import commands
 from node.core import subscription_commands as asked
+from node.core.fields import NUMBER_MAX
 from node.core.filters import Filter
+from node.core.outcomes import CheckpointMoved
 from node.core.portion import Digest, Portion
 from node.core.snapshots import encode_content
 from node.core.state import State
@@ -161,6 +163,16 @@ async def test_a_store_s_durability_comes_along(known: int) -> None:
     await pair.fill()
     assert "a" in pair.changed
     assert pair.state.stores["a"].durability == "persisted"
+    pair.check()
+
+
+@pytest.mark.parametrize("known", [0, 72])
+async def test_a_checkpoint_may_stand_at_the_greatest_number_there_is(known: int) -> None:
+    pair = Pair(known)
+    command = commands.put_checkpoint("a", "far", NUMBER_MAX)
+    outcomes = pair.source_state.apply(pair.source_state.applied_index + 1, 1, [command])
+    assert outcomes == [CheckpointMoved("far", NUMBER_MAX)]
+    await pair.fill()
     pair.check()
 
 
