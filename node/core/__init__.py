@@ -5,6 +5,7 @@ node to node (time, ids) enters as data inside a command. Read in this order:
 
 * `frames`    how one event is encoded, once, for the log, memory, disk and CBOR readers
 * `husks`     what is left of a frame whose event was removed
+* `items`     how bytes are taken apart, alike wherever that is done
 * `fields`    what the fields of a command may hold
 * `versions`  what a writer may say about where a stream stands
 * `commands`  what can be asked of the replicated state, encoded where the request enters

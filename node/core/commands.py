@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import cbor2
 
+from node.core import items
 from node.core.fields import MalformedCommand, is_name, is_number, is_time, need
 from node.core.frames import is_frame
 from node.core.life_commands import (
@@ -50,6 +51,7 @@ from node.core.versions import STREAM_EXISTS as STREAM_EXISTS
 from node.core.versions import is_expected
 
 FORMAT = 1
+_NESTING_MAX = 16  # the deepest command, a subscription with conditions, has 5
 
 # What an append to a store waits for, unless it says so itself: the memory or the disks of a
 # majority, or (the empty one) whatever is the default of the node that takes it.
@@ -256,7 +258,7 @@ def decode(encoded: bytes) -> Command:
     if decoder is None:
         raise MalformedCommand("does not begin like a command of this version")
     try:
-        fields = cbor2.loads(encoded)
+        fields = items.loads(encoded, _NESTING_MAX)
     except Exception as error:
         # The library's text stays out of the outcome: it must be the same on every node.
         raise MalformedCommand(f"not CBOR: {type(error).__name__}") from error

@@ -17,9 +17,9 @@ Further down a null exists.
 text is compared by its code points. Arrays and maps are equal to nothing: ask for what is in them.
 
 Subscriptions judge events while a command is applied, on every node. So nothing here raises for
-what an event holds: in what cannot be decoded, or nests deeper than `_NESTING_MAX`, there is
-nothing. An event costs a few microseconds, and at most some 0.15 s where it is 1 MiB of nothing but
-empty arrays; who judges many counts `decoded_bytes`.
+what an event holds: in what cannot be decoded, has tags (see `items`), or nests deeper than
+`_NESTING_MAX`, there is nothing. An event costs a few microseconds, and at most some 0.15 s where
+it is 1 MiB of nothing but empty arrays; who judges many counts `decoded_bytes`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import cbor2
 
+from node.core import items
 from node.core.fields import NAME_BYTES_MAX, need
 
 ROOTS = ("data", "metadata")
@@ -150,7 +151,7 @@ def _all_hold(looks: Sequence[_Look], item: Any) -> bool:
 def _loaded(item: Any) -> Any:
     """The value of an encoded item; `_NOTHING` where it is none."""
     try:
-        return cbor2.loads(item, max_depth=_NESTING_MAX)
+        return items.loads(item, _NESTING_MAX)
     except Exception:  # the library lets some of Python's own through
         return _NOTHING
 

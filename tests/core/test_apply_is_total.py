@@ -6,6 +6,7 @@ A command that raised would stop every node at the same entry, for ever.
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from decimal import Decimal
 from fractions import Fraction
@@ -20,6 +21,7 @@ from node.core import subscription_commands as asked
 from node.core.conditions import ANY_OF, EXISTS, Condition
 from node.core.fields import TIME_US_MAX
 from node.core.filters import Filter
+from node.core.frames import encode_frame
 from node.core.outcomes import (
     Appended,
     AppendedEach,
@@ -52,7 +54,7 @@ from node.core.outcomes import (
 from node.core.snapshots import PLACE_BITS, encode_content
 from node.core.state import State
 from node.core.stream import Limits
-from tests.core.observed import contents, frame, started
+from tests.core.observed import contents, event_id, frame, started
 
 REFUSALS = (
     Malformed,
@@ -91,6 +93,7 @@ SNAPSHOT = encode_content("Order", b"\x01", b"\xf6")
 WHERE = (Condition(("data", "k"), ANY_OF, ((2, 1), (3, "x"))), Condition(("metadata",), EXISTS))
 FILTER = Filter(("T", "x" * 100), "s", "s", WHERE)
 WANTED = asked.Definition(FILTER, asked.START_AT_END, 1000, 3, 2)
+LOOKING = asked.Definition(Filter(where=WHERE), 0, 1000, 3, 2)
 FIRST = asked.Delivery((2 << PLACE_BITS) + 4, 1, 1)
 VALID = [
     commands.append("main", 5, "s", commands.ANY, [frame(1), frame(2, "x" * 100)]),
@@ -411,3 +414,18 @@ def test_an_entry_without_commands_moves_the_applied_index():
     state = started()
     assert state.apply(8, 2, []) == []
     assert (state.applied_index, state.applied_term) == (8, 2)
+
+
+def test_a_few_bytes_cannot_keep_every_node_busy_for_ever():
+    """Of arrays that hold one array twice a key is made that has 2^n items, and is hashed."""
+    key = b"\xd8\x1c\x81\x00"
+    for at in range(24, 0, -1):
+        key = b"\xd8\x1c\x82" + key + b"\xd8\x1d" + cbor2.dumps(at)
+    bomb = b"\xa1" + key + b"\x00"
+    event = encode_frame(event_id(200), "T", bomb, b"\xf6", "", "")
+    state, began_s = filled(), time.process_time()
+    state.apply(3, 1, [b"\x83\x01\x03" + bomb])
+    state.apply(4, 1, [commands.append("main", 9, "u", -1, [event])])
+    state.apply(5, 1, [asked.subscribe("main", 9, "some", LOOKING)])
+    state.apply(6, 1, [asked.fetch("main", 9, "some", "c", 9)])
+    assert time.process_time() - began_s < 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import cbor2
@@ -209,6 +210,21 @@ def test_whatever_stands_in_an_event_is_judged(octets):
     assert inspector.decoded_bytes == len(encoded(octets, octets)) + len(octets)
 
 
+def test_an_event_is_judged_alike_wherever_and_whenever_it_is():
+    """An expression is compiled by calls within calls, and only if it was not compiled before."""
+    nested = "(?:" * 200 + "a" + ")*" * 200
+    event = encoded(b"\xa2\x61k\x07\x61r\xd8\x23" + cbor2.dumps(nested))
+    condition = Condition(("data", "k"), ANY_OF, ((2, 7),))
+
+    def judged(calls: int) -> bool:
+        return judged(calls - 1) if calls else Inspector([condition]).holds(event)
+
+    re.purge()
+    deep_at_first = judged(700)
+    shallow = judged(0)
+    assert deep_at_first == shallow == judged(700)
+
+
 DEEPEST = ["data", *"abcdefghijklmnop"]
 
 
@@ -258,3 +274,14 @@ def test_conditions_up_to_their_bounds_come_back_as_they_were_sent(given):
 def test_what_is_no_condition_is_refused(given):
     with pytest.raises(MalformedCommand):
         conditions.decoded(cbor2.loads(cbor2.dumps(given)))
+
+
+def test_in_an_event_with_any_tag_but_those_of_big_integers_there_is_nothing():
+    there = Inspector([Condition(("data", "k"), ANY_OF, ((2, 7),))])
+    contents = [b"\x00", b"\x61a", b"\x41a", b"\x82\x01\x02", b"\x80", b"\xa0"]
+    for tag in (*range(0x500), 43_000, 55_799, 2**63):
+        head = bytearray(cbor2.dumps(tag))
+        head[0] |= 0xC0
+        for content in contents:
+            found = there.holds(encoded(b"\xa2\x61k\x07\x61r" + head + content))
+            assert found == (tag in (2, 3) and content == b"\x41a")
