@@ -96,7 +96,8 @@ def decoded(given: Any) -> tuple[Condition, ...]:
     """What `described` gave, decoded. Raises `MalformedCommand`."""
     need(type(given) is list and 1 <= len(given) <= CONDITIONS_MAX, "where")
     conditions = tuple(map(_condition, given))
-    need(len(cbor2.dumps(given)) <= CONDITIONS_BYTES_MAX, "where")
+    # As they are kept: a whole float may be longer as an integer.
+    need(len(cbor2.dumps(described(conditions))) <= CONDITIONS_BYTES_MAX, "where")
     return conditions
 
 

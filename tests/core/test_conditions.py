@@ -237,6 +237,7 @@ DEEPEST = ["data", *"abcdefghijklmnop"]
         [(["data"], ANY_OF, ["x" * 1_021, b"x" * 1_021, 2**8_000])],
         [(["data"], PREFIX, [""])],
         [(["data", str(n)], EXISTS, []) for n in range(16)],
+        [(["data", k], ANY_OF, [n * 1e307 for n in range(1, 18)]) for k in "abcdefg"],
     ],
 )
 def test_conditions_up_to_their_bounds_come_back_as_they_were_sent(given):
@@ -269,6 +270,7 @@ def test_conditions_up_to_their_bounds_come_back_as_they_were_sent(given):
         [(["data"], PREFIX, ["a", "b"])],
         [(["data", str(n)], EXISTS, []) for n in range(17)],
         [(["data"], ANY_OF, [str(n) + "x" * 1_000 for n in range(17)])],
+        [(["data", k], ANY_OF, [n * 1e307 for n in range(1, 18)]) for k in "abcdefgh"],
     ],
 )
 def test_what_is_no_condition_is_refused(given):
