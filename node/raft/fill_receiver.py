@@ -103,7 +103,7 @@ class FillReceiver:
         stores = []
         lives = []
         for one in offered:
-            link = _Link(self._requests, source, number, one.at)
+            link = _Link(self._requests, source, number, index, one.at)
             store = await self._bring(link, one)
             snapshots = await self._bring_snapshots(link, one)
             subscriptions = await self._bring_subscriptions(link, one, store)
@@ -252,6 +252,8 @@ class FillReceiver:
         Compared at several places, so that no answer takes long.
         """
         position = live.position
+        if self._state.applied_index > link.raft_index:
+            raise FillRefused(f"this node has reached {self._state.applied_index} meanwhile")
         if position > one.position:
             self._alarm(f"store {one.name} has {position} events, {one.position} are offered")
             raise FillRefused(f"store {one.name} is longer here than at {link.source}")
@@ -306,11 +308,12 @@ class FillReceiver:
 
 
 class _Link(NamedTuple):
-    """Questions about one store of one offer."""
+    """Questions about one store of one offer, which was made at a Raft index."""
 
     requests: Requests
     source: str
     number: int
+    raft_index: int
     at: int
 
     async def digest(self, position: int) -> bytes:

@@ -214,6 +214,26 @@ async def test_entries_that_came_through_the_log_meanwhile_are_part_of_what_is_i
     pair.check()
 
 
+async def test_a_node_that_comes_further_than_the_offer_meanwhile_is_no_alarm() -> None:
+    """A new leader's log may reach back to where it ends, while it asks the old one."""
+    pair, whole = Pair(72), history(60)
+    older = FillSource(state_of(whole[:76]), Digests())
+
+    def overtake(topic: str, answer: Any) -> Any:
+        if topic == "fill_digest" and pair.link.asked["fill_digest"] == 1:
+            for index, entry in enumerate(whole[72:], 74):
+                pair.state.apply(index, 1, entry)
+        return answer
+
+    pair.link = Direct(older)
+    pair.link.spoil = overtake
+    pair.receiver = FillReceiver(pair.state, pair.link, Digests(), pair.alarms.append)
+    with pytest.raises(FillRefused):
+        await pair.fill()
+    assert pair.alarms == []
+    assert contents(pair.state) == contents(pair.source_state)
+
+
 async def test_nothing_is_installed_that_is_not_ahead() -> None:
     """A8."""
     pair = Pair(20)
