@@ -87,6 +87,7 @@ class FillReceiver:
         self._alarm = alarm
         self._staged: dict[int, _Staged] = {}
         self._staged_snapshots: dict[int, dict[int, Snapshot]] = {}  # uid -> place -> snapshot
+        self._differing: set[int] = set()  # uids of stores whose history is not the source's
         self._used_at = 0.0
         self._told_at = 0.0
 
@@ -100,6 +101,7 @@ class FillReceiver:
         self._staged = {uid: staged for uid, staged in self._staged.items() if uid in uids}
         for uid in self._staged_snapshots.keys() - uids:
             del self._staged_snapshots[uid]
+        self._differing.clear()
         stores = []
         lives = []
         for one in offered:
@@ -125,6 +127,8 @@ class FillReceiver:
             for store, one, _, offered in filled.stores
         ):
             raise FillRefused("the snapshots or streams of this node have changed meanwhile")
+        if any(map(self._came_meanwhile, (store for store, *_ in filled.stores))):
+            raise FillRefused("a store that is brought came through the log meanwhile")
         before, after = state.stores, {}
         changed = set(before)
         for store, snapshots, subscriptions, one in filled.stores:
@@ -166,6 +170,13 @@ class FillReceiver:
                 return live
             else:
                 staged = await self._copy(live)
+        elif (
+            live is not None
+            and staged.store.origin is not live.origin
+            and await self._agrees(link, one, live)
+        ):
+            # It came through the log meanwhile, and is the same: its file can be gone on with.
+            staged.store.origin = live.origin
         # Kept while it is whole, so that it is there for the next fill if this one breaks off.
         self._staged[one.uid] = staged
         await self._complete(link, one, staged)
@@ -266,9 +277,20 @@ class FillReceiver:
                     "all of it is brought over"
                 )
                 self._digests.forget(one.uid)
+                self._differing.add(one.uid)
                 return False
             self._digests.keep(one.uid, own)
         return True
+
+    def _came_meanwhile(self, store: Store) -> bool:
+        """Whether this node has it by now, and has begun a file that this one could not go on with.
+
+        Such a file is set aside before the new one counts, and a crash between would lose both.
+        """
+        live = self._state.stores.get(store.name)
+        if live is None or live.uid != store.uid or live.origin is store.origin:
+            return False
+        return store.uid not in self._differing
 
     async def _copy(self, live: Store) -> _Staged:
         copied = Store(live.name, live.uid, live.created_us)

@@ -53,7 +53,7 @@ DEFECTS = (
         "conditions-are-unbounded-together",
         "the gate checks every field of a command",
         "core/conditions.py",
-        '    need(len(cbor2.dumps(given)) <= CONDITIONS_BYTES_MAX, "where")\n',
+        '    need(len(cbor2.dumps(described(conditions))) <= CONDITIONS_BYTES_MAX, "where")\n',
         "",
         (f"{_CORE}::test_what_is_no_condition_is_refused",),
     ),

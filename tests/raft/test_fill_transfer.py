@@ -486,6 +486,50 @@ async def test_a_fill_that_broke_off_goes_on_behind_what_it_had(known: int) -> N
     assert received == whole.receiver.counters["fill_events_received"] + 3
 
 
+async def test_a_file_that_was_begun_meanwhile_can_be_gone_on_with() -> None:
+    """A file with another origin is set aside before the new one counts: a crash loses both."""
+    pair = Pair(0)
+
+    def break_off(topic: str, answer: Any) -> Any:
+        if pair.link.asked["fill_rows"] > 9:
+            raise NoAnswer("lost the connection")
+        return answer
+
+    pair.link.spoil = break_off
+    with pytest.raises(NoAnswer):
+        await pair.fill()
+    # A leader whose log reaches back to the beginning.
+    for index, entry in enumerate(history(60)[:6], 2):
+        pair.state.apply(index, 1, entry)
+    origin = pair.state.stores["a"].origin
+    pair.link.spoil = lambda _, answer: answer
+    begun = next(one for one in pair.receiver._staged.values() if one.store.name == "a")
+    assert begun.store.position > pair.state.stores["a"].position > 0
+    await pair.fill()
+    assert pair.state.stores["a"].origin is origin
+    assert pair.alarms == []
+    pair.check()
+
+
+async def test_a_store_that_came_through_the_log_meanwhile_keeps_its_file() -> None:
+    pair = Pair(0)
+
+    def arrive(topic: str, answer: Any) -> Any:
+        if topic == "fill_rows" and not pair.state.stores:
+            for index, entry in enumerate(history(60)[:6], 2):
+                pair.state.apply(index, 1, entry)
+        return answer
+
+    pair.link.spoil = arrive
+    with pytest.raises(FillRefused, match="meanwhile"):
+        await pair.fill()
+    origin = pair.state.stores["a"].origin
+    await pair.fill()
+    assert pair.state.stores["a"].origin is origin
+    assert pair.alarms == []
+    pair.check()
+
+
 async def test_what_was_begun_with_another_history_is_not_gone_on_with() -> None:
     pair = Pair(0)
 
