@@ -9,6 +9,7 @@ through here, because an address that broke in the middle of an answer is passed
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -34,10 +35,34 @@ class Unreachable(Exception):
 
 
 def urls_or_default(given: list[str] | None) -> list[str]:
-    """The addresses given, else those of EX_ESDB_URL (commas between), else a local cluster's."""
+    """The addresses given, else those of EX_ESDB_URL (commas between), else a local cluster's.
+
+    Raises ValueError for one that is none.
+    """
     texts = given or [text.strip() for text in os.environ.get("EX_ESDB_URL", "").split(",")]
-    urls = [text.rstrip("/") for text in texts if text] or list(DEFAULT_URLS)
-    return [url if "://" in url else f"http://{url}" for url in urls]
+    return [url_of(text) for text in texts if text] or list(DEFAULT_URLS)
+
+
+def url_of(text: str) -> str:
+    """The address of a node, of which `http://` may be left out. Raises ValueError."""
+    url = text.rstrip("/") if "://" in text else f"http://{text.rstrip('/')}"
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(f"{text!r} is no address of a node, such as http://127.0.0.1:8101")
+    return url
+
+
+def reason_of(error: Exception) -> str:
+    """Why there was no answer, in few words."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno or 0
+        words = os.strerror(number) if number > 0 else error.os_error.strerror
+        return words or str(error)
+    return str(error) or type(error).__name__
 
 
 async def request(
@@ -62,7 +87,7 @@ async def request(
                 async with http.request(method, url + path, params=params, json=json) as answer:
                     reply = Reply(url, answer.status, await _body(answer))
             except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
-                reasons[url] = str(error) or type(error).__name__
+                reasons[url] = reason_of(error)
                 continue
             if reply.status != 503:
                 return reply

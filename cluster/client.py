@@ -33,6 +33,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from cluster.access import reason_of
 from cluster.client_asking import CONNECT_S, Attempts
 from cluster.client_errors import ClientError, Unavailable, of_problem
 from cluster.client_events import Appended, Event, Filter, Recorded
@@ -208,7 +209,7 @@ class Subscription:
                     if event is not None:
                         yield event
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
-            raise Unavailable(f"{url}: {error or type(error).__name__}") from error
+            raise Unavailable(f"{url}: {reason_of(error)}") from error
 
     def _told(self, said: Mapping[str, Any]) -> Recorded | None:
         kind, data = said["event"], said["data"]

@@ -15,8 +15,10 @@ from typing import Any, Self
 import aiohttp
 import msgspec
 
+from cluster.access import reason_of
 from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable, of_problem
 from cluster.client_routing import Routing
+from cluster.client_values import quoted
 
 CONNECT_S = 2.0
 
@@ -134,10 +136,10 @@ class Asking:
         except aiohttp.ClientConnectorError as error:
             # aiohttp has sent a PUT or DELETE before, if that was on a connection that broke.
             kind = OutcomeUnknown if method in ("PUT", "DELETE") else Unavailable
-            raise kind(f"{url}: {error}") from error
+            raise kind(f"{url}: {reason_of(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
             kind = Unavailable if method == "GET" else OutcomeUnknown
-            raise kind(f"{url}: {error or type(error).__name__}") from error
+            raise kind(f"{url}: {reason_of(error)}") from error
         if answer.status >= 400:
             raise of_problem(answer.status, found)
         if method != "GET":  # an answer that names no index tells how far the node has applied
@@ -159,7 +161,7 @@ class Asking:
         return self._routing.pick(for_change)
 
     def _url(self, node: str, path: str) -> str:
-        return f"{node}/v1/stores/{self.store}{path}"
+        return f"{node}/v1/stores/{quoted(self.store)}{path}"
 
     @property
     def _session(self) -> aiohttp.ClientSession:

@@ -31,6 +31,7 @@ import cbor2
 
 from cluster.client import Event, Recorded
 from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable, of_problem
+from cluster.client_values import quoted
 
 UNDER_WAY_MAX = 4_096
 """Requests without an answer; `append` refuses a further one, `room` waits until there is room."""
@@ -92,7 +93,7 @@ async def connect(address: str, store: str) -> AsyncIterator[Pipeline]:
         try:
             async with asyncio.timeout(_CONNECT_S):
                 socket = await session.ws_connect(
-                    f"{base}/v1/stores/{store}/ws", max_msg_size=_MESSAGE_BYTES_MAX
+                    f"{base}/v1/stores/{quoted(store)}/ws", max_msg_size=_MESSAGE_BYTES_MAX
                 )
         except (aiohttp.ClientError, TimeoutError) as error:
             status = getattr(error, "status", 503)

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import aiohttp
 import cbor2
 
+from cluster.access import reason_of
 from cluster.client_asking import Attempts
 from cluster.client_errors import OutcomeUnknown, Unavailable, of_problem
 from cluster.client_routing import Routing
@@ -140,10 +141,10 @@ class Door:
                     return content
                 problem = cbor2.loads(content)
         except aiohttp.ClientConnectorError as error:
-            raise Unavailable(f"{url}: {error}") from error
+            raise Unavailable(f"{url}: {reason_of(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError, cbor2.CBORDecodeError) as error:
             kind = Unavailable if body is None else OutcomeUnknown
-            raise kind(f"{url}: {error or type(error).__name__}") from error
+            raise kind(f"{url}: {reason_of(error)}") from error
         raise of_problem(answer.status, problem)
 
 

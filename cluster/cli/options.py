@@ -35,6 +35,11 @@ class Parser(argparse.ArgumentParser):
         self.json = "--json" in args
         options = super().parse_args(args)
         options.prog = self.prog
+        if hasattr(options, "url"):
+            try:
+                urls_or_default(options.url)
+            except ValueError as error:
+                self.error(str(error))
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.access import DEFAULT_URLS, Unreachable, request, urls_or_default
+from cluster.access import DEFAULT_URLS, Unreachable, request, url_of, urls_or_default
 from tests.cluster.fake_http import serving
 
 NOBODY = "http://127.0.0.1:9"
@@ -45,6 +45,7 @@ async def test_where_nobody_answers_every_reason_is_told() -> None:
     with pytest.raises(Unreachable) as caught:
         await request("GET", [NOBODY, "http://127.0.0.1:10"], "/v1/info", timeout_s=2)
     assert set(caught.value.reasons) == {NOBODY, "http://127.0.0.1:10"}
+    assert set(caught.value.reasons.values()) == {"Connection refused"}
 
 
 def test_addresses_come_from_options_then_the_environment_then_the_default(
@@ -55,3 +56,9 @@ def test_addresses_come_from_options_then_the_environment_then_the_default(
     monkeypatch.setenv("EX_ESDB_URL", "http://a:1/, b:2")
     assert urls_or_default(None) == ["http://a:1", "http://b:2"]
     assert urls_or_default(["http://c:3"]) == ["http://c:3"]
+
+
+@pytest.mark.parametrize("text", ["ftp://a:1", "http://", "a:b", "http://a:70000", "a:0"])
+def test_what_is_no_address_is_said_before_anybody_is_asked(text: str) -> None:
+    with pytest.raises(ValueError, match="is no address of a node"):
+        url_of(text)

@@ -98,6 +98,22 @@ def test_wrong_options_are_one_line_or_one_object_for_every_command(
     assert found.err.count("\n") == 1
 
 
+def test_an_address_that_is_none_is_a_wrong_option_and_nothing_was_tried(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["append", "s", "T", "--url", "ftp://127.0.0.1:8101"]) == 64
+    assert "is no address of a node" in capsys.readouterr().err
+    monkeypatch.setenv("EX_ESDB_URL", "127.0.0.1:8101,127.0.0.1:81020")
+    assert main(["status"]) == 64
+
+
+async def test_a_store_whose_name_cannot_be_is_refused_as_that(exesdb: Exesdb) -> None:
+    async with a_node() as node:
+        url = f"http://127.0.0.1:{node.port}"
+        ended = await exesdb(url, "append", "s", "T", "--store", "a/b")
+    assert ended.code == 1 and "invalid_request: store: must match" in ended.err
+
+
 @pytest.mark.parametrize("name", ["status", "flush", "stores", "streams", "read", "tail"])
 def test_no_node_is_one_object_where_json_is_asked_for(
     name: str, capsys: pytest.CaptureFixture[str]
