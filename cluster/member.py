@@ -6,7 +6,7 @@ Any node can be asked; it hands the request to the leader. To add a node, start 
 caught up. That may take longer than a request waits, so `add` asks again until it is done.
 
 Exit codes: 0 done, and for `list` that there is a leader; 1 refused or not done in time; 2 no node
-could be reached.
+could be reached; 64 wrong options.
 """
 
 import argparse
@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
+from cluster.cli.options import Parser
 from cluster.status import look
 from cluster.tables import whole
 
 _PATH = "/v1/cluster/members"
-_REQUEST_MS = 10_000
+_REQUEST_MS, _REQUEST_MS_MIN = 10_000, 1_000
 _AGAIN_S = 0.5
 _WAIT = (
     *("membership_change_open", "member_recovering"),
@@ -40,20 +41,20 @@ examples:
 To add a node, start it first: python -m node --join true --node-id n4 --peer n1=10.0.0.1:7101 ...
 To replace a node, add the new one and then remove the old one.
 
-exit codes: 0 done, 1 refused or not done in time, 2 no node could be reached
+exit codes: 0 done, 1 refused or not done in time, 2 no node could be reached, 64 wrong options
 The environment variable EX_ESDB_URL holds addresses too, with commas between them.
 """
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options; leaves with exit 2 on wrong ones."""
-    parser = argparse.ArgumentParser(
+    """The options; leaves with exit 64 on wrong ones."""
+    parser = Parser(
         prog="scripts/member",
         description="Show, add and remove the members of a cluster, one at a time.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--url", action="append", metavar="URL",
         help=f"a node to ask, repeatable; default {DEFAULT_URLS[0]} to 8103")  # fmt: skip
     common.add_argument("--timeout", type=float, default=300, metavar="SECONDS",
@@ -95,8 +96,9 @@ async def _change(options: argparse.Namespace, urls: list[str], console: Console
     """Ask, and again while the cluster is busy or the node still learns."""
     until = time.monotonic() + options.timeout
     asked_before = False
+    said = ""
     while True:
-        reply = await _ask(options, urls)
+        reply = await _ask(options, urls, until - time.monotonic())
         code = reply.body.get("code")
         repeated = asked_before and code == _DONE[options.command]
         if reply.status in (200, 201) or repeated:
@@ -107,15 +109,19 @@ async def _change(options: argparse.Namespace, urls: list[str], console: Console
             print(f"scripts/member: {reply.body.get('detail', code)}", file=sys.stderr)
             return 1
         if time.monotonic() >= until:
-            print("scripts/member: not done in time; it may still be later", file=sys.stderr)
+            back = f"; to take it back: scripts/member remove {options.id}"
+            words = f"not done in time; it may still be later{back if reply.status == 202 else ''}"
+            print(f"scripts/member: {words}", file=sys.stderr)
             return 1
-        console.print(f"{options.id}: {reply.body.get('detail') or 'is learning'}")
-        asked_before = True
+        if (words := reply.body.get("detail") or "is learning") != said:
+            console.print(f"{options.id}: {words}")
+        said, asked_before = words, True
         await asyncio.sleep(_AGAIN_S)
 
 
-async def _ask(options: argparse.Namespace, urls: list[str]) -> Reply:
-    query, wait_s = f"?timeout_ms={_REQUEST_MS}", _REQUEST_MS / 1000 + 5
+async def _ask(options: argparse.Namespace, urls: list[str], left_s: float) -> Reply:
+    wait_ms = max(_REQUEST_MS_MIN, min(_REQUEST_MS, int(left_s * 1000)))
+    query, wait_s = f"?timeout_ms={wait_ms}", wait_ms / 1000 + 5
     if options.command == "add":
         body = {"id": options.id, "raft_address": options.raft_address}
         return await request("POST", urls, _PATH + query, json=body, timeout_s=wait_s)

@@ -12,7 +12,7 @@ It can be interrupted at any point and run again with the same arguments: it the
 plan to those that do not have it yet.
 
 Exit codes: 0 done and there is a leader; 1 refused, or not finished; 2 no node could be reached;
-3 not needed.
+3 not needed; 64 wrong options.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cluster.access import Unreachable, request
+from cluster.access import Unreachable, request, url_of
+from cluster.cli.options import Parser
 from cluster.recover_plan import NoPlan, Plan, Report, make
 from cluster.tables import whole
 
@@ -41,21 +42,21 @@ examples:
   scripts/recover --nodes http://10.0.0.1:8101,http://10.0.0.2:8101 --missing n3,n4,n5 --yes
 
 exit codes: 0 done and there is a leader, 1 refused or not finished, 2 no node could be reached,
-3 not needed
+3 not needed, 64 wrong options
 Start every survivor first. A member that may ever come back with its disk is not gone for good.
 """
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options; leaves with exit 2 on wrong ones."""
-    parser = argparse.ArgumentParser(
+    """The options; leaves with exit 64 on wrong ones."""
+    parser = Parser(
         prog="scripts/recover",
         description="Have a cluster go on without members that are gone for good.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--nodes", required=True, metavar="URL[,URL]", type=_list,
+    add("--nodes", required=True, metavar="URL[,URL]", type=_urls,
         help="the HTTP addresses of all survivors")  # fmt: skip
     add("--missing", default=[], metavar="ID[,ID]", type=_list,
         help="the ids of all members that are gone for good")  # fmt: skip
@@ -65,6 +66,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _urls(text: str) -> list[str]:
+    try:
+        return [url_of(part) for part in _list(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 async def look(urls: Collection[str]) -> tuple[list[Report], list[str]]:
@@ -170,10 +178,19 @@ async def run(options: argparse.Namespace, console: Console, ask: Callable[[str]
         return 3 if refusal.unneeded else 1
     console.print(whole(table(reports, plan), console))
     console.print(consequences(reports, plan), highlight=False, soft_wrap=True)
-    if not options.yes and ask(f"Type {WORD} to do this: ").strip() != WORD:
+    if not options.yes and _answer(ask).strip() != WORD:
         _complain("nothing was done")
         return 1
     return await _carry_out(plan, reports, options.nodes, console)
+
+
+def _answer(ask: Callable[[str], str]) -> str:
+    """What was typed. Ctrl-C and an input that has ended are no for an answer."""
+    try:
+        return ask(f"Type {WORD} to do this: ")
+    except (KeyboardInterrupt, EOFError):
+        print(file=sys.stderr)
+        return ""
 
 
 async def _carry_out(
@@ -203,7 +220,7 @@ def main(argv: list[str]) -> int:
     """The exit code; Ctrl-C leaves things as they are, and can be followed by another run."""
     try:
         return asyncio.run(run(parse(argv), Console(), input))
-    except (KeyboardInterrupt, EOFError):
+    except KeyboardInterrupt:
         _complain("interrupted; run it again to finish")
         return 1
 

@@ -56,6 +56,32 @@ async def test_it_asks_again_until_its_time_is_over(status: int, body: dict[str,
     assert screen.startswith("n4: ")
 
 
+async def test_it_says_once_what_it_waits_for_and_in_the_end_how_to_take_it_back(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with serving({("POST", MEMBERS): (202, COUNTED | {"learner": "n4"})}) as server:
+        code, screen = await ran("add", "n4", "h:1", "--url", server.url, "--timeout", "0.7")
+    assert code == 1 and len(server.asked) == 3
+    assert screen == "n4: is learning\n"
+    assert "scripts/member remove n4" in capsys.readouterr().err
+
+
+async def test_no_request_waits_much_longer_than_all_of_them_may() -> None:
+    async with serving({("POST", MEMBERS): (201, COUNTED)}) as server:
+        await ran("add", "n4", "h:1", "--url", server.url, "--timeout", "4")
+        await ran("add", "n4", "h:1", "--url", server.url)
+    short, long = (int(query["timeout_ms"]) for _, query in server.asked)
+    assert 3000 <= short <= 4000 and long == 10_000
+
+
+@pytest.mark.parametrize("words", [[], ["add"], ["list", "--nonsense"], ["list", "--url", "x://"]])
+def test_wrong_options_are_exit_64(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        member.parse(words)
+    assert left.value.code == 64
+    assert capsys.readouterr().err.startswith("scripts/member")
+
+
 async def test_no_node_is_exit_2() -> None:
     code, _ = await ran("list", "--url", "http://127.0.0.1:9")
     assert code == 2

@@ -98,6 +98,36 @@ async def test_the_word_must_be_typed(typed: str, code: int) -> None:
     assert len(survivor.orders) == (1 if code == 0 else 0)
 
 
+@pytest.mark.parametrize("ends", [EOFError, KeyboardInterrupt])
+async def test_nobody_who_could_type_it_is_a_no(
+    ends: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(_: str) -> str:
+        raise ends
+
+    survivor = FakeSurvivor("n1")
+    async with alive(survivor) as urls:
+        code, _ = await recovered(urls, "--missing", "n2,n3", ask=ask)
+    assert (code, survivor.orders) == (1, [])
+    assert "nothing was done" in capsys.readouterr().err
+
+
+async def test_a_survivor_may_be_named_by_host_and_port_as_everywhere() -> None:
+    survivor = FakeSurvivor("n1")
+    async with alive(survivor) as urls:
+        bare = [url.removeprefix("http://") for url in urls]
+        code, _ = await recovered(bare, "--missing", "n2,n3", "--yes")
+    assert code == 0 and len(survivor.orders) == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--nodes", "x://y"], ["--nodes", "a:1", "--nonsense"]])
+def test_wrong_options_are_exit_64(words: list[str]) -> None:
+    """2 says that no node could be reached, which is another matter."""
+    with pytest.raises(SystemExit) as left:
+        recover.parse(words)
+    assert left.value.code == 64
+
+
 async def test_what_is_not_needed_is_said_and_not_done(capsys: Any) -> None:
     survivor = FakeSurvivor("n1", leader="n2")
     async with alive(survivor) as urls:
