@@ -104,7 +104,8 @@ class Identity:
         if flaw is not None and not self._now.forgetful:
             self._keep(dataclasses.replace(self._now, forgetful=True))
         if self._now.forgetful:
-            why = flaw or self._doubt
+            new = self._now.blank and not damaged
+            why = "its data directory is new, or was wiped" if new else flaw or self._doubt
             log.warning("this node may have forgotten something and starts recovering: %s", why)
         return StartingPoint(
             incarnation=self._now.incarnation,
@@ -214,10 +215,16 @@ class Identity:
         # What the options say counts only where it was never changed.
         changed = known.membership is not None
         other = known.cluster_id != self._founding and not changed
-        if known.node_id != node_id or other:
+        if known.node_id != node_id:
             raise WrongDirectory(
-                f"the data directory is that of node {known.node_id} in a cluster with other "
-                "members; give this node a directory of its own"
+                f"the data directory is that of node {known.node_id}; "
+                "give this node a directory of its own"
+            )
+        if other:
+            raise WrongDirectory(
+                f"the data directory is that of {node_id} in a cluster with other founders; start "
+                "it with the peers that it was first given (scripts/member adds and removes "
+                "others), or, for another cluster, give it a directory of its own"
             )
         self._doubt = _doubt_of(known)
         incarnation = self._next_incarnation(known)

@@ -201,8 +201,31 @@ def test_a_node_wiped_and_started_within_a_second_is_a_later_incarnation(
 def test_a_directory_of_another_node_is_refused(tmp_path: Path) -> None:
     with life(tmp_path):
         pass
-    with pytest.raises(WrongDirectory, match="that of node n1"), life(tmp_path, "n2"):
+    with pytest.raises(WrongDirectory, match="that of node n1; give"), life(tmp_path, "n2"):
         pass
+
+
+def test_who_names_other_peers_is_told_how_members_change_and_not_to_take_a_new_directory(
+    tmp_path: Path,
+) -> None:
+    """A fourth `--peer` on the command lines is how other systems grow."""
+    with life(tmp_path):
+        pass
+    first_given = r"peers that it was first given .*scripts/member"
+    with DataDirectory(tmp_path) as directory, pytest.raises(WrongDirectory, match=first_given):
+        Identity(directory, "n1", (*MEMBERS, "n4"))
+
+
+def test_a_new_node_is_not_said_to_miss_a_tail(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with life(tmp_path) as first:
+        forgetful(first)
+        assert "is new, or was wiped" in caplog.text and "tail" not in caplog.text
+    caplog.clear()
+    with life(tmp_path) as second:
+        second.starting_point(0, 0, damaged=True)
+        assert "a database was damaged" in caplog.text
 
 
 class TestQuarantine:
