@@ -17,7 +17,8 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from node import __version__
 from node.api.limits import ApiLimits
 from node.api.server import ApiServer
 from node.config.options import Config
+from node.config.values import Address
 from node.core import commands
 from node.errors import ExesdbError
 from node.identity import Identity
@@ -108,9 +110,11 @@ class Service:
             )
             loaded = await self._load()
             self._build(loaded)
-            await self._replica.start()
+            with _opening("raft_address", config.raft_address):
+                await self._replica.start()
             await self._worker.start()
-            await self._api.start(config.http_address.host, config.http_address.port)
+            with _opening("http_address", config.http_address):
+                await self._api.start(config.http_address.host, config.http_address.port)
         except BaseException:
             if self._tail is not None:
                 self._tail.close()
@@ -302,6 +306,15 @@ class Service:
             log.error("the clean mark could not be written: %s", error)
             return False
         return True
+
+
+@contextmanager
+def _opening(option: str, address: Address) -> Iterator[None]:
+    """What goes wrong meanwhile names the option: the system's words may not even name a port."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{option} {address}: {error}") from error
 
 
 def _now_us() -> int:

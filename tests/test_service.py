@@ -169,6 +169,22 @@ async def test_a_node_that_cannot_load_what_it_has_opens_no_port(tmp_path: Path)
     assert (await lived(tmp_path)).doors.noted[0] == ("raft port opens", (3, False))
 
 
+@pytest.mark.parametrize("door", [Network, Api])
+async def test_a_port_that_cannot_be_opened_is_named_by_its_option(
+    door: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: Any) -> None:
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr(door, "start", refused)
+    node = Node(tmp_path)
+    named = "raft_address n1:1: " if door is Network else "http_address n1:2: "
+    with pytest.raises(OSError, match=named):
+        await node.service.start()
+    await node.service._worker.stop()
+    await node.service._replica.stop()
+
+
 async def test_a_stop_is_clean_only_when_the_node_has_fallen_silent(tmp_path: Path) -> None:
     node = await lived(tmp_path, 1, 2)
     assert node.doors.noted[2:] == [
