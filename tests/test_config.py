@@ -183,6 +183,7 @@ def test_a_text_is_read_as_its_option_means_it(option: str, text: str, value: ob
         ("raft_address", "127.0.0.1:", "host:port"),
         ("peers", "127.0.0.1:7102", "id=host:port"),
         ("peers", "n2=127.0.0.1", "id=host:port"),
+        ("peers", "n2=127.0.0.1:7102,n3=127.0.0.1:7103,n2=127.0.0.1:7104", "named twice: n2"),
         ("persistence_interval", "0", "1..86400000"),
         ("persistence_interval", "5s", "whole number of ms"),
         ("persistence_interval", "-1", "whole number"),
@@ -405,6 +406,21 @@ def test_help_shows_every_option_and_examples_that_work() -> None:
     assert ended.returncode == 0
     assert all(option.flag in ended.stdout for option in OPTIONS.values())
     assert "--peer n2=127.0.0.1:7102" in ended.stdout
+    assert ended.stdout.isascii(), "a terminal without UTF-8 shows it, too"
+    assert all(word in ended.stdout for word in ("[ex_esdb]", "EX_ESDB_PEERS=", "peers = ["))
+
+
+def test_the_file_that_the_readme_shows_does_what_it_says(tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text("utf-8")
+    text = readme.partition("```toml\n")[2].partition("```")[0]
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    argv = with_file(tmp_path / "file", text.replace("/run/secrets/cluster", str(secret)))
+    config = load([*argv, "--node-id", "n2", "--raft-address", "0.0.0.0:7101",
+                   "--http-address", "10.0.0.2:8101"], {})  # fmt: skip
+    assert str(config.raft_advertise_address) == "10.0.0.2:7101"
+    assert [peer.node_id for peer in config.peers] == ["n1", "n3"]
+    assert (config.persistence_interval, config.cluster_secret) == (1000, SECRET)
 
 
 def test_the_version_can_be_asked_for() -> None:

@@ -63,7 +63,9 @@ __all__ = ["OPTIONS", "Address", "Config", "ConfigurationError", "Option", "Peer
 _DESCRIPTION = "Run one node of a replicated event store."
 _EPILOG = """\
 Each option can also be given in the environment (--data-dir is EX_ESDB_DATA_DIR) or in a TOML file
-(data_dir). Sizes may be written as 16MiB. GET /v1/info shows what a running node goes by, and why.
+(data_dir, in its table [ex_esdb]); the peers all together, as EX_ESDB_PEERS=n2=HOST:PORT,n3=... or
+peers = ["n2=HOST:PORT", ...]. All nodes may be given the same list. Sizes may be written as 16MiB.
+GET /v1/info shows what a running node goes by, and why.
 
 examples:
   a cluster of one, on this machine only, with its data under ./data

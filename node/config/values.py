@@ -73,7 +73,11 @@ def read_peers(raw: object) -> Peers:
     texts = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError("a list of id=host:port, as in n2=127.0.0.1:7102")
-    return tuple(_read_peer(text.strip()) for text in texts if text.strip())
+    peers = tuple(_read_peer(text.strip()) for text in texts if text.strip())
+    ids = [peer.node_id for peer in peers]
+    if twice := sorted({node_id for node_id in ids if ids.count(node_id) > 1}):
+        raise ValueError(f"one id=host:port for each peer; named twice: {', '.join(twice)}")
+    return peers
 
 
 def _read_peer(text: str) -> Peer:
