@@ -4,8 +4,10 @@ Nothing is computed on the way of a request but three additions: a count by rout
 sum of the durations, and a bucket of the histogram. Everything else (positions, indexes, backlog)
 is looked up when somebody scrapes.
 
-Names begin with `exesdb_`. The replica's numbers appear under their own names, so a new one there
-needs no change here; some count, some are levels, so they are untyped.
+Names begin with `exesdb_`. The replica's numbers appear under their own names; some count, some are
+levels, so they are untyped. `_COUNTED` and `_LEVELS` have the words for those that are known here.
+A new one there appears without a change here. What counts is shown from the start, as 0: a series
+that begins with its first event has no increase for whoever asks for one.
 """
 
 from __future__ import annotations
@@ -41,6 +43,44 @@ UNMATCHED = "unmatched"
 _BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 60.0)
 _SENT_TO = "bytes_sent_to_"  # and a peer's id, in the names of the replica's counters
 _NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_]")
+
+_ENDED = "ended_"  # and an error's code: how submissions end that are not answered with an outcome
+_COUNTED = {
+    "messages_sent": "Messages sent to peers.",
+    "bytes_sent": "Bytes sent to peers.",
+    "messages_received": "Messages received from peers.",
+    "messages_dropped": "Messages not sent, because a peer was away or its queue full.",
+    "connections_refused": "Connections on the Raft port closed: no peer, or a message was wrong.",
+    "lineages_refused": "Sessions refused because the peer follows another lineage.",
+    "entries_proposed": "Log entries made here, as leader.",
+    "commands_forwarded_here": "Commands that other nodes handed to this one, as leader.",
+    "commands_handed_on_again": "Commands sent to the next leader after the one before was gone.",
+    "fills_begun": "Fills of other nodes begun here, as leader.",
+    "fill_chunks_sent": "Chunks of stores sent to nodes that are filled.",
+    "fill_bytes_sent": "Bytes of stores sent to nodes that are filled.",
+    "fill_events_received": "Events received by being filled.",
+    "fill_bytes_received": "Bytes received by being filled.",
+    "prevote_rounds": "Times that this node asked whether it could be elected.",
+    "elections_won": "Times that this node became leader.",
+}
+_LEVELS = {
+    "tail_whole": "1 if the tail has the whole log behind the cut; 0: a kill would forget some.",
+    "tail_bytes": "What the tail takes.",
+    "tail_gaps": "Times since the start that the tail got a gap.",
+    "tail_errors": "Failures since the start to make or remove a segment of the tail.",
+    "started_recovering": "1 if this life of the node began without its whole memory.",
+    "proposals_waiting": "Submissions that wait for their outcome.",
+    "log_entries": "Entries of the log in memory.",
+    "log_bytes": "Bytes of the log in memory.",
+    "alarms": "Messages since the start that no correct member sends: look at the log.",
+}
+_SUBSCRIPTION = {
+    "lag": "Events of the store that the subscription has not looked at yet.",
+    "in_flight": "Events that consumers have and have not settled.",
+    "waiting": "Events to be handed out again.",
+    "parked": "Events given up after their retries, or by a consumer.",
+    "overdue": "Events in flight whose ack timeout is over.",
+}
 
 
 class Timings:
@@ -147,17 +187,18 @@ class Metrics(Collector):
         yield from (position, streams, frame_bytes)
 
     def _subscriptions(self) -> Iterator[Metric]:
-        names = ("lag", "in_flight", "waiting", "parked", "overdue")
         labels = ("store", "subscription")
         gauges = {
-            name: GaugeMetricFamily(f"exesdb_subscription_{name}", "Events.", labels=labels)
-            for name in names
+            name: GaugeMetricFamily(f"exesdb_subscription_{name}", words, labels=labels)
+            for name, words in _SUBSCRIPTION.items()
         }
         stalls = GaugeMetricFamily(
             "exesdb_subscription_stalled", "1 if nothing moves although it should.", labels=labels
         )
         progress = GaugeMetricFamily(
-            "exesdb_subscription_progress_seconds", "When an event was settled.", labels=labels
+            "exesdb_subscription_progress_seconds",
+            "When an event was last settled, in seconds since 1970.",
+            labels=labels,
         )
         for store_name, store in self._state.stores.items():
             for name, one in store.subscriptions.by_name.items():
@@ -220,16 +261,17 @@ class Metrics(Collector):
         leads = float(status.leader == status.node_id)
         yield GaugeMetricFamily("exesdb_raft_is_leader", "1 on the leader.", value=leads)
         yield from self._condition()
-        sent = UntypedMetricFamily("exesdb_raft_bytes_sent_to", "By peer.", labels=["peer"])
+        sent = UntypedMetricFamily(
+            "exesdb_raft_bytes_sent_to", "Bytes sent, by peer.", labels=["peer"]
+        )
+        told: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         for name, value in self._replica.counters().items():
             if name.startswith(_SENT_TO):
                 sent.add_metric([name.removeprefix(_SENT_TO)], value)
-                continue
-            yield UntypedMetricFamily(
-                "exesdb_raft_" + _NOT_A_NAME.sub("_", name).removeprefix("raft_"),
-                "Told by the replica.",
-                value=value,
-            )
+            else:
+                told[_NOT_A_NAME.sub("_", name).removeprefix("raft_")] = value
+        for name, value in told.items():
+            yield UntypedMetricFamily("exesdb_raft_" + name, _words_for(name), value=value)
         yield sent
 
     def _condition(self) -> Iterator[Metric]:
@@ -244,3 +286,10 @@ class Metrics(Collector):
         followed = GaugeMetricFamily("exesdb_lineage", "Always 1.", labels=["lineage"])
         followed.add_metric([lineage["lineage"]], 1.0)
         yield followed
+
+
+def _words_for(name: str) -> str:
+    """What one of the replica's numbers is."""
+    if name.startswith(_ENDED):
+        return f"Submissions since the start that ended in {name.removeprefix(_ENDED)}."
+    return _COUNTED.get(name) or _LEVELS.get(name) or "Told by the replica."

@@ -158,6 +158,10 @@ async def test_metrics_are_counted_by_route_and_looked_up_at_scrape_time(node: N
         assert line in lines, line
     kinds = [line for line in lines if line.startswith("# TYPE ")]
     assert len(kinds) == len(set(kinds)), "a name is told once"
+    assert "exesdb_raft_connections_refused 0.0" in lines, "an increase needs a beginning"
+    assert "# HELP exesdb_raft_bytes_sent Bytes sent to peers." in lines
+    parked = "exesdb_subscription_parked Events given up after their retries, or by a consumer."
+    assert f"# HELP {parked}" in lines
 
 
 async def test_limits_that_contradict_one_another_stop_the_start():
