@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import os
 import sys
 from collections.abc import Coroutine, Mapping
@@ -72,7 +73,13 @@ class Failure(Exception):
 def run(
     prog: str, work: Coroutine[Any, Any, None], as_json: bool, interrupted: int = INTERRUPTED
 ) -> int:
-    """Do the work of a command; the exit code. `interrupted` is what Ctrl-C counts as."""
+    """Do the work of a command; the exit code. `interrupted` is what Ctrl-C counts as.
+
+    Events are UTF-8, and are written so whatever the locale: a letter that it does not know must
+    not end a command between two events.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     try:
         asyncio.run(work)
         sys.stdout.flush()
@@ -83,6 +90,10 @@ def run(
         return DONE
     except KeyboardInterrupt:
         return interrupted
+    except UnicodeEncodeError as error:
+        part = ascii(error.object[error.start : error.end])
+        complain(prog, Failure(f"{part} is not UTF-8", WRONG_USAGE, "wrong_usage"), as_json)
+        return WRONG_USAGE
     except (ClientError, Unreachable, Failure) as error:
         failure = failure_of(error)
         complain(prog, failure, as_json)

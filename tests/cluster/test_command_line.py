@@ -372,6 +372,26 @@ async def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
             assert (await process.stderr.read(), await process.wait()) == (b"", 0)
 
 
+async def test_events_are_written_as_utf_8_where_the_locale_knows_no_such_letters() -> None:
+    page = {"events": [event(1, data="größe"), event(2)], "next": 2, "is_end": True}
+    async with serving({("GET", f"{STORE}/events"): (200, page)}) as server:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cluster", "read", "--json", "--url", server.url),
+            stdout=subprocess.PIPE,
+            cwd=PROJECT,
+            env=os.environ | {"PYTHONPATH": str(PROJECT), "PYTHONIOENCODING": "ascii"},
+        )
+        out, _ = await process.communicate()
+    assert process.returncode == 0
+    assert [json.loads(line)["data"] for line in out.splitlines()] == ["größe", {"n": 2}]
+
+
+@pytest.mark.parametrize("words", [["read", "\udcff"], ["append", "s", "T", '"\udcff"']])
+async def test_what_is_no_text_is_a_wrong_option(exesdb: Exesdb, words: list[str]) -> None:
+    ended = await exesdb(None, *words)
+    assert ended.code == 64 and "'\\udcff' is not UTF-8" in ended.err
+
+
 def test_the_figures_of_a_benchmark_can_be_json(capsys: pytest.CaptureFixture[str]) -> None:
     report = JsonReport()
     report.heading("append", "at 64 connections")
