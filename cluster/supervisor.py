@@ -89,10 +89,17 @@ class NodeProcess:
         return self._process.returncode if self._process else None
 
     async def start(self) -> None:
-        """Start the process. It is not ready yet when this returns."""
+        """Start the process. It is not ready yet when this returns.
+
+        Raises NodeFailed where its data directory cannot be made.
+        """
         if self.running:
             raise RuntimeError(f"{self.node.node_id} runs already")
-        self.node.data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.node.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            name = f"{self.node.node_id} has no data directory"
+            raise NodeFailed(f"{name}: {self.node.data_dir}: {error.strerror}") from error
         with contextlib.ExitStack() as files:
             output = files.enter_context(self._output()) if self.log else None
             self._process = await asyncio.create_subprocess_exec(

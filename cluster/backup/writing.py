@@ -77,7 +77,10 @@ class Written:
     @classmethod
     def begin(cls, path: Path, store: str, settings: Settings) -> Written:
         """A new file. It has its final name when it is finished."""
-        connection = connect(partial_of(path))
+        try:
+            connection = connect(partial_of(path))
+        except sqlite3.OperationalError as error:
+            raise BackupFailed(f"{partial_of(path)} cannot be made: {error}") from error
         try:
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             written = cls(path, connection, Head(store, settings, NO_END))

@@ -253,8 +253,11 @@ async def test_the_command_shows_the_digest_and_refuses_a_file_that_is_there(
     async with serving_store(filled(20)) as url:
         taken = await exesdb("backup", path, "--store", "s", "--url", url, "--json")
         again = await exesdb("backup", path, "--store", "s", "--url", url, "--json")
+        nowhere = await exesdb("backup", f"{path}/x", "--store", "s", "--url", url, "--json")
     checked = await exesdb("backup", path, "--check", "--json")
     said = json.loads(taken.out)
     assert (taken.code, said["events"]) == (0, 20)
     assert json.loads(checked.out)["digest"] == said["digest"]
     assert again.code == 1 and "is there already" in json.loads(again.err)["detail"]
+    assert nowhere.code == 1
+    assert f"{path}/x.partial cannot be made" in json.loads(nowhere.err)["detail"]

@@ -147,6 +147,18 @@ def test_a_busy_port_is_exit_2_with_a_hint(capsys: pytest.CaptureFixture[str]) -
     assert f"port {port}. " in (err := capsys.readouterr().err) and "--http-port" in err
 
 
+def test_a_data_directory_that_cannot_be_made_is_one_line_and_exit_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a first run by root."""
+    (tmp_path / "data").write_text("in the way")
+    ports = ["--http-port", "18391", "--raft-port", "17391"]
+    assert up.main(["--data-dir", str(tmp_path / "data"), *ports]) == 1
+    assert f"n1 has no data directory: {tmp_path}/data/n1: Not a directory" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("argv", [["--nodes", "0"], ["--http-port", "7102"]])
 def test_a_cluster_that_cannot_be_is_exit_64(argv: list[str]) -> None:
     assert up.main(argv) == 64
