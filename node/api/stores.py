@@ -102,7 +102,7 @@ class Stores:
                 "DELETE",
                 one,
                 self.delete,
-                "Remove a store with all that it holds.",
+                "Remove a store with all it holds. The next leader makes the default one again.",
                 (Reply(204, "The store is gone."),),
                 (self._timeout,),
                 problems=(*CHANGE_PROBLEMS, StoreMissing),
