@@ -140,8 +140,22 @@ class Cluster:
         quarantined = lineage["quarantined"]
         reasons = [*([quarantined] if quarantined else []), *self._replica.not_ready_reasons()]
         if reasons:
+            reasons += self._silent()
             reasons += [f"{peer} is refused: {why}" for peer, why in lineage["refused"].items()]
         return reasons
+
+    def _silent(self) -> list[str]:
+        """Who is missing where a member knows no leader: "no leader" alone says nothing to do."""
+        status = self._replica.status()
+        voters = {member.id: member.role for member in status.members if member.voter}
+        silent = [one for one, role in voters.items() if role == "unreachable"]
+        if status.leader is not None or status.node_id not in voters or not silent:
+            return []
+        refused = "refused (another secret, certificate or list of peers)"
+        words = f"no word of {', '.join(silent)}: down, out of reach, or {refused}"
+        if self._replica.recovering:
+            return [words]
+        return [f"{words}; a leader needs {len(voters) // 2 + 1} of {len(voters)} members"]
 
 
 def _member(member: MemberStatus) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class FakeReplica:
         self.learns = False
         self.reasons: list[str] = []
         self.recovering = False
+        self.silent: list[str] = []
         self.barriers: list[str] = []
         self.before_barrier: Callable[[], None] = lambda: None
         self.wait_for_ever = False
@@ -142,6 +143,7 @@ class FakeReplica:
             Member(peer, "http://127.0.0.1:8102", "127.0.0.1:7102", "follower", at, at, 0, 7)
             for peer in self.peers
         ]
+        members += [Member(peer, "", "", "unreachable", 0, 0, 0, None) for peer in self.silent]
         return Status("n1", None if self.reasons else "n1", 3, members)
 
     def not_ready_reasons(self) -> list[str]:

@@ -170,6 +170,18 @@ async def test_limits_that_contradict_one_another_stop_the_start():
             pass
 
 
+async def test_a_node_without_a_leader_says_whom_it_misses_and_how_many_it_needs(node: Node):
+    node.replica.reasons = ["no leader is known"]
+    node.replica.silent = ["n2", "n3"]
+    said = (await node.ask("GET", "/health/ready")).body["reasons"]
+    assert said[0] == "no leader is known"
+    assert said[1].startswith("no word of n2, n3: ")
+    assert said[1].endswith("a leader needs 2 of 3 members")
+    node.replica.recovering = True
+    *_, last = (await node.ask("GET", "/v1/cluster")).body["waits_for"]
+    assert "no word of n2, n3" in last and "needs" not in last
+
+
 async def test_a_node_that_is_not_ready_says_what_it_waits_for_and_whom_it_refuses(node: Node):
     node.info.refused = {"n3": "it is of lineage one"}
     ready = await node.ask("GET", "/v1/cluster")
