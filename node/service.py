@@ -74,15 +74,25 @@ class World:
 class Info:
     """What `GET /v1/info` tells of this node."""
 
-    def __init__(self, config: Config, lineage: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        lineage: Callable[[], Mapping[str, Any]],
+        persistence: Callable[[], Mapping[str, Any]],
+    ) -> None:
         self.lineage = lineage
+        self._persistence = persistence
         self.node_id = config.node_id
         self.version = __version__
         self._config = config
 
     def config(self) -> Mapping[str, Any]:
-        """Every setting with its value and source."""
-        return self._config.described()
+        """Every setting with its value and source, as the node goes by it now."""
+        described = self._config.described()
+        interval, now = described["persistence_interval"], self._persistence()["interval_ms"]
+        if interval["value"] != now:
+            interval |= {"value": now, "source": "PUT /v1/persistence"}
+        return described
 
 
 class Service:
@@ -193,7 +203,7 @@ class Service:
             flushes.on,
             self._durability.reach,
             self._state,
-            Info(config, self._lineage_told),
+            Info(config, self._lineage_told, self._worker.status),
             _now_us,
             Override(self._replica, self._worker, self._state, self._identity, self.again.set),
             api_limits(config),

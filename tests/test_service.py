@@ -22,7 +22,7 @@ from node.persistence.faults import FileFault
 from node.persistence.state_file import NodeIdentity, StateFile
 from node.raft.messages import Message
 from node.raft.ports import Listener
-from node.service import Service, World
+from node.service import Info, Service, World
 from tests.raft.harness import event
 
 STORE = "main"
@@ -152,6 +152,15 @@ async def test_a_node_says_nothing_before_all_that_it_has_is_loaded(tmp_path: Pa
         ("raft port opens", (3, False)),
         ("http port opens", (3, False)),
     ]
+
+
+def test_an_interval_that_was_changed_at_run_time_is_told_with_its_source() -> None:
+    status = {"interval_ms": 5000}
+    info = Info(Config(), dict, lambda: status)
+    assert info.config()["persistence_interval"]["source"] == "default"
+    status["interval_ms"] = 1000
+    told = info.config()["persistence_interval"]
+    assert told == {"value": 1000, "source": "PUT /v1/persistence", "unit": "ms"}
 
 
 async def test_a_node_that_cannot_load_what_it_has_opens_no_port(tmp_path: Path) -> None:
