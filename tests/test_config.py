@@ -343,6 +343,15 @@ def test_a_misspelt_option_does_not_give_its_secret_away() -> None:
         assert line.endswith("did you mean --cluster-secret?") and SECRET not in line
 
 
+def test_a_file_that_is_no_certificate_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file.pem"
+    file.write_text("hello")
+    path = str(file)
+    ca, cert = problems(["--tls-cert", path, "--tls-key", path, "--tls-ca", path])
+    assert ca.startswith(f"tls_ca is {path} (command line): must be an authority's certificate")
+    assert cert.startswith(f"tls_cert is {path} (command line): must be a certificate")
+
+
 def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text(SECRET + "\n")

@@ -11,6 +11,7 @@ a secret that this configuration was given.
 """
 
 import os
+import ssl
 from collections.abc import Callable, Iterator
 
 from node.config.options import MIB, Config
@@ -108,10 +109,20 @@ def tls(config: Config) -> Iterator[Complaint]:
     if 0 < len(missing) < len(names):
         yield from ((name, "given together with " + " and ".join(set(names) - {name}))
                     for name in missing)  # fmt: skip
-    for name in names:
-        path = getattr(config, name)
-        if path is not None and not os.access(path, os.R_OK):
-            yield name, "a file that can be read"
+    paths = {name: getattr(config, name) for name in names}
+    unread = [name for name, path in paths.items() if path and not os.access(path, os.R_OK)]
+    yield from ((name, "a file that can be read") for name in unread)
+    if missing or unread:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_verify_locations(config.tls_ca)
+    except ssl.SSLError as error:
+        yield "tls_ca", f"an authority's certificate in PEM ({error})"
+    try:
+        context.load_cert_chain(str(config.tls_cert), config.tls_key)
+    except ssl.SSLError as error:
+        yield "tls_cert", f"a certificate in PEM, the key of which is tls_key ({error})"
 
 
 RULES: tuple[Rule, ...] = (
