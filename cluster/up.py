@@ -26,6 +26,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.access import DEFAULT_URLS
 from cluster.cli.ending import WRONG_USAGE, Failure, ended
 from cluster.cli.options import Parser
 from cluster.supervisor import PROJECT, NodeFailed, NodeProcess, PortBusy, Supervisor, how_it_ended
@@ -159,7 +160,7 @@ class Up:
         if self._as_json:
             print(json.dumps(ready_line(topology, self._store)), flush=True)
         else:
-            self._console.print(banner(topology, self._store))
+            self._console.print(banner(topology, self._store, self._prog))
 
     @property
     def _processes(self) -> list[NodeProcess]:
@@ -233,13 +234,16 @@ def ready_line(topology: Topology, store: str) -> dict[str, Any]:
     return {"event": "ready", "store": store, "nodes": nodes}
 
 
-def banner(topology: Topology, store: str) -> str:
+def banner(topology: Topology, store: str, prog: str = PROG) -> str:
     """What a person reads when the cluster is ready: where it is, and what to try first."""
     url = topology.nodes[0].url
     stream = f"{url}/v1/stores/{store}/streams/greetings/events"
     event = '{"events": [{"event_type": "greeted", "data": {"hello": "world"}}]}'
     nodes = "\n".join(f"  {each.node_id}  {each.url}   {each.data_dir}" for each in topology.nodes)
     count = len(topology.nodes)
+    tools = "scripts/" if prog == PROG else "exesdb "
+    urls = ",".join(each.url for each in topology.nodes)
+    found = ". " if url in DEFAULT_URLS else f", which find it by\n  export EX_ESDB_URL={urls}\n"
     title = f"The cluster is ready: {count} node{'s' if count > 1 else ''}, store {store}"
     return f"""
 [bold green]{title}[/]
@@ -251,7 +255,7 @@ Append an event, and read it from another node:
        -d '{event}'
   curl {stream.replace(url, topology.nodes[-1].url)}
 
-Then scripts/status and scripts/flush. Ctrl-C stops all nodes cleanly.
+Then {tools}status and {tools}flush{found}Ctrl-C stops all nodes cleanly.
 """
 
 

@@ -86,6 +86,9 @@ async def test_the_banner_says_where_the_nodes_are_and_what_to_try(
     text = up.banner(topology, "my_store")
     assert all(url in text for url in topology.urls)
     assert f"curl {topology.urls[0]}/v1/stores/my_store/streams/greetings/events" in text
+    assert f"\n  export EX_ESDB_URL={','.join(topology.urls)}\nCtrl-C" in text, "other ports"
+    assert "Then exesdb status and exesdb flush. Ctrl-C" in up.banner(local(3), "s", "exesdb up")
+    assert "Then scripts/status and scripts/flush. Ctrl-C" in up.banner(local(3), "s")
 
 
 async def test_a_node_that_dies_is_reported_and_started_again(fake_topology: MakeTopology) -> None:
