@@ -25,6 +25,7 @@ from cluster.cli import options as shared
 from cluster.cli.ending import WRONG_USAGE, Failure, run
 from cluster.cli.showing import say, say_json
 from cluster.client import ANY, Client, Event
+from cluster.client_errors import ClientError
 
 BATCH_EVENTS = 500
 LINE_BYTES_MAX = 8 * 1024 * 1024
@@ -108,7 +109,13 @@ async def _one(options: argparse.Namespace) -> None:
         str(options.id or uuid.uuid4()),
     )
     async with shared.client(options) as client:
-        done = await client.append(options.stream, [event], options.expect, options.durability)
+        try:
+            done = await client.append(options.stream, [event], options.expect, options.durability)
+        except ClientError as error:
+            if error.stored:  # nobody else knows the id, without which it is stored twice
+                error.detail += "" if options.json else f"; to repeat it safely: --id {event.id}"
+                error.fields["event_id"] = event.id
+            raise
     if options.json:
         say_json(dataclasses.asdict(done))
         return

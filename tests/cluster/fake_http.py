@@ -8,15 +8,21 @@ from aiohttp import web
 
 
 class FakeServer:
-    """Answers by (method, path); what is not prepared is 404. `asked` holds the requests."""
+    """Answers by (method, path); what is not prepared is 404. `asked` holds the requests.
+
+    `bodies` are what they brought.
+    """
 
     def __init__(self, answers: dict[tuple[str, str], tuple[int, Any]]) -> None:
         self.answers = answers
         self.asked: list[tuple[str, dict[str, str]]] = []
+        self.bodies: list[bytes] = []
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append((f"{request.method} {request.path}", dict(request.query)))
+        if request.can_read_body:
+            self.bodies.append(await request.read())
         status, body = self.answers.get((request.method, request.path), (404, {"code": "none"}))
         if body is None:
             return web.Response(status=status)

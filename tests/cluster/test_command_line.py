@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import pytest
 
@@ -202,8 +203,10 @@ async def test_each_kind_of_refusal_has_its_exit_code_and_is_one_line(
     exesdb: Exesdb, status: int, problem: dict[str, Any], code: int
 ) -> None:
     async with serving({("POST", f"{STORE}/streams/s/events"): (status, problem)}) as server:
-        ended = await exesdb(server, "append", "s", "T")
-        assert ended == (code, "", f"exesdb append: {problem['code']}: so it is\n")
+        event_id = str(UUID(int=7))
+        ended = await exesdb(server, "append", "s", "T", "--id", event_id)
+        again = f"; to repeat it safely: --id {event_id}" if code == 5 else ""
+        assert ended == (code, "", f"exesdb append: {problem['code']}: so it is{again}\n")
         ended = await exesdb(server, "append", "s", "T", "--json")
         said = json.loads(ended.err)
         assert ended.code == code and (said["error"], said["detail"]) == (
@@ -370,6 +373,16 @@ async def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
             assert await process.stdout.readline()
             process.stdout._transport.close()  # type: ignore[attr-defined]
             assert (await process.stderr.read(), await process.wait()) == (b"", 0)
+
+
+async def test_who_does_not_know_whether_it_was_stored_is_told_the_id_to_repeat_it_with(
+    exesdb: Exesdb,
+) -> None:
+    answer = (504, {"code": "outcome_unknown", "detail": "so it is"})
+    async with serving({("POST", f"{STORE}/streams/s/events"): answer}) as server:
+        told = json.loads((await exesdb(server, "append", "s", "T", "--json")).err)["event_id"]
+        sent = [json.loads(body)["events"][0]["event_id"] for body in server.bodies]
+    assert UUID(told) and set(sent) == {told}
 
 
 async def test_events_are_written_as_utf_8_where_the_locale_knows_no_such_letters() -> None:
