@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 from urllib.parse import quote
 
@@ -96,7 +97,7 @@ async def _show(options: argparse.Namespace) -> None:
         return
     flat = {
         **{name: value for name, value in one.items() if not isinstance(value, dict)},
-        **{f"filter.{name}": value for name, value in one["filter"].items()},
+        **{f"filter.{name}": _part(value) for name, value in one["filter"].items()},
         **{f"totals.{name}": value for name, value in one["totals"].items()},
         **{f"in flight with {name}": count for name, count in one["consumers"].items()},
     }
@@ -104,6 +105,11 @@ async def _show(options: argparse.Namespace) -> None:
     for name, value in flat.items():
         shown = f"{value:,}" if type(value) is int and not name.endswith("epoch") else value
         say(f"{name:<{width}}  {'no' if shown is None else shown}")
+
+
+def _part(value: Any) -> str:
+    """A part of a filter as it can be given again; one that is not given takes every event."""
+    return json.dumps(value, ensure_ascii=False) if value else "any"
 
 
 async def _delete(options: argparse.Namespace) -> None:

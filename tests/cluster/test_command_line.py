@@ -509,6 +509,8 @@ async def test_a_persistent_subscription_from_its_making_to_its_end(
         assert (code, err, json.loads(out)["event_number"]) == (0, "", number)
     shown = (await run("subscriptions", "show", "a/b")).out
     assert "totals.acked" in shown and "lag" in shown
+    lines = dict(line.split(None, 1) for line in shown.splitlines())
+    assert lines["filter.stream_prefix"] == '"order-"' and lines["filter.stream"] == "any"
 
     await node.append("order-1")
     fetched = await node.ask("POST", f"{NAMED}/fetch", json={"consumer": "me"})
