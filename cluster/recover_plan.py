@@ -93,7 +93,7 @@ def make(reports: Sequence[Report], silent: Collection[str], missing: Collection
     parent = before[0].lineage
     members: dict[str, str] = {}
     for report in before:
-        members |= report.learners | report.voters
+        members |= {**report.learners, **report.voters}
     _check_members(reports, members, missing)
     _check_needed(before, missing)
     survivors = {report.node_id: members[report.node_id] for report in reports}

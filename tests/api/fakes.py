@@ -228,7 +228,12 @@ class FakeOverride:
             **{"node_id": "n1", "cluster": "c", "lineage": "zero", "ancestry": [], "founded": True},
             **{"quarantined": None, "recovering": False, "persistent": True, "leader": None},
             **{"term": 3, "last_term": 3, "last_index": 9, "membership_version": 0},
-            **{"voters": {"n1": "127.0.0.1:7101"}, "reaches": [], "positions": {"main": 4}},
+            **{
+                "voters": {"n1": "127.0.0.1:7101"},
+                "learners": {},
+                "reaches": [],
+                "positions": {"main": 4},
+            },
         }
 
     async def carry_out(self, order: Any) -> bool:
