@@ -63,7 +63,9 @@ class Identity:
         joins: bool = False,
         tail_dir: Path | None = None,
     ) -> None:
+        members = sorted(members)
         self._founding = JOINING if joins else cluster_id(members)
+        self._founders = [] if joins else members
         self._file = StateFile(directory)
         self._over = False
         self._damaged: Path | None = None
@@ -83,6 +85,13 @@ class Identity:
     def standing(self) -> Standing:
         """The lineage that this node follows, as it is on disk."""
         return Standing(self._now.lineage, self._now.ancestry, self._now.founded)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this node is the only member: nobody else has what it has."""
+        known = [one for one in (self._now.membership, self._now.heard) if one is not None]
+        members = {name for one in known for name in Membership.from_plain(one).addresses}
+        return (members if known else {*self._founders}) == {self._now.node_id}
 
     @property
     def quarantined(self) -> str | None:

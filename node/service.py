@@ -151,7 +151,8 @@ class Service:
     # --- putting together --------------------------------------------------------------------
 
     async def _load(self) -> LoadedState:
-        loaded = await asyncio.get_running_loop().run_in_executor(None, load_state, self._directory)
+        load = partial(load_state, self._directory, only_copy=self._identity.is_alone)
+        loaded = await asyncio.get_running_loop().run_in_executor(None, load)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)

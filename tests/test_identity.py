@@ -228,6 +228,22 @@ def test_a_new_node_is_not_said_to_miss_a_tail(
         assert "a database was damaged" in caplog.text
 
 
+def test_a_node_is_alone_where_no_other_one_is_or_may_be_a_member(tmp_path: Path) -> None:
+    one, two = Membership(1, (Member("n1", "a:1"),)), Membership(2, (Member("n1", "a:1"),))
+    two = two.with_learner(Member("n2", "b:1"))
+    with life(tmp_path / "of three") as founder:
+        assert not founder.is_alone
+        founder.save_membership(one, one)
+        assert founder.is_alone
+    with DataDirectory(tmp_path / "alone") as directory:
+        founder = Identity(directory, "n1", ["n1"])
+        assert founder.is_alone
+        founder.save_membership(one, two)
+        assert not founder.is_alone
+    with DataDirectory(tmp_path / "joining") as directory:
+        assert not Identity(directory, "n1", ["n1"], joins=True).is_alone
+
+
 class TestQuarantine:
     NEWER = Standing("newer", ("older", "given-up"), founded=True)
 

@@ -18,7 +18,7 @@ from node.config.values import Address
 from node.core import commands
 from node.core.outcomes import Appended
 from node.persistence.directory import DataDirectory
-from node.persistence.faults import FileFault
+from node.persistence.faults import FileFault, OnlyCopyDamaged
 from node.persistence.state_file import NodeIdentity, StateFile
 from node.raft.messages import Message
 from node.raft.ports import Listener
@@ -175,6 +175,22 @@ async def test_a_node_that_cannot_load_what_it_has_opens_no_port(tmp_path: Path)
     assert node.doors.noted == []
     database.rmdir()
     (tmp_path / "elsewhere").rename(database)
+    assert (await lived(tmp_path)).doors.noted[0] == ("raft port opens", (3, False))
+
+
+async def test_a_node_that_nobody_could_fill_does_not_begin_empty_after_damage(
+    tmp_path: Path,
+) -> None:
+    await lived(tmp_path, 1, 2, 3)
+    (database,) = (tmp_path / "stores").iterdir()
+    content = database.read_bytes()
+    database.write_bytes(bytes(100) + content[100:])
+    for _ in range(2):  # not at the second try either
+        node = Node(tmp_path)
+        with pytest.raises(OnlyCopyDamaged, match=r"stores/main.*restore a backup"):
+            await node.service.start()
+        assert node.doors.noted == []
+    database.write_bytes(content)
     assert (await lived(tmp_path)).doors.noted[0] == ("raft port opens", (3, False))
 
 

@@ -5,6 +5,7 @@
     ├── FormatTooNew          written by a newer version of this program; start that one
     ├── FilesUnreadable       the system refuses (permissions, a full disk); nothing was moved
     ├── StateFileDamaged      both copies of the state file; a person has to decide
+    ├── OnlyCopyDamaged       a database, and there is no other member that could fill this node
     └── StoreDamaged          one database; the loader sets it aside and the leader refills the node
 
 All but the last stop the start, with a sentence that names the file. They are not answers to a
@@ -39,6 +40,10 @@ class FilesUnreadable(FileFault):
 
 class StateFileDamaged(FileFault):
     """Neither copy of the state file can be trusted, so neither can a vote of this node."""
+
+
+class OnlyCopyDamaged(FileFault):
+    """A database is damaged, and no other node has what is in it. Nothing was moved."""
 
 
 class StoreDamaged(FileFault):

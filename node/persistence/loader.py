@@ -36,7 +36,7 @@ from node.core.store import Store
 from node.core.subscription_state import decode
 from node.persistence.checksums import Checksums
 from node.persistence.directory import DataDirectory
-from node.persistence.faults import FileFault, StoreDamaged
+from node.persistence.faults import FileFault, OnlyCopyDamaged, StoreDamaged
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
 from node.persistence.schema import connect, fault_of
 from node.persistence.store_file import StoreFile
@@ -45,6 +45,10 @@ from node.persistence.wal import kept_if_damaged, wal_path
 log = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 2.0
+_ONLY_COPY = (
+    "no other member has what is in it, so this node does not start: move the data directory away, "
+    "start anew and restore a backup"
+)
 
 
 @dataclass(slots=True)
@@ -64,11 +68,14 @@ class LoadedState:
 
 
 def load_state(
-    directory: DataDirectory, clock: Callable[[], float] = time.monotonic
+    directory: DataDirectory,
+    clock: Callable[[], float] = time.monotonic,
+    only_copy: bool = False,
 ) -> LoadedState:
     """Load everything. Blocks, about 2 s a million events; logs its progress.
 
-    Raises FilesUnreadable or FormatTooNew, having renamed nothing.
+    Raises FilesUnreadable or FormatTooNew, having renamed nothing, and OnlyCopyDamaged where an
+    empty start would not be filled by anybody (`only_copy`).
     """
     started = clock()
     loaded = LoadedState(State())
@@ -78,6 +85,8 @@ def load_state(
         with _no_collections():
             stores = [_load_store(directory, entry, clock) for entry in entries]
     except StoreDamaged as damage:
+        if only_copy:
+            raise OnlyCopyDamaged(damage.path, f"{damage.reason}; {_ONLY_COPY}") from damage
         log.error("Cannot use %s; this node starts empty and is filled by the leader", damage)
         loaded.set_aside = damaged_wals + _set_all_aside(directory, damage.path)
         loaded.lost = True
