@@ -9,6 +9,7 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 * `messages`   what nodes say to one another, with a limit on everything
 * `lineage`    which history a node follows, and whom it may therefore speak with
 * `session`    one authenticated connection to a peer
+* `grievances` why there is no session, in the log
 * `transport`  one live session a peer, dialling, bounded queues
 * `membership` who belongs to the cluster, and in which steps that may change
 * `membership_log` which membership counts on this node now

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import secrets
 import struct
 from collections.abc import Callable
@@ -37,8 +36,6 @@ import cbor2
 from node.raft import plain
 from node.raft.lineage import Lineage, Standing, decoded
 from node.raft.messages import MalformedMessage, Message, decode
-
-log = logging.getLogger(__name__)
 
 MAGIC = "exesdb-raft"
 VERSION = 2
@@ -83,6 +80,12 @@ class SessionOwner(Protocol):
 
     def lost(self, session: Session) -> None:
         """The connection is gone, established or not."""
+
+    def refuses(self, session: Session, why: str) -> None:
+        """The session is about to close the connection, because of the other end."""
+
+
+OTHER_CLUSTER = "it is of another cluster: it was started with other peers, or under another id"
 
 
 class HandshakeRefused(ValueError):
@@ -140,10 +143,10 @@ class Session(asyncio.Protocol):
         try:
             self._take_frames()
         except (MalformedMessage, HandshakeRefused) as error:
-            log.warning("closing the connection with %s: %s", self.peer or self.address, error)
+            self._owner.refuses(self, str(error))
             self.close()
         except _Unwelcome as error:
-            log.debug("refusing %s: %s", self.peer, error)
+            self._owner.refuses(self, str(error))
             self._hang_up()
         if self.up:
             self._owner.batch_done()
@@ -165,9 +168,9 @@ class Session(asyncio.Protocol):
 
     @property
     def address(self) -> str:
-        """The other end's address, for the log."""
+        """The other end's host, for the log: its port is another one each time."""
         peer = self.transport.get_extra_info("peername") if self.transport else None
-        return str(peer)
+        return str(peer[0]) if peer else "an unknown address"
 
     def close(self) -> None:
         """Drop the connection and what is queued; before it is made, drop it when it is."""
@@ -267,7 +270,7 @@ class Session(asyncio.Protocol):
         _, _, cluster, sender, receiver, incarnation, nonce, standing = fields
         joining = [self._identity.joins, cluster == JOINING].count(True)
         if joining == 2 or (not joining and cluster != self._identity.cluster):
-            raise HandshakeRefused("a node of another cluster")
+            raise HandshakeRefused(OTHER_CLUSTER)
         if not isinstance(sender, str) or receiver != self._identity.node_id:
             raise HandshakeRefused(f"a greeting for {receiver!r}")
         if type(incarnation) is not int or not 0 <= incarnation < 2**INCARNATION_BITS:

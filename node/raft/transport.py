@@ -15,15 +15,15 @@ and a kilobyte a frame), bytes queued to a peer (`peer_queue_bytes_max`), frame 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections import Counter
 from collections.abc import Mapping
 
+from node.raft.grievances import Grievances
 from node.raft.messages import Message, encode
 from node.raft.ports import Listener, RaftSettings
-from node.raft.session import JOINING, Identity, Session
+from node.raft.session import JOINING, OTHER_CLUSTER, Identity, Session
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Transport:
         self._watching: asyncio.Task[None] | None = None
         self._server: asyncio.Server | None = None
         self._last_encoded: tuple[Message, bytes] | None = None
+        self._grievances = Grievances()
 
     async def start(self, listener: Listener) -> None:
         """Bind the raft address and begin to dial. Raises `OSError` if the address is taken."""
@@ -127,8 +128,10 @@ class Transport:
         if self._listener is None:
             return "this node is stopping"
         if session.peer_incarnation < self.incarnation(peer):
-            log.warning("refusing %s: it has been seen in a later incarnation", peer)
-            return "a later incarnation of it has been seen"
+            return (
+                "it has been seen in a later incarnation: another process runs under its id, or "
+                "its clock went back when its data directory was lost"
+            )
         refusal = self._of_one_history(session)
         if refusal is not None:
             self.counters["lineages_refused"] += 1
@@ -153,7 +156,7 @@ class Transport:
             me.join(session.peer_cluster, session.peer_standing)
             self._identity = me = me._replace(cluster=session.peer_cluster)
         if session.peer_cluster != me.cluster:
-            return "a node of another cluster"
+            return OTHER_CLUSTER
         return me.lineage.met(session.peer, session.peer_standing)
 
     def received(self, session: Session, message: Message) -> None:
@@ -161,6 +164,11 @@ class Transport:
         self.counters["messages_received"] += 1
         if self._listener is not None and self._sessions.get(session.peer) is session:
             self._listener.received(session.peer, message)
+
+    def refuses(self, session: Session, why: str) -> None:
+        """Say so, but not each time."""
+        whom = session.peer or session.address
+        self._grievances.tell(log.warning, whom, f"closing the connection with {whom}: {why}")
 
     def batch_done(self) -> None:
         """Pass on."""
@@ -181,6 +189,7 @@ class Transport:
     def _announce(self, session: Session) -> None:
         if self._listener is not None and self._sessions.get(session.peer) is session:
             log.info("connected with %s, incarnation %d", session.peer, session.peer_incarnation)
+            self._grievances.forget(session.peer)
             self._listener.connected(session.peer, session.peer_incarnation)
 
     # --- making connections ------------------------------------------------------------------
@@ -223,13 +232,17 @@ class Transport:
         host, port = split_address(self._addresses[peer])
         session = self._session(peer)
         self._watch_stranger(session)
-        with contextlib.suppress(OSError, TimeoutError):
+        try:
             # Not `wait_for`: in Python 3.11 it forgets a cancellation that comes together with a
             # result, and this goes on for ever when it is to stop.
             async with asyncio.timeout(self._settings.handshake_ms / 1000):
                 await asyncio.get_running_loop().create_connection(
                     lambda: session, host, port, ssl=self._settings.client_tls
                 )
+        except (OSError, TimeoutError) as error:
+            why = str(error) or "no answer in time"
+            words = f"cannot reach {peer} at {self._addresses.get(peer)}: {why}"
+            self._grievances.tell(log.info, peer, words)
 
     async def _watch(self) -> None:
         """Close sessions that have gone silent: a dead machine closes nothing by itself."""

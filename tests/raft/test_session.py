@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import shutil
 import ssl
@@ -105,6 +106,21 @@ class TestHandshake:
         ):
             await until(lambda: other.transport.counters["connections_refused"] >= 2)
             assert one.ears.told == other.ears.told == []
+
+    async def test_why_there_is_no_session_is_logged_by_both_but_not_each_time(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "node.raft.transport")
+        port = free_port()
+        async with (
+            Node("n1", port, {"n2": "127.0.0.1:9", "n3": "nowhere.invalid:7"}),
+            Node("n2", free_port(), {"n1": f"127.0.0.1:{port}"}, secret=b"another") as other,
+        ):
+            await until(lambda: other.transport.counters["connections_refused"] >= 3)
+            await until(lambda: "n3 at nowhere.invalid:7" in caplog.text)
+        about = [record.message for record in caplog.records if "with n1" in record.message]
+        assert len(about) == 1 and "secret" in about[0]
+        assert sum("cannot reach n3" in record.message for record in caplog.records) == 1
 
     async def test_a_node_that_nobody_knows_here_is_heard_if_it_knows_the_secret(self) -> None:
         """It may know a newer membership than this node."""
