@@ -95,7 +95,8 @@ class Recovery:
         engine, said = self._engine, self._previous | self._reports
         leads = [peer for peer, report in said.items() if report.leads]
         if not engine.membership.voters:
-            return "the members to take it in"
+            own = self._settings
+            return f"the members to take it in (`member add {own.node_id} {own.raft_address}`)"
         silent = sorted(self._needed() - said.keys())
         if silent and not self.may_obey():
             return f"an answer of {', '.join(silent)} (without a state file it needs all members)"
