@@ -67,7 +67,8 @@ class Client:
 
     async def flush(self) -> None:
         """Put everything on every node's disk."""
-        answer = await self.request("POST", "/v1/persistence/force?scope=cluster")
+        path = "/v1/persistence/force?scope=cluster&timeout_ms=60000"  # other tests share the disk
+        answer = await self.request("POST", path)
         assert answer.status == 200, answer
 
     async def leader(self) -> str | None:

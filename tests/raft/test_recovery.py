@@ -436,7 +436,10 @@ class TestWords:
 
     def test_a_node_that_nobody_has_taken_in(self) -> None:
         start = starting_at(0, 0, forgetful=True, membership=JOINING, heard=JOINING)
-        assert Solo(start=start).recovery.waits_for() == "the members to take it in (`member add n1 n1:1`)"
+        assert (
+            Solo(start=start).recovery.waits_for()
+            == "the members to take it in (`member add n1 n1:1`)"
+        )
 
 
 class TestClusters:
