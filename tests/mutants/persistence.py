@@ -11,6 +11,14 @@ _SERVICE = "test_service.py"
 
 DEFECTS = (
     Defect(
+        "only-copy-begins-empty",
+        "a node that nobody could fill does not begin empty after damage",
+        "persistence/loader.py",
+        "        if only_copy:\n",
+        "        if False:\n",
+        (_SERVICE,),
+    ),
+    Defect(
         "cut-moves-past-a-failed-store",
         "the cut moves only after every store file",
         "persistence/database.py",
