@@ -66,9 +66,18 @@ class Client:
             after = answer.body["next"]
 
     async def flush(self) -> None:
-        """Put everything on every node's disk."""
-        path = "/v1/persistence/force?scope=cluster&timeout_ms=60000"  # other tests share the disk
-        answer = await self.request("POST", path)
+        """Put everything on every node's disk.
+
+        The disk may be busy with other tests; and a node that has just come back may be ready by
+        its session with the leader, and have none with this node for another second.
+        """
+        path = "/v1/persistence/force?scope=cluster&timeout_ms=60000"
+        async with asyncio.timeout(70):
+            while (answer := await self.request("POST", path)).status == 207:
+                assert all(
+                    failed["code"] == "not_ready" for failed in answer.body["failed"].values()
+                )
+                await asyncio.sleep(0.1)
         assert answer.status == 200, answer
 
     async def leader(self) -> str | None:
