@@ -236,7 +236,8 @@ class Ground:
         self._diskless.add(self.nodes[node_id].pid)
         at = os.statvfs(self.directory(node_id))
         used = (at.f_blocks - at.f_bfree) * at.f_frsize
-        _resize(self.directory(node_id), used)
+        # A size of 0, as of a disk that was just wiped, means no limit, for ever.
+        _resize(self.directory(node_id), max(used, at.f_frsize))
 
     def empty_disk(self, node_id: str) -> None:
         """Give it room again."""
