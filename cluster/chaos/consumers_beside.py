@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.chaos.consumers import SUBSCRIPTION, Notebook, consume, the_end
-from cluster.chaos.deliveries import Judgement, Terms, judge
+from cluster.chaos.deliveries import FAULT_S, Judgement, Terms, judge
 from cluster.chaos.ground import STORE, Ground
 from cluster.chaos.history import SHARED_TYPE
 from cluster.client import Client, Filter
@@ -32,7 +32,7 @@ DRAIN_S = 120.0
 _WANTED = Filter((SHARED_TYPE,))
 _CALL_S = 30.0
 _LEAVES_EVERY_S = 5.0
-_FAULT_EVERY_S = 0.2
+_FAULT_EVERY_S = FAULT_S * 0.8
 _AGAIN_S = 0.2
 
 

@@ -8,7 +8,8 @@ and are told whether that counted; who torments them writes down when (`consumer
     {"op": "told", "at", "position", "attempt", "counted"}       true | false | null: an error
     {"op": "left", "at", "consumer"}       cancelled, killed, frozen or thawed: what it has may be
                                            with others by now
-    {"op": "fault", "at"}                  a node was killed or stopped, or is back
+    {"op": "fault", "at"}                  a node was killed or stopped, or is back; while faults go
+                                           on, again before `FAULT_S` are over
 
 Times are seconds of the machine's one monotonic clock; `received` is when the client got the answer
 with the delivery. With the events of the store and what is parked in the end, that must be so:
@@ -39,6 +40,9 @@ from typing import Any, NamedTuple
 
 EXAMPLES_MAX = 10
 """Of each kind of violation that are kept in words; all are counted."""
+
+FAULT_S = 0.25
+"""So long a fault lasts that was noted once."""
 
 _ANSWER_S = 5.5
 _FINAL = ("ack", "skip", "park")
@@ -191,7 +195,9 @@ class _Judge:
         # One that was frozen got its answer late, perhaps after the next one.
         within = sorted((earlier.received, received))
         gone = self._losses if attempt > before + 1 else self._lost.get(earlier.consumer, [])
-        return _any_within(gone, *within) or _any_within(self._faults, *within)
+        return _any_within(gone, *within) or _any_within(
+            self._faults, within[0] - FAULT_S, within[1]
+        )
 
     def _judge_order(self) -> None:
         """Each event of a stream comes after those before it are settled."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.chaos.deliveries import End, Judgement, ParkedEvent, Terms, Wanted, judge
+from cluster.chaos.deliveries import FAULT_S, End, Judgement, ParkedEvent, Terms, Wanted, judge
 
 TERMS = Terms(ack_timeout_s=8.0, max_retries=1)
 
@@ -105,6 +105,20 @@ def test_what_comes_again_after_its_deadline_a_fault_or_a_loss_is_honest(shared:
     shared.settle(5, 2)
     shared.handle(6)
     assert not shared.judged().violations
+
+
+@pytest.mark.parametrize(("before_s", "explained"), [(FAULT_S * 0.8, True), (FAULT_S * 1.2, False)])
+def test_a_fault_lasts_until_it_would_have_been_noted_again(
+    shared: Shared, before_s: float, explained: bool
+) -> None:
+    shared.note("fault")
+    shared.tick(before_s)
+    shared.got(4)
+    shared.settle(4, action="retry")
+    shared.got(4, 3)  # the second one was lost
+    shared.settle(4, 3)
+    shared.handle(5, 6)
+    assert (not shared.judged().violations) == explained
 
 
 def test_a_word_whose_answer_was_lost_with_a_node_may_have_counted(shared: Shared) -> None:
