@@ -358,6 +358,8 @@ class Director:
         await asyncio.sleep(stalled_s - 0.3)
         leader = self._simulation.leader()
         followers = [one for one in self._nodes.values() if one.node_id not in (deposed, leader)]
+        if not followers:  # two are left of the members
+            return
         victim, how = chance.choice(followers), chance.choice(["kill", "power", "wipe", "wipe"])
         if leader in (None, deposed) or not victim.up or not self._may_end([victim], how):
             return
