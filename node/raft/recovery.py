@@ -123,6 +123,13 @@ class Recovery:
         """Whether this node may take a leader's word: not while it may have promised more."""
         return not self._blank
 
+    @property
+    def blank(self) -> bool:
+        """Whether this node takes no leader's word yet. Then it has to ask even where it is certain
+        to be no member: that it is one by now stands in a log which it does not take.
+        """
+        return self._blank
+
     def may_stand(self) -> bool:
         """Whether this node may be a candidate."""
         journal = self._engine.journal

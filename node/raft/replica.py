@@ -384,7 +384,7 @@ class Replica:
         """Let every part do what is due."""
         self._turn_scheduled = False
         self._attention.look()
-        if self._recovery.active and not self._changes.outside:
+        if self._recovery.active and (self._recovery.blank or not self._changes.outside):
             self._recovery.tick()
             if not self._recovery.active:
                 self._members.say()  # a change of members may wait for it

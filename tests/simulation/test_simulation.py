@@ -16,7 +16,8 @@ SEEDS = [(1, 3), (2, 3), (1, 5), (2, 5), (24, 3)]  # with consumers: 1 and 24 of
 # 31286: a deposed leader committed with a voter that had lost its disk, its term included.
 # 202098: where all power was lost, voters went on without a learner whose disk was ahead of theirs.
 # 301814: a scenario of the harness that needs three members, where two were left.
-SEEDS += [(30160, 3), (31286, 3), (202098, 3), (301814, 3)]
+# 302436: a new node missed the word that it is a member, and took no log that says so.
+SEEDS += [(30160, 3), (31286, 3), (202098, 3), (301814, 3), (302436, 3)]
 # These have found something once: as they were then, before there were consumers.
 AS_THEN: dict[str, object] = {"consumers": [], "removers": [], "unaware_leaders": False}
 KEPT = [(1036, 3), (1156, 3), (100013, 5), (100348, 3), (100586, 3), (100762, 3)]
