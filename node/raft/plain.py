@@ -12,9 +12,11 @@ What remains costs time and memory in proportion to its bytes, and those have th
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import cbor2
+
+from node.core import items
 
 NESTING_MAX = 16  # the deepest of ours, an answer with rows, has 6
 
@@ -23,17 +25,8 @@ class NotPlain(ValueError):
     """The bytes are no item of plain data. The text is short, whatever the bytes are."""
 
 
-def _refuse_tag(*_: object) -> NoReturn:
-    raise NotPlain("tags are not spoken here")
-
-
-# cbor2 gives these a meaning of its own, and each gets the refusal in its place; the hook has the
-# rest. A number of its that is missing here is found by a test.
-_TAGS_OF_CBOR2 = (
-    *(0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54),
-    *(100, 256, 258, 260, 261, 1004, 43000, 55799),
-)
-_REFUSED_TAGS = {tag: _refuse_tag for tag in _TAGS_OF_CBOR2}
+_BIG_INTEGERS = (2, 3)  # the only tags in what nodes keep; here they are refused, too
+_REFUSED_TAGS = items.REFUSED_TAGS | dict.fromkeys(_BIG_INTEGERS, items.refuse_tag)
 
 
 def loads(encoded: bytes) -> Any:
@@ -41,7 +34,7 @@ def loads(encoded: bytes) -> Any:
     try:
         return cbor2.loads(
             encoded,
-            tag_hook=_refuse_tag,
+            tag_hook=items.refuse_tag,
             semantic_decoders=_REFUSED_TAGS,
             max_depth=NESTING_MAX,
             allow_indefinite=False,
