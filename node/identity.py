@@ -63,9 +63,9 @@ class Identity:
         joins: bool = False,
         tail_dir: Path | None = None,
     ) -> None:
-        members = sorted(members)
+        members = set(members)
         self._founding = JOINING if joins else cluster_id(members)
-        self._founders = [] if joins else members
+        self._founders = set() if joins else members
         self._file = StateFile(directory)
         self._over = False
         self._damaged: Path | None = None
@@ -89,9 +89,9 @@ class Identity:
     @property
     def is_alone(self) -> bool:
         """Whether this node is the only member: nobody else has what it has."""
-        known = [one for one in (self._now.membership, self._now.heard) if one is not None]
-        members = {name for one in known for name in Membership.from_plain(one).addresses}
-        return (members if known else {*self._founders}) == {self._now.node_id}
+        known = [*filter(None, map(_membership, (self._now.membership, self._now.heard)))]
+        members = {name for one in known for name in one.addresses} if known else self._founders
+        return members == {self._now.node_id}
 
     @property
     def quarantined(self) -> str | None:
@@ -212,7 +212,6 @@ class Identity:
 
     def _begin(self, node_id: str, joins: bool) -> NodeIdentity:
         known = self._file.load()
-        wiped_or_new = known is None
         if known is None:
             # All founders must agree on the lineage before they have ever spoken.
             known = NodeIdentity(
@@ -241,7 +240,7 @@ class Identity:
         begun = dataclasses.replace(
             known,
             incarnation=incarnation,
-            born=incarnation if wiped_or_new else known.born,
+            born=known.born or incarnation,
             boot_id=kernel_boot_id(),
             forgetful=self._doubt is not None,
             clean=False,

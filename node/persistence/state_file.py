@@ -59,7 +59,7 @@ class NodeIdentity:
     `tail` is the incarnation whose tail counts (see `tail_files`); 0 if none does. `tail_in` is the
     directory outside of the data directory in which it grew; empty if it did not.
 
-    `born` is the incarnation with which this state file began; 0 where that is not known.
+    `born` is the incarnation with which this state file began.
     """
 
     cluster_id: str

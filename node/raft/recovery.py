@@ -120,15 +120,12 @@ class Recovery:
         )
 
     def may_obey(self) -> bool:
-        """Whether this node may take a leader's word: not while it may have promised more."""
-        return not self._blank
+        """Whether this node may take a leader's word: not while it may have promised more.
 
-    @property
-    def blank(self) -> bool:
-        """Whether this node takes no leader's word yet. Then it has to ask even where it is certain
-        to be no member: that it is one by now stands in a log which it does not take.
+        One that may not has to ask even where it is certain to be no member: that it is one by now
+        stands in a log which it does not take.
         """
-        return self._blank
+        return not self._blank
 
     def may_stand(self) -> bool:
         """Whether this node may be a candidate."""

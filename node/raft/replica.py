@@ -384,7 +384,8 @@ class Replica:
         """Let every part do what is due."""
         self._turn_scheduled = False
         self._attention.look()
-        if self._recovery.active and (self._recovery.blank or not self._changes.outside):
+        asks = not (self._changes.outside and self._recovery.may_obey())
+        if self._recovery.active and asks:
             self._recovery.tick()
             if not self._recovery.active:
                 self._members.say()  # a change of members may wait for it
