@@ -186,6 +186,24 @@ class Cluster:
                 self.disks[node_id].cut, self.replicas[node_id].applied_index
             )
 
+    async def wiped_meets_deposed(self, deposed: str, one: str, other: str) -> tuple[str, bytes]:
+        """Two go on without a leader; then one of them is wiped and meets that leader first.
+
+        Gives the wiped one, and what the other one had acknowledged with it.
+        """
+        self.links.cut(deposed)
+        await self.until(lambda: self[one].leads or self[other].leads)
+        leader, victim = (one, other) if self[one].leads else (other, one)
+        command = self.command()
+        await self.append(leader, command)
+        self.crash(victim)
+        self.wipe(victim)
+        self.links.cut(leader)
+        self.links.heal(deposed)
+        self.links.cut_pair(deposed, leader)
+        await self.start(victim)
+        return victim, command
+
     def crash(self, *node_ids: str) -> None:
         """Kill these nodes (or all): their memory is gone, their disks stay."""
         for node_id in node_ids or list(self.replicas):

@@ -38,6 +38,41 @@ def promote(cluster: Cluster, leader: str) -> None:
     del cluster[leader]._changes._promote
 
 
+async def voter_forgets_a_learner(
+    cluster: Cluster, learner: str, leader: str, slow: str, victim: str
+) -> None:
+    """`victim` votes for the learner, and is wiped before `slow` is asked; `leader` stands, too."""
+    held: list[Message] = []
+
+    def watch(sender: str, to: str, message: Message) -> bool:
+        if (sender, to) == (learner, slow) and (held or isinstance(message, RequestVote)):
+            held.append(message)  # the connection stands still from here on
+            return False
+        late = held and to == slow and isinstance(message, RequestVote | AppendEntries)
+        other = held and isinstance(message, PreVoteRequest) and sender != leader
+        return not late and not other
+
+    cluster.links.watchers.append(watch)
+    await cluster.until(lambda: held and cluster.disks[victim].vote == learner)
+    await asyncio.sleep(0.01)  # and its vote has arrived
+    term = cluster[victim]._engine.term
+    assert isinstance(held[0], RequestVote) and held[0].term == term
+    cluster.crash(victim)
+    cluster.wipe(victim)
+    cluster.links.heal()
+    cluster.links.cut_pair(leader, learner)
+    cluster.links.cut_pair(victim, learner)
+    await cluster.start(victim)
+    with suppress(AssertionError):
+        await cluster.until(
+            lambda: cluster[leader].leads and cluster[leader]._engine.term == term, 3
+        )
+    cluster[slow].received(learner, held[0])
+    await asyncio.sleep(0.1)
+    cluster.links.watchers.remove(watch)
+    cluster.links.heal()
+
+
 def all_hold(cluster: Cluster, command: bytes, *node_ids: str) -> bool:
     """Whether the events of an append are on these nodes."""
     return all(
@@ -96,17 +131,7 @@ def test_a_wiped_survivor_of_a_rebuilt_cluster_is_blank_although_it_is_quarantin
         plan = await rebuilt(cluster, living, dead)
         deposed = await cluster.led(*living)
         one, other = [node for node in living if node != deposed]
-        cluster.links.cut(deposed)
-        await cluster.until(lambda: cluster[one].leads or cluster[other].leads)
-        leader, victim = (one, other) if cluster[one].leads else (other, one)
-        command = cluster.command()
-        await cluster.append(leader, command)
-        cluster.crash(victim)
-        cluster.wipe(victim)
-        cluster.links.cut(leader)
-        cluster.links.heal(deposed)
-        cluster.links.cut_pair(deposed, leader)
-        await cluster.start(victim)
+        victim, command = await cluster.wiped_meets_deposed(deposed, one, other)
         with pytest.raises(ExesdbError):
             await cluster.append(deposed, None, 5_000)
         assert cluster.disks[victim].standing.lineage == plan.lineage
@@ -127,35 +152,7 @@ def test_a_learner_that_stands_is_asked_by_a_wiped_voter_that_may_have_voted_for
         cluster.links.cut(leader)
         cluster.links.cut_pair(slow, victim)  # so that only the learner is long without a leader
         await cluster.until(lambda: not cluster[leader].leads)
-        held: list[Message] = []
-
-        def watch(sender: str, to: str, message: Message) -> bool:
-            if (sender, to) == ("n4", slow) and (held or isinstance(message, RequestVote)):
-                held.append(message)  # the connection stands still from here on
-                return False
-            late = held and to == slow and isinstance(message, RequestVote | AppendEntries)
-            other = held and isinstance(message, PreVoteRequest) and sender != leader
-            return not late and not other
-
-        cluster.links.watchers.append(watch)
-        await cluster.until(lambda: held and cluster.disks[victim].vote == "n4")
-        await asyncio.sleep(0.01)  # and its vote has arrived
-        term = cluster[victim]._engine.term
-        assert isinstance(held[0], RequestVote) and held[0].term == term
-        cluster.crash(victim)
-        cluster.wipe(victim)
-        cluster.links.heal()
-        cluster.links.cut_pair(leader, "n4")
-        cluster.links.cut_pair(victim, "n4")
-        await cluster.start(victim)
-        with suppress(AssertionError):
-            await cluster.until(
-                lambda: cluster[leader].leads and cluster[leader]._engine.term == term, 3
-            )
-        cluster[slow].received("n4", held[0])
-        await asyncio.sleep(0.1)
-        cluster.links.watchers.remove(watch)
-        cluster.links.heal()
+        await voter_forgets_a_learner(cluster, "n4", leader, slow, victim)
         await cluster.settled()
         cluster.check()
 
@@ -278,35 +275,7 @@ def test_a_learner_whose_addition_only_the_wiped_leader_knew_does_not_lead_besid
         await cluster.until(
             lambda: cluster[learner]._journal.memberships.current.learner_id == learner
         )
-        held: list[Message] = []
-
-        def watch(sender: str, to: str, message: Message) -> bool:
-            if (sender, to) == (learner, slow) and (held or isinstance(message, RequestVote)):
-                held.append(message)  # the connection stands still from here on
-                return False
-            late = held and to == slow and isinstance(message, RequestVote | AppendEntries)
-            other = held and isinstance(message, PreVoteRequest) and sender != leader
-            return not late and not other
-
-        cluster.links.watchers.append(watch)
-        await cluster.until(lambda: held and cluster.disks[victim].vote == learner)
-        await asyncio.sleep(0.01)  # and its vote has arrived
-        term = cluster[victim]._engine.term
-        assert isinstance(held[0], RequestVote) and held[0].term == term
-        cluster.crash(victim)
-        cluster.wipe(victim)
-        cluster.links.heal()
-        cluster.links.cut_pair(leader, learner)
-        cluster.links.cut_pair(victim, learner)
-        await cluster.start(victim)
-        with suppress(AssertionError):
-            await cluster.until(
-                lambda: cluster[leader].leads and cluster[leader]._engine.term == term, 3
-            )
-        cluster[slow].received(learner, held[0])
-        await asyncio.sleep(0.1)
-        cluster.links.watchers.remove(watch)
-        cluster.links.heal()
+        await voter_forgets_a_learner(cluster, learner, leader, slow, victim)
         await cluster.led(leader, slow, victim)
         cluster.check()
 

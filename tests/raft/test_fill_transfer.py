@@ -112,6 +112,19 @@ class Pair:
     async def fill(self) -> None:
         self.receiver.install(await self.receiver.fetch("n1"))
 
+    async def break_off(self, topic: str, answers: int) -> None:
+        """A fill that has no answer any more after so many on one topic."""
+
+        def lose(_: str, answer: Any) -> Any:
+            if self.link.asked[topic] > answers:
+                raise NoAnswer("lost the connection")
+            return answer
+
+        honest, self.link.spoil = self.link.spoil, lose
+        with pytest.raises(NoAnswer):
+            await self.fill()
+        self.link.spoil = honest
+
     def check(self) -> None:
         """Both are alike in all that they will ever do."""
         assert contents(self.state) == contents(self.source_state)
@@ -419,16 +432,7 @@ async def test_snapshots_that_were_brought_are_not_brought_again() -> None:
     pair = Pair(0)
     whole = Pair(0)
     await whole.fill()
-
-    def break_off(topic: str, answer: Any) -> Any:
-        if pair.link.asked["fill_snapshots"] > 3:
-            raise NoAnswer("lost the connection")
-        return answer
-
-    pair.link.spoil = break_off
-    with pytest.raises(NoAnswer):
-        await pair.fill()
-    pair.link.spoil = lambda _, answer: answer
+    await pair.break_off("fill_snapshots", 3)
     await pair.fill()
     pair.check()
     received = pair.receiver.counters["fill_bytes_received"]
@@ -489,20 +493,11 @@ async def test_a_fill_that_broke_off_goes_on_behind_what_it_had(known: int) -> N
 async def test_a_file_that_was_begun_meanwhile_can_be_gone_on_with() -> None:
     """A file with another origin is set aside before the new one counts: a crash loses both."""
     pair = Pair(0)
-
-    def break_off(topic: str, answer: Any) -> Any:
-        if pair.link.asked["fill_rows"] > 9:
-            raise NoAnswer("lost the connection")
-        return answer
-
-    pair.link.spoil = break_off
-    with pytest.raises(NoAnswer):
-        await pair.fill()
+    await pair.break_off("fill_rows", 9)
     # A leader whose log reaches back to the beginning.
     for index, entry in enumerate(history(60)[:6], 2):
         pair.state.apply(index, 1, entry)
     origin = pair.state.stores["a"].origin
-    pair.link.spoil = lambda _, answer: answer
     begun = next(one for one in pair.receiver._staged.values() if one.store.name == "a")
     assert begun.store.position > pair.state.stores["a"].position > 0
     await pair.fill()
@@ -532,20 +527,11 @@ async def test_a_store_that_came_through_the_log_meanwhile_keeps_its_file() -> N
 
 async def test_what_was_begun_with_another_history_is_not_gone_on_with() -> None:
     pair = Pair(0)
-
-    def break_off(topic: str, answer: Any) -> Any:
-        if pair.link.asked["fill_rows"] > 9:
-            raise NoAnswer("lost the connection")
-        return answer
-
-    pair.link.spoil = break_off
-    with pytest.raises(NoAnswer):
-        await pair.fill()
+    await pair.break_off("fill_rows", 9)
     [begun] = pair.receiver._staged.values()
     assert begun.store.position > 3
     begun.digest = Digest()
     begun.digest.position = begun.store.position
-    pair.link.spoil = lambda _, answer: answer
     await pair.fill()
     pair.check()
 
@@ -554,15 +540,7 @@ async def test_what_was_begun_is_given_up_after_a_while(monkeypatch: pytest.Monk
     moment = 1000.0
     monkeypatch.setattr(fill_receiver, "now", lambda: moment)
     pair = Pair(0)
-
-    def break_off(topic: str, answer: Any) -> Any:
-        if pair.link.asked["fill_rows"] > 5:
-            raise NoAnswer("lost the connection")
-        return answer
-
-    pair.link.spoil = break_off
-    with pytest.raises(NoAnswer):
-        await pair.fill()
+    await pair.break_off("fill_rows", 5)
     pair.receiver.expire()
     assert pair.receiver._staged
     moment += fill_receiver._STAGED_S + 1

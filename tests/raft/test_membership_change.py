@@ -77,6 +77,20 @@ async def changed(cluster: Cluster, wanted: str) -> None:
     await cluster.until(same)
 
 
+async def with_learner_ahead(cluster: Cluster) -> str:
+    """n4 is being added, and its disk alone has the last five events; gives the leader."""
+    leader = await ready(cluster)
+    cluster[leader]._changes._promote = lambda _: None  # type: ignore[method-assign]
+    await cluster.start("n4")
+    await cluster[leader].add_member("n4", "n4:1", 2000)
+    await cluster.settled()
+    cluster.persist()
+    await cluster.fill_log(leader, 5)
+    await cluster.settled()
+    cluster.persist("n4")
+    return leader
+
+
 class TestAdding:
     @pytest.mark.parametrize("asked", ["the leader", "a follower"])
     def test_a_new_node_is_brought_up_and_then_counted(self, asked: str) -> None:
@@ -540,15 +554,7 @@ class TestInterruptions:
 
         async def scenario() -> None:
             cluster = Cluster(3, spares=1)
-            leader = await ready(cluster)
-            cluster[leader]._changes._promote = lambda _: None  # type: ignore[method-assign]
-            await cluster.start("n4")
-            await cluster[leader].add_member("n4", "n4:1", 2000)
-            await cluster.settled()
-            cluster.persist()
-            await cluster.fill_log(leader, 5)
-            await cluster.settled()
-            cluster.persist("n4")
+            leader = await with_learner_ahead(cluster)
             for peer in cluster.followers():
                 cluster.links.blackholes.add((leader, peer))
             then = cluster[leader]._journal.memberships.current.with_learner_promoted()
@@ -570,15 +576,7 @@ class TestInterruptions:
 
         async def scenario() -> None:
             cluster = Cluster(3, spares=1)
-            leader = await ready(cluster)
-            cluster[leader]._changes._promote = lambda _: None  # type: ignore[method-assign]
-            await cluster.start("n4")
-            await cluster[leader].add_member("n4", "n4:1", 2000)
-            await cluster.settled()
-            cluster.persist()
-            await cluster.fill_log(leader, 5)
-            await cluster.settled()
-            cluster.persist("n4")
+            await with_learner_ahead(cluster)
             cluster.crash()
             await cluster.start(*cluster.ids)
             await asyncio.sleep(10)
