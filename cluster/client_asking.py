@@ -23,6 +23,7 @@ from cluster.client_values import quoted
 CONNECT_S = 2.0
 
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.02, 1.0
+_TRY_MIN_S = 1.0
 
 
 class Attempts:
@@ -34,9 +35,14 @@ class Attempts:
         self._chance = chance
         self._pause_s = _PAUSE_FIRST_S
 
-    def left_s(self) -> float:
-        """The time that is left, in seconds; at least a little, so that one try is made."""
-        return max(0.05, self._until - asyncio.get_running_loop().time())
+    def try_s(self) -> float:
+        """How long the next try may take, in seconds; at least a little, so that one is made.
+
+        It is half of what is left, so that a node that says nothing, because it is frozen or
+        behind a broken network, leaves time to ask another.
+        """
+        left_s = self._until - asyncio.get_running_loop().time()
+        return max(0.05, min(left_s, max(_TRY_MIN_S, left_s / 2)))
 
     async def failed(self, error: ClientError) -> None:
         """Pause before the next try. Raises the error that tells how it stands if time is over."""
@@ -98,7 +104,7 @@ class Asking:
         while True:
             url = await self._node(for_change=method != "GET")
             try:
-                return await self._once(method, url, path, query, body, attempts.left_s())
+                return await self._once(method, url, path, query, body, attempts.try_s())
             except (Unavailable, OutcomeUnknown) as error:
                 self._routing.failed(url)
                 await attempts.failed(error)
@@ -116,17 +122,17 @@ class Asking:
         path: str,
         query: list[tuple[str, str]],
         body: Any,
-        left_s: float,
+        try_s: float,
         wait_s: float = 0.0,
     ) -> Any:
-        """What one node answers, within `left_s`; after `wait_s` if it was asked to wait."""
+        """What one node answers, within `try_s`; after `wait_s` if it was asked to wait."""
         encoded = None if body is None else msgspec.json.encode(body)
         headers = {"Content-Type": "application/json"} if encoded else None
-        query = [*query, ("timeout_ms", str(max(1, int(left_s * 1000))))]
+        query = [*query, ("timeout_ms", str(max(1, int(try_s * 1000))))]
         try:
             async with (
                 # The node's own answer to a time-out comes first.
-                asyncio.timeout(wait_s + left_s + 0.5),
+                asyncio.timeout(wait_s + try_s + 0.5),
                 self._session.request(
                     method, self._url(url, path), params=query, data=encoded, headers=headers
                 ) as answer,

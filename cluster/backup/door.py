@@ -113,27 +113,28 @@ class Door:
         attempts = Attempts(self._timeout_s, self._chance)
         while True:
             url = self._routing.pick(for_append=method == "POST")
+            try_s = attempts.try_s()
             try:
                 return await self._once(
                     method,
                     f"{url}/v1/stores/{quote(self.store, safe='')}{path}",
-                    [*query, ("timeout_ms", str(max(1, int(attempts.left_s() * 1000))))],
+                    [*query, ("timeout_ms", str(max(1, int(try_s * 1000))))],
                     body,
                     media,
-                    attempts.left_s(),
+                    try_s,
                 )
             except (Unavailable, OutcomeUnknown) as error:
                 self._routing.failed(url)
                 await attempts.failed(error)
 
     async def _once(
-        self, method: str, url: str, query: Query, body: bytes | None, media: str, left_s: float
+        self, method: str, url: str, query: Query, body: bytes | None, media: str, try_s: float
     ) -> bytes:
         assert self._http is not None
         headers = {"Accept": CBOR} | ({"Content-Type": media} if body is not None else {})
         try:
             async with (
-                asyncio.timeout(left_s + 0.5),  # the node's own answer to a time-out comes first
+                asyncio.timeout(try_s + 0.5),  # the node's own answer to a time-out comes first
                 self._http.request(method, url, params=query, data=body, headers=headers) as answer,
             ):
                 content = await answer.read()

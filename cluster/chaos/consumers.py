@@ -116,7 +116,7 @@ async def _process(name: str, file: str, seed: str, ack_timeout_s: str, *urls: s
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with Notebook(Path(file)) as notes:
-        async with Client(*urls, timeout_s=5.0) as client:
+        async with Client(*urls) as client:
             await consume(client, name, notes, random.Random(seed), float(ack_timeout_s))
 
 

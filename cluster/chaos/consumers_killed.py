@@ -128,8 +128,8 @@ class _Run:
             for name in names[TASKS:]:
                 await self._begin_process(name)
             yield
-            for process in self._processes.values():
-                process.terminate()
+            for name in self._processes:
+                self._living(name).terminate()
             async with asyncio.timeout(_STOP_S):
                 codes = [await process.wait() for process in self._processes.values()]
             # One that had not begun to listen to signals was ended by it.
@@ -203,10 +203,14 @@ class _Run:
         self._signal(name, signal.SIGCONT)
 
     def _signal(self, name: str, number: signal.Signals) -> None:
-        process = self._processes[name]
-        assert process.returncode is None, f"{name} ended by itself with {process.returncode}"
+        process = self._living(name)
         self.notes.note("left", consumer=name)
         process.send_signal(number)
+
+    def _living(self, name: str) -> asyncio.subprocess.Process:
+        process = self._processes[name]
+        assert process.returncode is None, f"{name} ended by itself with {process.returncode}"
+        return process
 
     async def _torment_nodes(self, until: float) -> None:
         chance = random.Random(f"{self.plan.seed} nodes")

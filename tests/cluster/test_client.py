@@ -204,6 +204,20 @@ async def test_a_node_that_never_answers_is_given_up():
                 await client.append("s", [Event("A")])
 
 
+@pytest.mark.parametrize(
+    "call", [lambda client: client.append("s", [Event("A")]), lambda client: client.version("s")]
+)
+async def test_a_node_that_never_answers_leaves_time_to_ask_again(call):
+    async def silent(_: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    node = Node(silent, (201, STORED | {"version": 0}))
+    async with nodes(node) as urls, Client(*urls, timeout_s=2) as client:
+        await call(client)
+        assert len(node.asked) == 2
+
+
 async def test_reads_go_through_all_pages_and_ask_for_what_was_written():
     def page(first: int, last: bool) -> tuple[int, dict[str, Any]]:
         events = [recorded(position) for position in (first, first + 1)]
