@@ -5,7 +5,8 @@ not at all, one after the other. Where input pauses, what has come is appended. 
 output can be piped in, and a file of any length takes no more memory than a request.
 
 If a run breaks off, repeat it with the same lines: lines that carry their `event_id` are not stored
-twice. What was stored until then is told.
+twice. Where they carry none, go on behind what was stored: it is told which lines are
+not, and which perhaps are.
 """
 
 from __future__ import annotations
@@ -160,12 +161,29 @@ async def _lines(options: argparse.Namespace) -> None:
         try:
             async for lines in _batches(options.lines):
                 batch = [_of_line(line, options.stream) for line in lines]
-                await done.append(client, batch, options)
+                try:
+                    await done.append(client, batch, options)
+                except ClientError as error:
+                    _tell_of(error, lines, batch, options.json)
+                    raise
         except BaseException:
             if done.events:
                 done.show(options.json)
             raise
     done.show(options.json)
+
+
+def _tell_of(
+    error: ClientError, lines: list[Numbered], batch: list[tuple[str, Event]], as_json: bool
+) -> None:
+    """Which lines the error is about: nobody could go on behind what is stored without that."""
+    first, last = lines[0].number, lines[-1].number
+    error.fields["lines"] = [first, last]
+    if error.stored:
+        error.fields["event_ids"] = [event.id for _, event in batch]
+    if not as_json:
+        perhaps = f"lines {first} to {last} are perhaps stored, and nothing behind them"
+        error.detail += f"; {perhaps if error.stored else f'not stored from line {first} on'}"
 
 
 def _of_line(line: Numbered, stream: str | None) -> tuple[str, Event]:

@@ -385,6 +385,28 @@ async def test_who_does_not_know_whether_it_was_stored_is_told_the_id_to_repeat_
     assert UUID(told) and set(sent) == {told}
 
 
+@pytest.mark.parametrize(
+    ("answer", "code", "words"),
+    [
+        ((504, "outcome_unknown"), 5, "lines 2 to 4 are perhaps stored, and nothing behind them"),
+        ((409, "wrong_expected_version"), 3, "not stored from line 2 on"),
+    ],
+)
+async def test_a_run_of_lines_that_breaks_off_says_where(
+    exesdb: Exesdb, tmp_path: Path, answer: tuple[int, str], code: int, words: str
+) -> None:
+    file = tmp_path / "lines"
+    file.write_text("\n" + '{"event_type": "T"}\n' * 3)
+    reply = (answer[0], {"code": answer[1], "detail": "so it is"})
+    async with serving({("POST", f"{STORE}/append"): reply}) as server:
+        ended = await exesdb(server, "append", "s", "--lines", str(file))
+        assert (ended.code, ended.err.rstrip().rpartition("; ")[2]) == (code, words)
+        told = json.loads((await exesdb(server, "append", "s", "--lines", str(file), "--json")).err)
+        sent = [event["event_id"] for event in json.loads(server.bodies[-1])["events"]]
+    assert told["lines"] == [2, 4] and told.get("event_ids", sent) == sent
+    assert ("event_ids" in told) == (code == 5)
+
+
 async def test_events_are_written_as_utf_8_where_the_locale_knows_no_such_letters() -> None:
     page = {"events": [event(1, data="größe"), event(2)], "next": 2, "is_end": True}
     async with serving({("GET", f"{STORE}/events"): (200, page)}) as server:
