@@ -19,7 +19,7 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any
@@ -234,14 +234,11 @@ class Ground:
         """Leave no room on the node's disk. A node that has to vote then, or starts, ends."""
         self._full.add(node_id)
         self._diskless.add(self.nodes[node_id].pid)
-        at = os.statvfs(self.directory(node_id))
-        used = (at.f_blocks - at.f_bfree) * at.f_frsize
-        # A size of 0, as of a disk that was just wiped, means no limit, for ever.
-        _resize(self.directory(node_id), max(used, at.f_frsize))
+        _resize(self.directory(node_id), _used_bytes)
 
     def empty_disk(self, node_id: str) -> None:
         """Give it room again."""
-        _resize(self.directory(node_id), DISK_MIB << 20)
+        _resize(self.directory(node_id), lambda _: DISK_MIB << 20)
         self._full.discard(node_id)
 
     # --- questions ---------------------------------------------------------------------------
@@ -345,11 +342,20 @@ def _unmount(layout: Topology) -> None:
         _run(["umount", "--lazy", str(node.data_dir)])
 
 
-def _resize(directory: Path, size_bytes: int) -> None:
-    words = ["mount", "-o", f"remount,size={size_bytes}", str(directory)]
-    # Now and then `mount` cannot read the list of mounts, while others are made or taken away.
-    if not any(_run(words) for _ in range(_RESIZE_TRIES)):
-        raise RuntimeError(f"the disk at {directory} cannot be given another size")
+def _resize(directory: Path, size_bytes: Callable[[Path], int]) -> None:
+    # Now and then `mount` cannot read the list of mounts, while others are made or taken away; or
+    # the node has written more meanwhile than what is to be the whole size.
+    for _ in range(_RESIZE_TRIES):
+        words = ["mount", "-o", f"remount,size={size_bytes(directory)}", str(directory)]
+        if _run(words):
+            return
+    raise RuntimeError(f"the disk at {directory} cannot be given another size")
+
+
+def _used_bytes(directory: Path) -> int:
+    at = os.statvfs(directory)
+    # A size of 0, as of a disk that was just wiped, means no limit, for ever.
+    return max(at.f_blocks - at.f_bfree, 1) * at.f_frsize
 
 
 def _run(words: list[str]) -> bool:
