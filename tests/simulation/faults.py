@@ -1,7 +1,7 @@
 """Who lets things go wrong, and how much may go wrong at once.
 
 A `Director` draws some of the kinds of faults for its seed and then, for some seconds, does one
-after the other at random. The kinds that may take a node's memory go through `_may_end`, which
+after the other at random. The kinds that may take a node's memory go through `may_end`, which
 keeps the profile's promise: at most a minority lacks its memory at any time. Only `_all_end` breaks
 it, in the lossy profile, and tells the chronicle and the clients what may be lost by it.
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from node.errors import ExesdbError
 from node.raft.messages import Message, TimeoutNow, Vote
+from tests.simulation.changes import Changes
 from tests.simulation.nodes import Life, Node
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Director:
         self._uncalm_until = 0.0
         self._context = copy_context()
         self._links.watchers += [self._on_vote, self._on_hand_over]
+        self._changes = Changes(simulation, self, chance)
 
     @property
     def _ids(self) -> list[str]:
@@ -52,6 +54,19 @@ class Director:
     @property
     def _minority(self) -> int:
         return (len(self._simulation.chronicle.membership.voters) - 1) // 2
+
+    async def in_another_lineage(self) -> None:
+        """What is dangerous for who remembers too little, once more, behind an override."""
+        simulation = self._simulation
+        for _ in range(3):
+            await self.all_well()
+            end = self._loop.time() + 4.0
+            clients = [
+                self._loop.create_task(client.run(end, 0.05)) for client in simulation.clients
+            ]
+            await self._unaware_leader()
+            for client in clients:
+                await client
 
     async def run(self) -> None:
         """Faults and clients, for `FAULTS_S`."""
@@ -104,11 +119,12 @@ class Director:
             drawn += [self._late_hand_over] * 2
         if self._simulation.unaware_leaders:
             drawn += [self._unaware_leader] * 2
+        drawn += self._changes.kinds(len(drawn))
         return drawn + self._simulation.operator.kinds(len(drawn))
 
     # --- what may be lost --------------------------------------------------------------------
 
-    def _may_end(self, victims: Iterable[Node], how: str) -> bool:
+    def may_end(self, victims: Iterable[Node], how: str) -> bool:
         """Whether these may end so now, and still only a minority lacks its memory."""
         lacking = {node.node_id for node in self._nodes.values() if node.lacks_memory}
         lacking |= {node.node_id for node in victims if node.forgets(how)}
@@ -117,7 +133,7 @@ class Director:
             for one in self._simulation.electorates()
         )
 
-    def _way_to_end(self) -> str:
+    def way_to_end(self) -> str:
         """One of the ways in which a process may end without warning."""
         if self._simulation.profile == "kills":
             return "kill"
@@ -128,22 +144,22 @@ class Director:
         chance = self._chance
         for node in list(self._nodes.values()):  # members come and go while one starts
             if node.life is None and chance.random() < 0.5:
-                await self._start(node)
+                await self.start(node)
             if chance.random() < 0.2:
                 node.disk.faults.mend()
         if chance.random() < 0.35:
             self._links.heal()
 
-    async def _start(self, node: Node) -> None:
+    async def start(self, node: Node) -> None:
         if node.life is None and not await node.start() and node.refusal is not None:
             await self._simulation.operator_looks_after(node)
 
     async def _take_memory(self, node: Node) -> None:
         """End a node without warning, in one of the ways there are."""
-        how = self._way_to_end()
-        if not self._may_end([node], how):
+        how = self.way_to_end()
+        if not self.may_end([node], how):
             return
-        self._note(f"ends by {how}")
+        self.note(f"ends by {how}")
         node.end("kill" if how == "wipe" else how)
         if how == "wipe":
             node.wipe()
@@ -156,12 +172,12 @@ class Director:
     async def _cut_off(self) -> None:
         count = self._chance.randint(1, len(self._ids) - 1)
         self._links.cut(*self._chance.sample(self._ids, count))
-        self._uncalm()
+        self.uncalm()
 
     async def _blackhole(self) -> None:
         one, other = self._chance.sample(self._ids, 2)
         self._links.blackholes.add((one, other))
-        self._uncalm()
+        self.uncalm()
 
     async def _reconnect(self) -> None:
         """Sessions end and begin anew, several times in a row."""
@@ -173,7 +189,7 @@ class Director:
 
     async def _stop_cleanly(self) -> None:
         node = self._victim()
-        if node.up and not node.lacks_memory and self._may_end([node], "power"):
+        if node.up and not node.lacks_memory and self.may_end([node], "power"):
             await node.stop()
             if self._chance.random() < 0.5:
                 node.end("power")  # a clean stop holds even then
@@ -182,10 +198,10 @@ class Director:
         life = self._victim().life
         if life is not None and life.serving:
             seconds = self._chance.choice([0.1, 0.5, 1.5, 4.0])
-            self._stall_for(life, seconds)
-            self._uncalm(seconds)
+            self.stall_for(life, seconds)
+            self.uncalm(seconds)
 
-    def _stall_for(self, life: Life, seconds: float) -> None:
+    def stall_for(self, life: Life, seconds: float) -> None:
         self._loop.stall(life)
         self._loop.call_later(seconds, self._loop.resume, life)
 
@@ -198,15 +214,15 @@ class Director:
             faults.failing = self._chance.choice([0.01, 0.1])
         else:
             faults.full = True
-        self._uncalm(0.05 * faults.slowness)
+        self.uncalm(0.05 * faults.slowness)
 
     async def _die_at_a_sync(self) -> None:
         """In the midst of a cycle, an election, a start: wherever the disk is used."""
         node = self._victim()
-        if not self._may_end([node], "power"):
+        if not self.may_end([node], "power"):
             return
         node.disk.faults.dies_at = self._chance.randint(1, 6)
-        node.disk.faults.dies_by = "power" if self._way_to_end() == "power" else "kill"
+        node.disk.faults.dies_by = "power" if self.way_to_end() == "power" else "kill"
         await asyncio.sleep(self._chance.uniform(0.0, 1.0))
         node.disk.faults.dies_at = None
 
@@ -247,15 +263,15 @@ class Director:
     async def _rot(self) -> None:
         """A bit of a file of a node that is down flips."""
         node = self._victim()
-        if node.life is None or not self._may_end([node], "wipe"):
+        if node.life is None or not self.may_end([node], "wipe"):
             return
         node.end("kill")
         node.forgetful = True
         if node.disk.rot(lambda name: not name.endswith(".new")) is not None:
-            self._note("rotten")
+            self.note("rotten")
             node.damage_expected = True
             self._simulation.chronicle.forgets_votes(node.node_id)
-        await self._start(node)
+        await self.start(node)
 
     # --- scenarios ---------------------------------------------------------------------------
 
@@ -264,17 +280,17 @@ class Director:
         those that never had them.
         """
         chance, links = self._chance, self._links
-        ready = await self._all_well()
+        ready = await self.all_well()
         leader = self._simulation.leader()
         if not ready or leader is None:
             return
-        self._note("squeezes")
+        self.note("squeezes")
         keepers, slow = self._keepers_of(leader)
         links.cut(*slow)
         await asyncio.sleep(chance.uniform(0.1, 1.0))
         victim = self._nodes[keepers[0] if keepers else leader]
         await self._take_memory(victim)
-        await self._start(victim)
+        await self.start(victim)
         await asyncio.sleep(chance.choice([0.0, 0.003, 0.01, 0.05, 0.3]))
         links.heal()
         links.cut(leader, *keepers[1:])
@@ -285,13 +301,13 @@ class Director:
         the others have gone on and one of a bare majority of them has just lost its memory.
         """
         chance, links = self._chance, self._links
-        leader = self._simulation.leader() if await self._all_well() else None
+        leader = self._simulation.leader() if await self.all_well() else None
         if leader is None:
             return
         keepers, slow = self._keepers_of(leader)
         if not keepers:
             return
-        self._note("late hand-overs")
+        self.note("late hand-overs")
         life, victim = self._nodes[leader].life, self._nodes[keepers[0]]
         assert life is not None
         self._successor_sleeps = True
@@ -300,7 +316,7 @@ class Director:
         for one in slow[1:]:
             self._silence(one)
         await asyncio.sleep(chance.uniform(0.1, 0.5))
-        if self._may_end([victim], "wipe"):
+        if self.may_end([victim], "wipe"):
             hear = [*slow, victim.node_id]
             victim.end("power")
             if chance.random() < 0.5:
@@ -308,7 +324,7 @@ class Director:
             for one in (leader, *keepers[1:]):
                 self._silence(one)  # a cut would take back what the successor was told
             links.blackholes -= {(one, other) for one in hear for other in hear}
-            await self._start(victim)
+            await self.start(victim)
         await asyncio.sleep(chance.uniform(1.0, 2.0))
 
     def _silence(self, node_id: str) -> None:
@@ -319,7 +335,7 @@ class Director:
     def _on_hand_over(self, _: str, receiver: str, message: Message) -> None:
         life = self._nodes[receiver].life if receiver in self._nodes else None
         if self._successor_sleeps and isinstance(message, TimeoutNow) and life is not None:
-            self._stall_for(life, self._chance.uniform(0.8, 1.2))
+            self.stall_for(life, self._chance.uniform(0.8, 1.2))
 
     def _keepers_of(self, leader: str) -> tuple[list[str], list[str]]:
         """Voters who make a bare majority with the leader, and the others."""
@@ -353,31 +369,31 @@ class Director:
         if life is None:
             return
         stalled_s = chance.choice([2.0, 3.0])
-        self._stall_for(life, stalled_s)
-        self._uncalm(stalled_s + 3.0)
+        self.stall_for(life, stalled_s)
+        self.uncalm(stalled_s + 3.0)
         await asyncio.sleep(stalled_s - 0.3)
         leader = self._simulation.leader()
         followers = [one for one in self._nodes.values() if one.node_id not in (deposed, leader)]
         if not followers:  # two are left of the members
             return
         victim, how = chance.choice(followers), chance.choice(["kill", "power", "wipe", "wipe"])
-        if leader in (None, deposed) or not victim.up or not self._may_end([victim], how):
+        if leader in (None, deposed) or not victim.up or not self.may_end([victim], how):
             return
-        self._note(f"ends by {how}")
-        self._note("unaware leaders")
+        self.note(f"ends by {how}")
+        self.note("unaware leaders")
         self._links.cut(leader)
-        await self._end_and_start(victim, how)
+        await self.end_and_start(victim, how)
         await asyncio.sleep(chance.choice([0.5, 2.0]))
         self._links.heal()
 
     async def _end_voters(self) -> None:
         """From now on some who vote end just then, and come back at once; and an election."""
-        self._voters_end = self._chance.choice([self._way_to_end(), "stop"])
+        self._voters_end = self._chance.choice([self.way_to_end(), "stop"])
         leader = self._simulation.leader()
         if leader is not None:
             life = self._nodes[leader].life
             assert life is not None
-            self._stall_for(life, 1.5)
+            self.stall_for(life, 1.5)
         await asyncio.sleep(2.0)
         self._voters_end = ""
 
@@ -391,25 +407,25 @@ class Director:
     def _voter_ends(self, voter: str) -> None:
         node = self._nodes[voter]
         how = self._voters_end or "kill"
-        if node.up and self._may_end([node], "power" if how == "stop" else how):
-            self._note("voters")
-            self._loop.create_task(self._end_and_start(node, how))
+        if node.up and self.may_end([node], "power" if how == "stop" else how):
+            self.note("voters")
+            self._loop.create_task(self.end_and_start(node, how))
 
-    async def _end_and_start(self, node: Node, how: str) -> None:
+    async def end_and_start(self, node: Node, how: str) -> None:
         if how == "stop":
             await node.stop()
         else:
             node.end("kill" if how == "wipe" else how)
         if how == "wipe":
             node.wipe()
-        await self._start(node)
+        await self.start(node)
 
     async def _many_killed(self) -> None:
         """As many processes as there are, as long as hardly any of them forgets by it."""
         chance, nodes = self._chance, list(self._nodes.values())
         victims = chance.choice([nodes, chance.sample(nodes, chance.randint(1, len(nodes)))])
-        if self._may_end(victims, "kill"):
-            self._note("killed together")
+        if self.may_end(victims, "kill"):
+            self.note("killed together")
             for node in victims:
                 node.end("kill")
             await self._come_back_in_turn()
@@ -418,13 +434,13 @@ class Director:
         """All processes end at once, or all machines."""
         how = self._chance.choice(["kill", "power", "power"])
         nodes = list(self._nodes.values())
-        lossy = not self._may_end(nodes, how)
+        lossy = not self.may_end(nodes, how)
         applied = max((life.replica.applied_index for life in self._simulation.lives()), default=0)
         for node in nodes:
             node.end(how)
         if lossy:
             nodes = self._simulation.only_members_are_left()
-            self._note("losses")
+            self.note("losses")
             self._lost_after(max(node.reported_cut for node in nodes), applied)
         await self._come_back_in_turn()
         self._links.heal()
@@ -434,9 +450,9 @@ class Director:
     async def _come_back_in_turn(self) -> None:
         """Some come back much sooner than the last."""
         for node in self._chance.sample(list(self._nodes.values()), len(self._nodes)):
-            await self._start(node)
+            await self.start(node)
             await asyncio.sleep(self._chance.choice([0.0, 0.0, 0.02, 1.5]))
-        self._uncalm()  # what they hold in their tails is committed, and persisted, from now on
+        self.uncalm()  # what they hold in their tails is committed, and persisted, from now on
 
     def _lost_after(self, certain: int, applied: int) -> None:
         """I15: what is behind what was known to be on some disk may be lost, and that is little.
@@ -465,7 +481,7 @@ class Director:
             return self._nodes[leader]
         return self._nodes[self._chance.choice(self._ids)]
 
-    async def _all_well(self) -> bool:
+    async def all_well(self) -> bool:
         """Bring everybody back; whether nobody lacks its memory after a while."""
         self._links.heal()
         await self._simulation.all_up()
@@ -478,10 +494,10 @@ class Director:
     def _lacks_memory(self, node: Node) -> bool:
         return node.lacks_memory and self._simulation.is_member(node)
 
-    def _uncalm(self, for_s: float = 0.0) -> None:
+    def uncalm(self, for_s: float = 0.0) -> None:
         self._uncalm_until = max(self._uncalm_until, self._loop.time() + for_s)
 
-    def _note(self, what: str) -> None:
+    def note(self, what: str) -> None:
         self._simulation.report.counts[what] += 1
 
 

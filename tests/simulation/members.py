@@ -47,9 +47,25 @@ class Operator:
         """The changes that happen among so many other faults."""
         if not self._busy or self._simulation.rescue.due:
             return []
-        kinds = [self._add, self._remove, self._remove, self._replace, self._two_at_once]
+        kinds = [self.add, self._remove, self._remove, self._replace, self._two_at_once]
         drawn = self._chance.sample(kinds, self._chance.randint(1, len(kinds)))
         return drawn * max(1, others // (2 * len(drawn)))
+
+    async def change(self) -> None:
+        """Begin a change of some kind."""
+        await self._chance.choice([self.add, self.add, self._remove, self._replace])()
+
+    async def make_even(self) -> None:
+        """Remove a voter if they are odd in number, so that one more makes them odd."""
+        if len(self._simulation.chronicle.membership.voters) % 2:
+            await self._remove()
+            await asyncio.wait(self._works, timeout=3.0)
+
+    async def add(self) -> None:
+        """Begin to add a member."""
+        node = self._newcomer()
+        if node is not None:
+            self._begin(self._add_it(node))
 
     async def done(self) -> None:
         """Wait until everything that was begun is answered, or given up."""
@@ -69,11 +85,6 @@ class Operator:
 
     # --- changes -----------------------------------------------------------------------------
 
-    async def _add(self) -> None:
-        node = self._newcomer()
-        if node is not None:
-            self._begin(self._add_it(node))
-
     async def _remove(self) -> None:
         node = self._leaving()
         if node is not None:
@@ -87,7 +98,7 @@ class Operator:
             self._begin(*self._chance.choice([works, works[::-1]]))
 
     async def _two_at_once(self) -> None:
-        for change in self._chance.choices([self._add, self._remove], k=2):
+        for change in self._chance.choices([self.add, self._remove], k=2):
             await change()
 
     def _begin(self, *works: Awaitable[None]) -> None:

@@ -113,10 +113,10 @@ class Simulation:
             *(Client(self.asked, loop, self.history, self._chance(), self.fail) for _ in range(4)),
             *self.snapshot_clients,
         ]
-        # Of chances of their own, so that what is added leaves the other seeds as they are.
-        self.late_hand_overs = random.Random(f"{seed}/{size}/hand-overs").random() < 0.2
-        own = random.Random(f"{seed}/{size}/leaders that do not know")
-        self.unaware_leaders = size > 1 and own.random() < 0.2
+        self.late_hand_overs = self._drawn("hand-overs", 0.2)
+        self.unaware_leaders = size > 1 and self._drawn("leaders that do not know", 0.2)
+        self.endangered_changes = self._drawn("endangered changes", 0.1)
+        self.forgets_in_another_lineage = self._drawn("in another lineage", 0.5)
         self.rescue = Rescue(self, random.Random(f"{seed}/{size}/rescue"))
         if self.rescue.due:
             self.profile, self.report.profile = "minority", "override"
@@ -144,6 +144,12 @@ class Simulation:
     def _chance(self) -> random.Random:
         return random.Random(self.chance.random())
 
+    def _drawn(self, what: str, share: float) -> bool:
+        """Whether this seed is one of so many that have something. Of a chance of its own, so that
+        what is added leaves the other seeds as they are.
+        """
+        return random.Random(f"{self.report.seed}/{self.report.size}/{what}").random() < share
+
     def _watch(self, sender: str, receiver: str, message: Message) -> None:
         speaks, hears = (
             node.life if node else None
@@ -169,6 +175,8 @@ class Simulation:
         if self.sound and self.rescue.due:
             self._no_more_faults()
             await self.rescue.run()
+            if self.sound and self.forgets_in_another_lineage:
+                await director.in_another_lineage()
         if self.sound:
             await self._calm()
         if self.sound and self.chance.random() < 0.5:

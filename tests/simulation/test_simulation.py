@@ -12,6 +12,7 @@ from tests.simulation import __main__ as command
 from tests.simulation.simulation import Report, run
 
 SEEDS = [(1, 3), (2, 3), (1, 5), (2, 5), (24, 3)]  # with consumers: 1 and 24 of 3
+SEEDS += [(33, 3), (122, 3)]  # changes that are struck; voters that forget in another lineage
 # These have found something as they are. 30160: a list that changed while it was gone through.
 # 31286: a deposed leader committed with a voter that had lost its disk, its term included.
 # 202098: where all power was lost, voters went on without a learner whose disk was ahead of theirs.
@@ -19,7 +20,13 @@ SEEDS = [(1, 3), (2, 3), (1, 5), (2, 5), (24, 3)]  # with consumers: 1 and 24 of
 # 302436: a new node missed the word that it is a member, and took no log that says so.
 SEEDS += [(30160, 3), (31286, 3), (202098, 3), (301814, 3), (302436, 3)]
 # These have found something once: as they were then, before there were consumers.
-AS_THEN: dict[str, object] = {"consumers": [], "removers": [], "unaware_leaders": False}
+AS_THEN: dict[str, object] = {
+    "consumers": [],
+    "removers": [],
+    "unaware_leaders": False,
+    "endangered_changes": False,
+    "forgets_in_another_lineage": False,
+}
 KEPT = [(1036, 3), (1156, 3), (100013, 5), (100348, 3), (100586, 3), (100762, 3)]
 KEPT += [(52, 3), (56, 3), (200160, 3), (200345, 5)]
 REPEATED = (13, 3)

@@ -1,0 +1,197 @@
+"""Scenarios in which something goes wrong just as the members change.
+
+Faults that rain on a cluster seldom meet a change of its members at the moment that matters. Here
+the messages that carry the change say when that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from node.raft.entries import decode_membership, is_membership
+from node.raft.membership import Membership
+from node.raft.messages import AppendEntries, Message
+
+if TYPE_CHECKING:
+    from tests.simulation.faults import Director
+    from tests.simulation.nodes import Node
+    from tests.simulation.simulation import Simulation
+
+
+class Carried(NamedTuple):
+    """A message that carries a membership."""
+
+    sender: str
+    receiver: str
+    membership: Membership
+
+
+class Changes:
+    """The scenarios of one run. They happen where `Simulation.endangered_changes` says so."""
+
+    def __init__(self, simulation: Simulation, director: Director, chance: random.Random) -> None:
+        self._simulation = simulation
+        self._director = director
+        self._chance = chance
+        self._nodes = simulation.nodes
+        self._links = simulation.links
+        self._awaited: Callable[[Carried], bool] | None = None
+        self._came: asyncio.Future[Carried] | None = None
+        self._links.watchers.append(self._on_message)
+
+    def kinds(self, others: int) -> list[Callable[[], Awaitable[None]]]:
+        """The scenarios that happen among so many other faults."""
+        if not self._simulation.endangered_changes or self._simulation.rescue.due:
+            return []
+        kinds = [self._struck_change, self._unseen_promotion, self._unknown_change]
+        return kinds * max(1, others // 3)
+
+    # --- a change that is struck -------------------------------------------------------------
+
+    async def _struck_change(self) -> None:
+        """In the midst of a change some are cut off, and some end, and come back at once.
+
+        Those who took part in it are struck more often than the others.
+        """
+        chance, director = self._chance, self._director
+        if chance.random() < 0.5 and not await director.all_well():
+            return
+        left = chance.choice([1, 1, 2, 3, 5, 9])
+
+        def is_the_last(_: Carried) -> bool:
+            nonlocal left
+            left -= 1
+            return left == 0
+
+        carried = await self._carried(self._simulation.operator.change, is_the_last, 2.0)
+        involved = [carried.sender, carried.receiver] if carried else []
+        director.note("struck changes")
+        for _ in range(chance.choice([1, 1, 2, 3])):
+            await asyncio.sleep(chance.choice([0.0, 0.0, 0.002, 0.02, 0.3, 1.0]))
+            if chance.random() < 0.7:
+                self._cut_some_off(involved)
+            if chance.random() < 0.7:
+                await self._strike(chance.choice([*involved, *involved, *self._nodes]))
+        director.uncalm(3.0)
+        await asyncio.sleep(chance.uniform(0.0, 3.0))
+
+    def _cut_some_off(self, involved: list[str]) -> None:
+        others = [one for one in self._nodes if one not in involved]
+        count = min(len(others), self._chance.choice([0, 0, 1, 2]))
+        apart = involved[: self._chance.choice([0, 1, 2])] + self._chance.sample(others, count)
+        self._links.heal()
+        self._links.cut(*apart)
+
+    async def _strike(self, victim: str) -> None:
+        node, how = self._nodes.get(victim), self._director.way_to_end()
+        if node is not None and node.up and self._director.may_end([node], how):
+            self._director.note(f"ends by {how}")
+            await self._director.end_and_start(node, how)
+
+    # --- a promotion that its leader does not hear of ----------------------------------------
+
+    async def _unseen_promotion(self) -> None:
+        """A leader counts a new voter, and does not hear that the others do, who go on without it.
+
+        Then the new voter loses its disk, or another one, and is left with that leader and those
+        who know of nothing either. There are just so many of them that they would be a majority.
+        """
+        director, simulation, chance = self._director, self._simulation, self._chance
+        if await director.all_well():
+            await simulation.operator.make_even()
+        if not await director.all_well():
+            return
+        before = simulation.chronicle.membership.voter_ids
+        carried = await self._carried(
+            simulation.operator.add, lambda one: one.membership.voter_ids > before, 4.0
+        )
+        deposed = self._nodes.get(carried.sender) if carried else None
+        if carried is None or deposed is None or deposed.life is None:
+            return
+        self._links.blackholes |= {(one, deposed.node_id) for one in self._nodes}
+        voters = carried.membership.voter_ids
+        newcomers = sorted(voters - before)
+        others = sorted(voters - {deposed.node_id, *newcomers})
+        unaware = chance.sample(others, len(voters) // 2 - 1)
+        aware = [one for one in [*others, *newcomers] if one not in unaware]
+        await asyncio.sleep(chance.choice([0.003, 0.05]))
+        stalled_s = chance.choice([2.0, 3.0])
+        director.stall_for(deposed.life, stalled_s)
+        director.uncalm(stalled_s + 3.0)
+        self._links.cut(*unaware)
+        await asyncio.sleep(stalled_s - 0.3)
+        victim = self._nodes.get(chance.choice([*aware, *newcomers * len(aware)]))
+        if simulation.leader() in aware and victim is not None:
+            director.note("unseen promotions")
+            await self._left_with(victim, aware)
+        self._links.heal()
+
+    async def _left_with(self, victim: Node, aware: list[str]) -> None:
+        """The victim loses its disk if it may, and sees nobody any more who knows what happened."""
+        if not self._director.may_end([victim], "wipe"):
+            return
+        victim.end("kill")
+        victim.wipe()
+        self._links.heal()
+        self._links.cut(*(one for one in aware if one != victim.node_id))
+        await self._director.start(victim)
+        await asyncio.sleep(self._chance.choice([0.5, 2.0]))
+
+    # --- a change that some do not know of ---------------------------------------------------
+
+    async def _unknown_change(self) -> None:
+        """A change is made while some are cut off; then one of the others loses its disk, and is
+        left with them. Of the members there were before they would be a majority.
+        """
+        director, simulation, chance = self._director, self._simulation, self._chance
+        if not await director.all_well():
+            return
+        before = simulation.chronicle.membership.voter_ids
+        carried = await self._carried(
+            simulation.operator.change, lambda one: one.membership.voter_ids != before, 4.0
+        )
+        if carried is None:
+            return
+        now = carried.membership.voter_ids
+        unaware = sorted(before - now)
+        candidates = sorted(before & now - {carried.sender})
+        unaware += chance.sample(candidates, len(before) // 2 - len(unaware))
+        aware = sorted(now - {*unaware})
+        self._links.cut(*unaware)
+        await asyncio.sleep(chance.choice([0.1, 0.5, 1.5]))
+        victim = self._nodes.get(chance.choice(aware))
+        if simulation.leader() in aware and victim is not None:
+            director.note("unknown changes")
+            await self._left_with(victim, aware)
+        self._links.heal()
+
+    # --- the moment --------------------------------------------------------------------------
+
+    async def _carried(
+        self,
+        begin: Callable[[], Awaitable[None]],
+        which: Callable[[Carried], bool],
+        within_s: float,
+    ) -> Carried | None:
+        """Begin a change; the first message of it for which `which` holds, if there is one."""
+        self._came = asyncio.get_running_loop().create_future()
+        self._awaited = which
+        await begin()
+        await asyncio.wait([self._came], timeout=within_s)
+        came, self._came, self._awaited = self._came, None, None
+        return came.result() if came.done() else None
+
+    def _on_message(self, sender: str, receiver: str, message: Message) -> None:
+        if self._awaited is None or self._came is None or not isinstance(message, AppendEntries):
+            return
+        for membership in _memberships_in(message):
+            carried = Carried(sender, receiver, membership)
+            if not self._came.done() and self._awaited(carried):
+                self._came.set_result(carried)
+
+
+def _memberships_in(message: AppendEntries) -> Iterator[Membership]:
+    return (decode_membership(entry) for _, entry in message.entries if is_membership(entry))
