@@ -204,6 +204,27 @@ async def test_a_force_behind_a_failing_file_fails_and_names_it(
         assert (await worker.force(None, history.index, BOUND_MS)).node_index == history.index
 
 
+async def test_a_force_fails_although_the_store_that_failed_is_deleted_meanwhile(
+    history: History, directory: DataDirectory, disk: FailingDisk
+) -> None:
+    """The cut is where it was, so a restart would find nothing of what the force was for."""
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        cut = history.index
+        disk.fail("beta")
+        history.append("alpha")
+        history.append("beta")
+        force = asyncio.ensure_future(worker.force(None, history.index, BOUND_MS))
+        while worker._running is None:  # noqa: ASYNC110 - the cycle has its plan then
+            await asyncio.sleep(0)
+        history.delete("beta")
+        with pytest.raises(PersistenceFailed, match="the cut"):
+            await force
+        assert worker.persisted_index == cut
+        await flush(worker, history)
+        assert worker.persisted_index == history.index
+
+
 # --- failures --------------------------------------------------------------------------------
 
 
