@@ -408,7 +408,9 @@ class Worker:
         elif self._ledger.covered_index < index:
             reason = "the worker was stopped"
         elif self._ledger.cut.raft_index < index:
-            reason = self._ledger.node_error
+            # A store whose file failed may be gone by now: then none of those asked for is behind.
+            unmoved = "the cut has not moved" if stores is None else None
+            reason = self._ledger.node_error or unmoved
         if reason is not None:
             raise PersistenceFailed(f"not everything is on disk: {reason}", stores=behind)
 
