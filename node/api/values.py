@@ -16,8 +16,9 @@ either encoding, they hold plain values only:
       keys
 
 Refused with 400: every tag except the big integers (2 and 3), `undefined` and other simple values,
-other kinds of keys, two keys of a map that are one in JSON (1 and "1"), more than `nesting_max`
-arrays and maps inside one another. JSON is decoded to the same values: whole numbers keep every
+other kinds of keys, more than `BIG_KEYS_MAX` keys beyond 64 bits in a body (see `core.items`), two
+keys of a map that are one in JSON (1 and "1"), more than `nesting_max` arrays and maps inside one
+another. JSON is decoded to the same values: whole numbers keep every
 digit, other numbers become 64-bit floats and are refused where they do not fit. A repeated key of
 a JSON object counts with its last value, as most readers of JSON have it.
 """
@@ -32,6 +33,8 @@ from typing import Any, NoReturn
 
 import cbor2
 import msgspec
+
+from node.core.items import BIG_KEYS_MAX, big_integers
 
 INTEGER_BITS_MAX = 14_000  # JSON readers, Python's among them, stop at 4,300 digits
 
@@ -56,6 +59,7 @@ _TAGS_OF_CBOR2 = (
     *(100, 256, 258, 260, 261, 1004, 43000, 55799),
 )
 _REFUSED_TAGS = {tag: _refuse_tag for tag in _TAGS_OF_CBOR2}
+_WITHOUT_BIG_KEYS = _REFUSED_TAGS | big_integers(0)
 
 _SEAL_VALUE = os.urandom(16)
 _SEAL = cbor2.dumps(_SEAL_VALUE)
@@ -73,7 +77,7 @@ def decode_cbor(body: bytes, nesting_max: int) -> Any:
     decoder = cbor2.CBORDecoder(
         BytesIO(body),
         tag_hook=_refuse_tag,
-        semantic_decoders=_REFUSED_TAGS,
+        semantic_decoders=_REFUSED_TAGS | big_integers(BIG_KEYS_MAX),
         max_depth=nesting_max,
         allow_duplicate_keys=False,
     )
@@ -107,7 +111,7 @@ def are_plain_items(items: Sequence[bytes], nesting_max: int) -> bool:
         found = cbor2.loads(
             sealed,
             tag_hook=_refuse_tag,
-            semantic_decoders=_REFUSED_TAGS,
+            semantic_decoders=_WITHOUT_BIG_KEYS,
             max_depth=nesting_max + 1,
             allow_indefinite=False,
             allow_duplicate_keys=False,

@@ -7,10 +7,15 @@ references a hundred bytes describe the key of a map that has 2^30 items, all of
 
 No node makes any tag but those of big integers (2 and 3). An item with another one is refused, on
 all nodes alike. What nodes say to one another has none at all (`raft/plain`, by the same table).
+
+Big integers as keys of maps are few, or refused, too: integers are what they hash to, modulo
+2^61 - 1, so who wants can choose keys that are all alike to a map. Each is then compared with all
+before it, and 100 KiB of them take seconds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import cbor2
@@ -29,9 +34,50 @@ _TAGS_OF_CBOR2 = (
 )
 REFUSED_TAGS = {tag: refuse_tag for tag in _TAGS_OF_CBOR2}
 
+BIG_KEYS_MAX = 64  # of all maps of an item
+
+Decoders = dict[int, Callable[..., Any]]
+
+
+class TooManyBigKeys(ValueError):
+    """More keys of maps than may be are integers beyond 64 bits."""
+
+
+def big_integers(keys_max: int) -> Decoders:
+    """What the tags of big integers mean in one item, with so many of them in keys of maps."""
+    left = keys_max
+
+    def positive(value: Any, in_key: bool) -> int:
+        nonlocal left
+        if type(value) is not bytes:
+            raise ValueError("a big integer of something else than bytes")
+        if in_key:
+            left -= 1
+            if left < 0:
+                raise TooManyBigKeys(f"more than {keys_max} keys of maps have more than 64 bits")
+        return int.from_bytes(value, "big")
+
+    def negative(value: Any, in_key: bool) -> int:
+        return -1 - positive(value, in_key)
+
+    return {2: positive, 3: negative}
+
+
+# Most items have none, and need no count of their own.
+WITHOUT_BIG_KEYS: Decoders = REFUSED_TAGS | big_integers(0)
+
 
 def loads(encoded: bytes, nesting_max: int) -> Any:
     """The item that `encoded` begins with. Raises whatever the library lets through."""
+    try:
+        return _loads(encoded, nesting_max, WITHOUT_BIG_KEYS)
+    except cbor2.CBORDecodeError as error:
+        if not isinstance(error.__cause__, TooManyBigKeys):
+            raise
+    return _loads(encoded, nesting_max, REFUSED_TAGS | big_integers(BIG_KEYS_MAX))
+
+
+def _loads(encoded: bytes, nesting_max: int, decoders: Decoders) -> Any:
     return cbor2.loads(
-        encoded, tag_hook=refuse_tag, semantic_decoders=REFUSED_TAGS, max_depth=nesting_max
+        encoded, tag_hook=refuse_tag, semantic_decoders=decoders, max_depth=nesting_max
     )

@@ -199,6 +199,8 @@ async def test_invalid_utf8_in_json_and_cbor_text_is_refused(node: Node):
         "d802 59 06d7 01".replace(" ", "") + "ff" * 1750,  # the same, with a longer head
         "81" * 65 + "01",  # nested too deeply
         "81" * 100_000 + "01",
+        # 65 keys of more than 64 bits
+        "b8 41".replace(" ", "") + "".join(f"c249{2**64 + at:018x}00" for at in range(65)),
         "5b7fffffffffffffff",  # a byte string that claims 8 EiB
         "9b7fffffffffffffff",  # an array that claims as many items
         "bb7fffffffffffffff",
