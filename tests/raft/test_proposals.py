@@ -10,6 +10,7 @@ import pytest
 from pysyncobj import FAIL_REASON
 
 from node.core import commands
+from node.core import subscription_commands as asked
 from node.core.outcomes import Appended
 from node.errors import ExesdbError, NoLeader, NotReady, OutcomeUnknown, Overloaded
 from node.raft.messages import AppendEntries, Propose, Refused
@@ -63,6 +64,21 @@ class TestGroupCommit:
             results = await asyncio.gather(*(cluster.append(leader) for _ in range(25)))
             indexes = [index for _, index in results]
             assert max(indexes.count(index) for index in indexes) == 10
+
+        simulate(scenario)
+
+    def test_fetches_share_an_entry_with_few_of_their_kind(self) -> None:
+        """Each looks at thousands of events, and an entry is applied in one go."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            for node_id in (leader, *cluster.followers()):
+                fetches = [asked.fetch(STORE, 1, f"s-{at}", "c", 1) for at in range(30)]
+                ours = [cluster[node_id].propose(fetch, 5_000) for fetch in fetches]
+                indexes = [index for _, index in await asyncio.gather(*ours)]
+                assert max(indexes.count(index) for index in indexes) == 8
+                assert indexes == sorted(indexes)
 
         simulate(scenario)
 
