@@ -400,6 +400,15 @@ _DECODERS: dict[bytes, Callable[[list[Any]], Command]] = {
 }
 
 
+_DEAR = {_head(FETCH, 7), _head(SETTLE, 6), _head(REPLAY, 6)}
+
+
+def is_dear(encoded: bytes) -> bool:
+    """Whether a command may cost every node some milliseconds: what it names is not all it looks
+    at."""
+    return encoded[:3] in _DEAR
+
+
 def _is_check(value: object) -> bool:
     return type(value) is list and len(value) == 2 and is_name(value[0]) and is_expected(value[1])
 

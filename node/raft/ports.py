@@ -150,6 +150,7 @@ class RaftSettings:
     proposal_bytes_max: int = 64 * 1024 * 1024
     entry_commands_max: int = 1000
     entry_bytes_max: int = 1024 * 1024
+    entry_dear_max: int = 8
     entries_in_flight_max: int = 2
     memory_only: bool = False
     log_tail_entries_max: int = 10_000

@@ -32,6 +32,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from node.core.commands import is_dear
 from node.core.outcomes import Outcome
 from node.errors import ExesdbError, NoLeader, OutcomeUnknown, Overloaded
 from node.raft import entries
@@ -70,6 +71,27 @@ class _Foreign(NamedTuple):
     incarnation: int
     sequence: int
     command: bytes
+
+
+class _Room:
+    """What the next entry has room for. An entry is applied in one go, so it ends with the last of
+    the dear commands that it may have."""
+
+    def __init__(self, settings: RaftSettings) -> None:
+        self._commands = settings.entry_commands_max
+        self._bytes = settings.entry_bytes_max
+        self._dear = settings.entry_dear_max
+
+    @property
+    def left(self) -> bool:
+        """Whether another command may go in."""
+        return self._commands > 0 and self._bytes > 0 and self._dear > 0
+
+    def take(self, command: bytes) -> None:
+        """One goes in."""
+        self._commands -= 1
+        self._bytes -= len(command)
+        self._dear -= is_dear(command)
 
 
 class Proposals:
@@ -199,9 +221,9 @@ class Proposals:
 
     def _next_groups(self) -> Iterator[Group]:
         """The groups of the next entry, within its bounds; at least one command if there is one."""
-        room = [self._settings.entry_commands_max, self._settings.entry_bytes_max]
+        room = _Room(self._settings)
         own = Group(self._settings.node_id, self._incarnation, [], [])
-        while self._unsent and room[0] > 0 and room[1] > 0:
+        while self._unsent and room.left:
             sequence = self._unsent.popleft()
             pending = self._pending.get(sequence)
             if pending is None or pending.future.done():
@@ -209,15 +231,14 @@ class Proposals:
             pending.handed_term = self._engine.term
             own.sequences.append(sequence)
             own.commands.append(pending.command)
-            room[0] -= 1
-            room[1] -= len(pending.command)
+            room.take(pending.command)
         if own.commands:
             yield own
         yield from self._foreign_groups(room)
 
-    def _foreign_groups(self, room: list[int]) -> Iterator[Group]:
+    def _foreign_groups(self, room: _Room) -> Iterator[Group]:
         groups: dict[tuple[str, int], Group] = {}
-        while self._foreign and room[0] > 0 and room[1] > 0:
+        while self._foreign and room.left:
             one = self._next_foreign()
             if one.term != self._engine.term:
                 self._refuse(one)  # this node led, ceased to, and leads again
@@ -226,8 +247,7 @@ class Proposals:
             group = groups.setdefault(key, Group(one.origin, one.incarnation, [], []))
             group.sequences.append(one.sequence)
             group.commands.append(one.command)
-            room[0] -= 1
-            room[1] -= len(one.command)
+            room.take(one.command)
         yield from groups.values()
 
     def proposed(self, peer: str, incarnation: int, message: Propose) -> None:
