@@ -30,7 +30,15 @@ from node.persistence.database import CyclePlan, Database
 from node.persistence.directory import DataDirectory
 from node.persistence.ledger import Ledger
 from node.persistence.loader import load_state
-from node.raft import fill_digests, fill_lives, fill_receiver, fill_snapshots, fill_source, plain
+from node.raft import (
+    fill_checkpoints,
+    fill_digests,
+    fill_lives,
+    fill_receiver,
+    fill_snapshots,
+    fill_source,
+    plain,
+)
 from node.raft.fill_digests import Digests
 from node.raft.fill_offer import FillRefused
 from node.raft.fill_receiver import FillReceiver
@@ -59,6 +67,7 @@ SMALL = {
     fill_source: {"REST_S": 0.0, "SLICE_EVENTS": 3, "CHUNK_BYTES_MAX": 300},
     fill_receiver: {"SLICE_EVENTS": 3, "_WINDOW": 3, "_FIRST_EVENTS": 2, "_COMPARED_EVENTS": 10},
     fill_digests: {"REST_S": 0.0, "SLICE_EVENTS": 4, "_MILESTONE": 16, "_RECENT_MAX": 3},
+    fill_checkpoints: {"CHECKPOINTS_A_CHUNK": 1},
     fill_lives: {"_LIVES_A_CHUNK": 2, "_LIVES_A_STEP": 2},
     fill_snapshots: {"PLACES_A_CHUNK": 3, "SNAPSHOTS_A_CHUNK": 2, "_LOADED_MAX": 2},
 }

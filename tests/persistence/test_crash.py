@@ -201,6 +201,7 @@ class Direct(Requests):
             "fill_begin": source.begin,
             "fill_digest": source.digest,
             "fill_rows": source.rows,
+            "fill_checkpoints": source.checkpoints,
         }
 
     async def ask(self, peer: str, topic: str, body: Any, timeout_s: float) -> Any:

@@ -33,6 +33,7 @@ class Direct(Requests):
             "fill_snapshots": source.snapshots,
             "fill_subscriptions": source.subscriptions,
             "fill_lives": source.lives,
+            "fill_checkpoints": source.checkpoints,
         }
         self.asked: Counter[str] = Counter()
         self.spoil: Callable[[str, Any], Any] = lambda _, answer: answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from node.core.portion import Digest, Portion
 from node.core.snapshots import encode_content
 from node.core.state import State
 from node.core.subscription_commands import Definition
-from node.raft import fill_digests, fill_receiver, fill_snapshots, fill_source
+from node.raft import fill_checkpoints, fill_digests, fill_receiver, fill_snapshots, fill_source
 from node.raft.fill_digests import Digests
 from node.raft.fill_receiver import FillReceiver, FillRefused
 from node.raft.fill_source import FillSource, OfferGone
@@ -39,6 +40,7 @@ def _little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fill_digests, "_MILESTONE", 16)
     monkeypatch.setattr(fill_digests, "_RECENT_MAX", 3)
     monkeypatch.setattr(fill_receiver, "_COMPARED_EVENTS", 10)
+    monkeypatch.setattr(fill_checkpoints, "CHECKPOINTS_A_CHUNK", 2)
     monkeypatch.setattr(fill_snapshots, "PLACES_A_CHUNK", 5)
     monkeypatch.setattr(fill_snapshots, "SNAPSHOTS_A_CHUNK", 2)
     monkeypatch.setattr(fill_snapshots, "_LOADED_MAX", 3)
@@ -187,6 +189,29 @@ async def test_a_checkpoint_may_stand_at_the_greatest_number_there_is(known: int
     assert outcomes == [CheckpointMoved("far", NUMBER_MAX)]
     await pair.fill()
     pair.check()
+
+
+@pytest.mark.parametrize("known", [0, 72])
+async def test_however_many_checkpoints_there_are_no_answer_is_long(
+    known: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is longer than a frame between nodes may be closes the connection."""
+    monkeypatch.setattr(fill_checkpoints, "CHECKPOINTS_A_CHUNK", 512)
+    pair = Pair(known)
+    names = [f"{number:0200d}" for number in range(3_000)]
+    moves = [commands.put_checkpoint("a", name, at) for at, name in enumerate(names, 1)]
+    pair.source_state.apply(pair.source_state.applied_index + 1, 1, moves)
+    longest = 0
+
+    def measured(_: str, answer: Any) -> Any:
+        nonlocal longest
+        longest = max(longest, len(cbor2.dumps(answer)))
+        return answer
+
+    pair.link.spoil = measured
+    await pair.fill()
+    pair.check()
+    assert longest < 256 * 1024
 
 
 async def test_a_store_that_lacks_nothing_stays_the_same_object() -> None:
@@ -341,6 +366,19 @@ LIES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "half a place": ("fill_places", lambda answer: answer[:-1]),
     "too many places": ("fill_places", lambda answer: answer * 40),
     "places in another order": ("fill_places", lambda answer: answer[8:] + answer[:8]),
+    "checkpoints with a flipped bit": (
+        "fill_checkpoints",
+        lambda answer: [flipped(answer[0]), answer[1]],
+    ),
+    "checkpoints that are none": (
+        "fill_checkpoints",
+        lambda _: [packed := cbor2.dumps([["c"], [1]]), hashlib.sha256(packed).digest()],
+    ),
+    "a checkpoint at no number": (
+        "fill_checkpoints",
+        lambda _: [packed := cbor2.dumps([["c"], [-1], [1]]), hashlib.sha256(packed).digest()],
+    ),
+    "no checkpoints": ("fill_checkpoints", lambda _: None),
     "no offer": ("fill_begin", lambda _: []),
     "a digest that is none": ("fill_digest", lambda _: 7),
 }
