@@ -26,10 +26,11 @@ class Offered(NamedTuple):
     created_us: int
     durability: str
     position: int
-    checkpoints: dict[str, tuple[int, int]]
+    checkpoints: int
     snapshots: fill_snapshots.Description
     subscriptions: dict[str, int]  # by name, the Raft index of the last change
     lives: fill_lives.Description
+    moved: dict[str, tuple[int, int]]  # the checkpoints themselves, once they are brought
 
 
 def offer_of(answer: Any) -> tuple[int, int, int, list[Offered]]:
@@ -55,13 +56,9 @@ def _offered(at: int, described: Any) -> Offered:
     decode(put_store(name, created_us, durability, description.kept))
     _need(is_number(description.held) and type(description.digest) is bytes)
     _need(durability is not None and description.kept is not None)
-    _need(is_number(uid) and is_number(position))
-    moved = {}
-    for checkpoint, where, when in checkpoints:
-        _need(type(checkpoint) is str and is_number(where) and is_number(when))
-        moved[checkpoint] = (where, when)
+    _need(is_number(uid) and is_number(position) and is_number(checkpoints))
     settled = description, fill_subscriptions.parsed(subscribed), fill_lives.parsed(lives)
-    return Offered(at, name, uid, created_us, durability, position, moved, *settled)
+    return Offered(at, name, uid, created_us, durability, position, checkpoints, *settled, {})
 
 
 def chunk_of(answer: Any) -> Chunk:

@@ -39,7 +39,7 @@ from node.core.snapshots import Snapshot, Snapshots
 from node.core.state import State
 from node.core.store import Store
 from node.core.subscription import Subscription
-from node.raft import fill_lives, fill_snapshots, fill_subscriptions
+from node.raft import fill_checkpoints, fill_lives, fill_snapshots, fill_subscriptions
 from node.raft.fill_digests import SLICE_EVENTS, Digests
 from node.raft.fill_offer import Chunk, FillRefused, Offered, chunk_of, offer_of
 from node.raft.library import now
@@ -109,7 +109,8 @@ class FillReceiver:
             store = await self._bring(link, one)
             snapshots = await self._bring_snapshots(link, one)
             subscriptions = await self._bring_subscriptions(link, one, store)
-            stores.append((store, snapshots, subscriptions, one))
+            moved = await self._bring_checkpoints(link, one)
+            stores.append((store, snapshots, subscriptions, one._replace(moved=moved)))
             lives.append(await self._bring_lives(link, one))
         for (store, _, _, one), brought in zip(stores, lives, strict=True):
             await self._load_lives(store, one, brought)
@@ -139,7 +140,7 @@ class FillReceiver:
                 changed.add(store.name)
                 store.subscriptions.load(subscriptions, filled.raft_index)
             store.durability = one.durability
-            store.load_checkpoints(one.checkpoints)
+            store.load_checkpoints(one.moved)
             if snapshots is not store.snapshots:
                 snapshots.replaces(filled.raft_index)
                 store.snapshots = snapshots
@@ -220,6 +221,18 @@ class FillReceiver:
 
         try:
             return await fill_subscriptions.bring(ask, one.subscriptions, store, same)
+        except ValueError as error:
+            raise FillRefused(f"{link.source}: {error}") from error
+
+    async def _bring_checkpoints(self, link: _Link, one: Offered) -> dict[str, tuple[int, int]]:
+        """Its checkpoints as offered."""
+
+        async def ask(first: int) -> Any:
+            self._used_at = now()
+            return await self._ask(link.source, "fill_checkpoints", [link.number, link.at, first])
+
+        try:
+            return await fill_checkpoints.bring(ask, one.checkpoints)
         except ValueError as error:
             raise FillRefused(f"{link.source}: {error}") from error
 
@@ -421,7 +434,7 @@ def _facts(store: Store) -> tuple[Any, ...]:
 
 
 def _offered_facts(one: Offered) -> tuple[Any, ...]:
-    return one.durability, one.checkpoints, one.snapshots, one.subscriptions
+    return one.durability, one.moved, one.snapshots, one.subscriptions
 
 
 def _checkpoints(store: Store) -> dict[str, tuple[int, int]]:

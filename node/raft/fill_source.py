@@ -5,8 +5,9 @@ stores. It asks (see `requests`), and the source answers:
 
     fill_begin                       an offer: its number, what the state is at this moment (index,
                                      term, and of each store name, uid, time of creation,
-                                     settings, position, checkpoints, and what its snapshots,
-                                     subscriptions and lives are), and a SHA-256 of all this
+                                     settings, position, how many checkpoints it has, and
+                                     what its snapshots, subscriptions and lives are), and a SHA-256
+                                     of all this
     fill_digest (offer, store, at)   the digest of a store at a position, against which the asking
                                      node compares what it holds already
     fill_rows (offer, store, after, until)
@@ -14,7 +15,7 @@ stores. It asks (see `requests`), and the source answers:
                                      least one; and the digest of the store behind the last of them
 
 How snapshots are brought stands in `fill_snapshots`, how subscriptions in `fill_subscriptions`, how
-deletions and limits of streams in `fill_lives`.
+deletions and limits of streams in `fill_lives`, how checkpoints in `fill_checkpoints`.
 
 An offer is the id of the transfer, a position is an offset in it, and the digest behind a chunk
 vouches for the chunk and for all before it (see `core.portion`). Stream and type ordinals are
@@ -43,7 +44,7 @@ from node.core import portion
 from node.core.snapshots import Snapshot
 from node.core.state import State
 from node.core.store import Store
-from node.raft import fill_lives, fill_snapshots, fill_subscriptions
+from node.raft import fill_checkpoints, fill_lives, fill_snapshots, fill_subscriptions
 from node.raft.fill_digests import REST_S, SLICE_EVENTS, Digests
 from node.raft.library import now
 
@@ -67,6 +68,7 @@ class _Offer:
         self.raft_index, self.term = state.applied_index, state.applied_term
         self.stores = [(store, store.position) for store in state.stores.values()]
         self.snapshots = [store.snapshots.all() for store in state.stores.values()]
+        self.checkpoints = list(map(fill_checkpoints.taken_of, state.stores.values()))
         self.lives = [store.lives.all() for store in state.stores.values()]
         self.subscriptions = [fill_subscriptions.taken_of(store) for store in state.stores.values()]
         self.asked_at = now()
@@ -161,6 +163,16 @@ class FillSource:
             await asyncio.sleep(REST_S)
         return answer
 
+    async def checkpoints(self, peer: str, body: Any) -> Any:
+        """Answer `fill_checkpoints`."""
+        number, at, first = body
+        offered = self._offer(peer, number).checkpoints[at]
+        _need(0 <= first < len(offered.names))
+        async with self._one_at_a_time:
+            answer = fill_checkpoints.chunk(offered, first)
+            await asyncio.sleep(REST_S)
+        return answer
+
     # --- what the replica asks ---------------------------------------------------------------
 
     def expire(self) -> None:
@@ -184,13 +196,10 @@ class FillSource:
 
 
 def _described(store: Store, position: int) -> list[Any]:
-    checkpoints = [
-        [name, at, store.checkpoint_index[name]] for name, at in store.checkpoints.items()
-    ]
     facts = [store.name, store.uid, store.created_us, store.durability]
     snapshots = fill_snapshots.described(store.snapshots)
     settled = snapshots, fill_subscriptions.described(store), fill_lives.described(store.lives)
-    return [*facts, position, checkpoints, *settled]
+    return [*facts, position, len(store.checkpoints), *settled]
 
 
 def _need(condition: bool) -> None:

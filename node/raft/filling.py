@@ -72,6 +72,7 @@ class Filling:
         requests.serve("fill_snapshots", self.source.snapshots)
         requests.serve("fill_subscriptions", self.source.subscriptions)
         requests.serve("fill_lives", self.source.lives)
+        requests.serve("fill_checkpoints", self.source.checkpoints)
 
     @property
     def active(self) -> bool:
