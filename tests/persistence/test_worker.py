@@ -352,6 +352,7 @@ async def test_even_a_defect_of_our_own_does_not_end_the_loop(
             with monkeypatch.context() as broken:
                 broken.setattr(f"node.persistence.{door}", _defect)
                 history.append("alpha")
+                history.snapshot("alpha", "order", history.index)
                 worker.request("alpha")
                 await until(lambda: "a defect" in caplog.text)
             caplog.clear()
