@@ -8,8 +8,10 @@ it. It is *rolling*: each batch continues the last value, which makes it cheap t
 `numbers` runs over position, stream, number, time and type of each event; `ids`, `crcs` and
 `lengths` over the prints of the frames, which are those of the husks that may take their places
 (see `core.husks`); `streams` and `types` over the names. `snapshots` and `lives` are no checksums
-of ours but the digests that the store itself keeps. The order of an event's values is that of the
-columns of the table `events`: whoever changes one changes the other.
+of ours but the digests that the store itself keeps. `checkpoints` is the sum of the checksums of
+their latest rows; 0 where there are none, and where an earlier version wrote the mark. The order of
+an event's values is that of the columns of the table `events`: whoever changes one changes the
+other.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Checksums(NamedTuple):
     types: int = 0
     snapshots: int = 0
     lives: int = 0
+    checkpoints: int = 0
 
     def with_events(self, values: list[Any]) -> Checksums:
         """Continue over events, given as one flat list of `EVENT_COLUMNS` values each.

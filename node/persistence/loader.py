@@ -39,7 +39,7 @@ from node.persistence.directory import DataDirectory
 from node.persistence.faults import FileFault, OnlyCopyDamaged, StoreDamaged
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
 from node.persistence.schema import connect, fault_of
-from node.persistence.store_file import StoreFile
+from node.persistence.store_file import StoreFile, checksum_of
 from node.persistence.wal import kept_if_damaged, wal_path
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,10 @@ def _load_store(directory: DataDirectory, entry: StoreEntry, clock: Callable[[],
     store.snapshots.kept = entry.snapshots_kept
     with _faults_of(path), closing(StoreFile(path, entry.cut_index, connect)) as file:
         contents = _fill(store, file, clock)
-        if contents != file.mark.contents or store.position != file.mark.position:
+        written = file.mark.contents
+        if not written.checkpoints:  # by an earlier version, or there are none
+            contents = contents._replace(checkpoints=0)
+        if contents != written or store.position != file.mark.position:
             raise StoreDamaged(path, "does not hold what was written: its checksums differ")
         if (store.position, store.frame_bytes) != (entry.position, entry.bytes):
             raise StoreDamaged(path, "does not hold as much as the node's database says")
@@ -176,7 +179,8 @@ def _fill(store: Store, file: StoreFile, clock: Callable[[], float]) -> Checksum
             log.info(
                 "Loading store %s: %d of %d events", store.name, store.position, file.mark.position
             )
-    store.load_checkpoints(file.checkpoints())
+    checkpoints = file.checkpoints()
+    store.load_checkpoints(checkpoints)
     store.snapshots.load(file.snapshots())
     store.load_lives(file.lives())
     store.loaded()
@@ -185,7 +189,11 @@ def _fill(store: Store, file: StoreFile, clock: Callable[[], float]) -> Checksum
         for name, changed_index, state in file.subscriptions.states()
     }
     store.subscriptions.load(subscriptions, file.mark.raft_index)
-    return contents._replace(snapshots=store.snapshots.digest, lives=store.lives.digest)
+    return contents._replace(
+        snapshots=store.snapshots.digest,
+        lives=store.lives.digest,
+        checkpoints=checksum_of(checkpoints),
+    )
 
 
 def _set_unlisted_aside(directory: DataDirectory, entries: list[StoreEntry]) -> list[str]:

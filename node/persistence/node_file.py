@@ -3,7 +3,8 @@
 The cut is the one number that says up to where this node's disk holds the replicated history. It
 moves only after every store file holds its part, in a transaction of its own: that COMMIT is the
 moment at which a cycle has happened. Each store's row names the mark (`cut_index`) at which its
-file has to stand at the cut, so that a store file that is older than the cut is noticed.
+file has to stand at the cut, so that a store file that is older than the cut is noticed. And the
+checksum of the cut goes over those of the stores' rows: a row that is missing is noticed, too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from node.persistence.schema import (
     ensure_tables,
 )
 from node.persistence.store_file import checkpoint_wal
+
+_NONE_LISTED = (0, 0)
 
 
 class Cut(NamedTuple):
@@ -72,10 +75,14 @@ class NodeFile:
     def cut(self) -> Cut:
         """The cut; (0, 0) before the first cycle."""
         row = self._connection.execute("SELECT raft_index, term, checksum FROM cut").fetchone()
-        if row is None:
+        listed = self._listed()
+        if row is None and listed == _NONE_LISTED:
             return Cut()
-        if row_checksum(*row[:2]) != row[2]:
-            raise StoreDamaged(self.path, "has a damaged cut")
+        if row is None:
+            raise StoreDamaged(self.path, "lists stores, and has no cut")
+        # The first version had a checksum of the cut alone.
+        if row[2] not in (row_checksum(*row[:2], *listed), row_checksum(*row[:2])):
+            raise StoreDamaged(self.path, "has a damaged cut, or lacks the entry of a store")
         return Cut(*row[:2])
 
     def stores(self) -> list[StoreEntry]:
@@ -113,8 +120,15 @@ class NodeFile:
             if entry.snapshots_kept != KEPT_MAX:
                 kept = entry.name, entry.snapshots_kept
                 execute("INSERT INTO snapshots_kept VALUES (?, ?)", kept)
-        execute("REPLACE INTO cut VALUES (1, ?, ?, ?)", (*cut, row_checksum(*cut)))
+        checksum = row_checksum(*cut, *self._listed())
+        execute("REPLACE INTO cut VALUES (1, ?, ?, ?)", (*cut, checksum))
         execute("COMMIT")
+
+    def _listed(self) -> tuple[int, int]:
+        """How many stores there are, and the sum of their checksums."""
+        query = "SELECT count(*), coalesce(sum(checksum), 0) FROM stores"
+        count, total = self._connection.execute(query).fetchone()
+        return count, total
 
     def checkpoint_wal(self) -> int:
         """See `store_file.checkpoint_wal`."""

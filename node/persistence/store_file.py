@@ -23,7 +23,7 @@ before the same rows are written anew.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -142,7 +142,7 @@ class StoreFile:
         execute("BEGIN IMMEDIATE")
         contents = self._insert_names(cut)
         contents = self._insert_events(cut, contents)
-        self._insert_moves(cut.moves, safe_index)
+        contents = self._insert_moves(cut.moves, contents, safe_index)
         self.subscriptions.write(cut.subscriptions, cut.subscription_names, raft_index, safe_index)
         contents = self._insert_snapshots(cut.snapshots, contents, raft_index, safe_index)
         life_rows.write(self._connection, cut.lives, safe_index)
@@ -183,16 +183,29 @@ class StoreFile:
         values[FRAMES] = map(bytearray, values[FRAMES])
         self._connection.execute(_insert_sql(table, EVENT_COLUMNS, values), values)
 
-    def _insert_moves(self, moves: Sequence[CheckpointMove], safe_index: int) -> None:
+    def _insert_moves(
+        self, moves: Sequence[CheckpointMove], contents: Checksums, safe_index: int
+    ) -> Checksums:
+        total = contents.checkpoints or (checksum_of(self.checkpoints()) if moves else 0)
         for move in moves:
+            checksum = row_checksum(*move)
+            total += checksum - self._latest_checksum(move.name)
             self._connection.execute(
-                "REPLACE INTO checkpoints VALUES (?, ?, ?, ?)", (*move, row_checksum(*move))
+                "REPLACE INTO checkpoints VALUES (?, ?, ?, ?)", (*move, checksum)
             )
             self._connection.execute(
                 "DELETE FROM checkpoints WHERE name = ?1 AND raft_index < (SELECT max(raft_index)"
                 " FROM checkpoints WHERE name = ?1 AND raft_index <= ?2)",
                 (move.name, safe_index),
             )
+        return contents._replace(checkpoints=total)
+
+    def _latest_checksum(self, checkpoint: str) -> int:
+        row = self._connection.execute(
+            "SELECT checksum FROM checkpoints WHERE name = ? ORDER BY raft_index DESC LIMIT 1",
+            (checkpoint,),
+        ).fetchone()
+        return row[0] if row is not None else 0
 
     def _insert_snapshots(
         self, cut: SnapshotsCut, contents: Checksums, raft_index: int, safe_index: int
@@ -324,6 +337,11 @@ class StoreFile:
         if [at for at, _ in rows] != list(range(len(rows))):
             raise StoreDamaged(self.path, "has gaps among its names")
         return [name for _, name in rows]
+
+
+def checksum_of(checkpoints: Mapping[str, tuple[int, int]]) -> int:
+    """What a mark says of checkpoints: name -> (position, raft index of its last move)."""
+    return sum(row_checksum(name, index, at) for name, (at, index) in checkpoints.items())
 
 
 def checkpoint_wal(connection: sqlite3.Connection) -> int:
