@@ -79,7 +79,8 @@ def mark_gone(
         part = places[at : at + _PLACES_A_STATEMENT]
         among = ", ".join("?" * len(part))
         connection.execute(
-            f"UPDATE snapshots SET gone_index = ? WHERE place IN ({among})", (raft_index, *part)
+            f"UPDATE snapshots SET gone_index = ? WHERE place IN ({among}) AND gone_index IS NULL",
+            (raft_index, *part),
         )
     connection.execute("DELETE FROM snapshots WHERE gone_index <= ?", (safe_index,))
 

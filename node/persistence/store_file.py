@@ -178,10 +178,10 @@ class StoreFile:
                 self._insert("events", values)
         return contents
 
-    def _insert(self, table: str, values: list[Any]) -> None:
+    def _insert(self, table: str, values: list[Any], how: str = "INSERT") -> None:
         """Insert events, or snapshots: rows of `EVENT_COLUMNS` values, the bytes last."""
         values[FRAMES] = map(bytearray, values[FRAMES])
-        self._connection.execute(_insert_sql(table, EVENT_COLUMNS, values), values)
+        self._connection.execute(_insert_sql(table, EVENT_COLUMNS, values, how), values)
 
     def _insert_moves(
         self, moves: Sequence[CheckpointMove], contents: Checksums, safe_index: int
@@ -212,7 +212,8 @@ class StoreFile:
     ) -> Checksums:
         rows, gone = snapshot_rows.difference(self._connection, cut)
         for values in _batches(rows, len(rows)):
-            self._insert(f"snapshots ({snapshot_rows.COLUMNS})", values)
+            # What a cycle wrote that was never booked comes again.
+            self._insert(f"snapshots ({snapshot_rows.COLUMNS})", values, "REPLACE")
         snapshot_rows.mark_gone(self._connection, gone, raft_index, safe_index)
         return contents._replace(snapshots=cut.digest)
 
@@ -392,7 +393,7 @@ def _within_bytes(values: list[Any]) -> Iterator[list[Any]]:
         yield from _within_bytes(values[at : at + smaller])
 
 
-def _insert_sql(table: str, columns: int, values: list[Any]) -> str:
+def _insert_sql(table: str, columns: int, values: list[Any], how: str = "INSERT") -> str:
     """One of a few texts, so that SQLite's compiled statements are found again."""
     row = f"({', '.join('?' * columns)})"
-    return f"INSERT INTO {table} VALUES {', '.join([row] * (len(values) // columns))}"
+    return f"{how} INTO {table} VALUES {', '.join([row] * (len(values) // columns))}"
