@@ -19,7 +19,7 @@ from node.persistence.directory import DataDirectory
 from node.persistence.ledger import Ledger
 from node.persistence.loader import load_state
 from tests.core.observed import sweep
-from tests.persistence.failing_disk import Crash, FailingDisk
+from tests.persistence.failing_disk import Crash, FailingDisk, corruption
 from tests.persistence.histories import History, contents
 from tests.persistence.workers import flush, reloaded, settings, until, working
 
@@ -137,6 +137,31 @@ async def test_a_disk_that_fails_is_tried_again_and_forces_go_on(
         path = path_of(directory, history)
         await until(lambda: husks_in(path) == 1_000)
     assert reloaded(directory) == contents(history.state)
+
+
+@pytest.mark.parametrize("how", ["damaged", "removed"])
+async def test_a_file_that_sweeping_finds_damaged_holds_up_no_other_and_is_written_anew(
+    directory: DataDirectory, disk: FailingDisk, how: str
+) -> None:
+    history = removing()
+    history.create("beta")
+    history.append("beta", "b", count=50)
+    path, other = path_of(directory, history), history.state.stores["beta"]
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        history.truncate("alpha", "old", 1_000)
+        history.truncate("beta", "b", 40)
+        await flush(worker, history)
+        if how == "damaged":
+            disk.fail("alpha", "DELETE FROM events WHERE position IN", error=corruption())
+        else:
+            path.unlink()
+        await until(lambda: swept(other) == 40)
+        disk.repair()
+        assert worker.store_status("alpha")["persisted_position"] == 0
+        await flush(worker, history)
+        assert husks_in(path) == 1_000
+        assert reloaded(directory) == contents(history.state)
 
 
 def cycle(history: History, database: Database, ledger: Ledger) -> None:
