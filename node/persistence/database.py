@@ -133,7 +133,10 @@ class Database:
                 log.warning("Cannot fold the WAL of %s: %s", self._directory.node_path, error)
 
     def sweep(self, store: Store, positions: Sequence[int]) -> str | None:
-        """Bring the husks at these positions to a store's file; what went wrong, or None."""
+        """Bring the husks at these positions to a store's file; what went wrong, or None.
+
+        Raises StoreDamaged where the file itself is what is wrong.
+        """
         if store.uid not in self._marks:
             return None  # nothing of it is written yet, or it was deleted
         path = self._directory.store_path(store.name, store.uid)
@@ -142,6 +145,8 @@ class Database:
             file.sweep(list(store.rows_at(positions)))
         except _FAILURES as error:
             self._close_file(store.uid)
+            if is_corruption(error):
+                raise StoreDamaged(path, str(error)) from error
             return f"{path}: {error}"
         self._grown[store.uid] = file
         self.tidy()

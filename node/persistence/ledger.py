@@ -147,6 +147,16 @@ class Ledger:
             account.totals.requests += 1
         self.changed(name)
 
+    def doubted(self, store: Store, why: str) -> None:
+        """The file of a store was found damaged: nothing that was in it counts any more."""
+        account = self._accounts.get(store.name)
+        if account is not None and account.uid == store.uid:
+            account.origin = None
+            account.position = account.bytes = account.moves_after = account.failing_since = 0
+            account.snapshot_bytes = 0
+            account.last_error = why
+            self.changed(store.name)
+
     @property
     def behind(self) -> bool:
         """Whether a cycle has anything to do, be it only to move the cut."""

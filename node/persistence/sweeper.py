@@ -19,7 +19,7 @@ given back by `malloc_trim` at the end.
 
 Nothing of it has to be remembered. A start finds in its files which events were removed, and whose
 frames are there all the same. A disk that fails is tried again, every `_AGAIN_S`, and meanwhile
-nothing further is swept.
+nothing further is swept. A file that is found damaged is left to the next cycle to write anew.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from collections.abc import Awaitable, Callable, Collection
 from node.core.state import State
 from node.core.store import Store
 from node.persistence.database import Database
+from node.persistence.faults import StoreDamaged
 from node.persistence.ledger import Ledger, Removal
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,13 @@ class Sweeper:
     async def _write(self, store: Store, positions: list[int]) -> None:
         """Bring husks to the disk, if it takes as long as it may."""
         while self._database is not None and positions and self._is_there(store):
-            error = await self._in_thread(self._database.sweep, store, positions)
+            try:
+                error = await self._in_thread(self._database.sweep, store, positions)
+            except StoreDamaged as damage:
+                # It is written anew, from memory, where the husks are by now.
+                self._complain(f"what is left of removed events of store {store.name}", str(damage))
+                self._ledger.doubted(store, str(damage))
+                return
             if error is None:
                 return
             self._complain(f"what is left of removed events of store {store.name}", str(error))

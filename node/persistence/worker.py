@@ -199,7 +199,7 @@ class Worker:
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 await self._applied(index, timeout_ms)
-                if self._ledger.cut.raft_index < index:
+                if self._ledger.cut.raft_index < index or self._behind(stores, index):
                     await asyncio.shield(self._cycle_covering(index))
         except (TimeoutError, ReadBarrierTimeout) as error:
             raise PersistenceTimeout(
@@ -396,11 +396,7 @@ class Worker:
 
     def _require_persisted(self, stores: Collection[str] | None, index: int) -> None:
         """Raise PersistenceFailed unless the cycle that was waited for reached `index`."""
-        behind = [
-            account.name
-            for account in self._accounts(stores)
-            if self._ledger.covered(account.name) < index
-        ]
+        behind = self._behind(stores, index)
         reason: str | None = None
         if behind:
             errors = [account.last_error for account in self._accounts(behind)]
@@ -413,6 +409,11 @@ class Worker:
             reason = self._ledger.node_error or unmoved
         if reason is not None:
             raise PersistenceFailed(f"not everything is on disk: {reason}", stores=behind)
+
+    def _behind(self, stores: Collection[str] | None, index: int) -> list[str]:
+        """Which of these have files that are not complete up to `index`."""
+        names = [account.name for account in self._accounts(stores)]
+        return [name for name in names if self._ledger.covered(name) < index]
 
     # --- small things ------------------------------------------------------------------------
 
