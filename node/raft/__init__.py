@@ -28,7 +28,7 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 * `proposals`  from a command to its outcome: queue, group commit, forwarding, deadlines
 * `requests`   questions between nodes that want an answer
 * `fill_source`, `fill_offer`, `fill_digests`, `fill_snapshots`, `fill_subscriptions`, `fill_lives`,
-  `fill_receiver`, `filling`
+  `fill_checkpoints`, `fill_receiver`, `filling`
   how a node that is further behind than the log reaches is brought up: who has it, who lacks it,
   and when
 * `retention`  when events are too old: the leader's clock

@@ -70,8 +70,8 @@ DEFECTS = (
         "snapshots-from-the-disk-not-compared",
         "I13: what is read is what was written",
         "persistence/loader.py",
-        "    return contents._replace(snapshots=store.snapshots.digest, ",
-        "    return contents._replace(snapshots=file.mark.contents.snapshots, ",
+        "        snapshots=store.snapshots.digest,\n",
+        "        snapshots=file.mark.contents.snapshots,\n",
         (_DISK,),
     ),
     Defect(
