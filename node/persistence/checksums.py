@@ -9,9 +9,8 @@ it. It is *rolling*: each batch continues the last value, which makes it cheap t
 `lengths` over the prints of the frames, which are those of the husks that may take their places
 (see `core.husks`); `streams` and `types` over the names. `snapshots` and `lives` are no checksums
 of ours but the digests that the store itself keeps. `checkpoints` is the sum of the checksums of
-their latest rows; 0 where there are none, and where an earlier version wrote the mark. The order of
-an event's values is that of the columns of the table `events`: whoever changes one changes the
-other.
+their latest rows. The order of an event's values is that of the columns of the table `events`:
+whoever changes one changes the other.
 """
 
 from __future__ import annotations

@@ -154,10 +154,7 @@ def _load_store(directory: DataDirectory, entry: StoreEntry, clock: Callable[[],
     store.snapshots.kept = entry.snapshots_kept
     with _faults_of(path), closing(StoreFile(path, entry.cut_index, connect)) as file:
         contents = _fill(store, file, clock)
-        written = file.mark.contents
-        if not written.checkpoints:  # by an earlier version, or there are none
-            contents = contents._replace(checkpoints=0)
-        if contents != written or store.position != file.mark.position:
+        if contents != file.mark.contents or store.position != file.mark.position:
             raise StoreDamaged(path, "does not hold what was written: its checksums differ")
         if (store.position, store.frame_bytes) != (entry.position, entry.bytes):
             raise StoreDamaged(path, "does not hold as much as the node's database says")

@@ -80,8 +80,7 @@ class NodeFile:
             return Cut()
         if row is None:
             raise StoreDamaged(self.path, "lists stores, and has no cut")
-        # The first version had a checksum of the cut alone.
-        if row[2] not in (row_checksum(*row[:2], *listed), row_checksum(*row[:2])):
+        if row[2] != row_checksum(*row[:2], *listed):
             raise StoreDamaged(self.path, "has a damaged cut, or lacks the entry of a store")
         return Cut(*row[:2])
 

@@ -186,7 +186,7 @@ class StoreFile:
     def _insert_moves(
         self, moves: Sequence[CheckpointMove], contents: Checksums, safe_index: int
     ) -> Checksums:
-        total = contents.checkpoints or (checksum_of(self.checkpoints()) if moves else 0)
+        total = contents.checkpoints
         for move in moves:
             checksum = row_checksum(*move)
             total += checksum - self._latest_checksum(move.name)
