@@ -142,6 +142,18 @@ class TestEveryCaseOfFive:
             make([following(plan, node_id) for node_id in survivors], [], missing)
         assert refused.value.unneeded
 
+    @pytest.mark.parametrize("there", [False, True])
+    def test_it_is_found_again_by_those_who_do_not_know_who_was_being_added(
+        self, there: bool
+    ) -> None:
+        adding = {"learners": {"n6": "n6:1"}, "membership_version": 1}
+        first = [report("n1", FIVE, **adding), *([report("n6", FIVE, **adding)] * there)]
+        last = report("n2", FIVE)
+        missing = ["n3", "n4", "n5", *(["n6"] * (not there))]
+        plan = make([*first, last], [], missing)
+        done = [following(plan, one.node_id) for one in first]
+        assert make([*done, last], [], missing) == plan._replace(todo=("n2",))
+
     def test_one_that_dies_after_it_got_the_plan_can_be_left_out_by_another(self) -> None:
         plan = make([report("n1", FIVE), report("n2", FIVE)], [], ["n3", "n4", "n5"])
         second = make([following(plan, "n1")], [], ["n2"])

@@ -1,0 +1,71 @@
+"""What a node still believes of what was before: of a membership, or of another node."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from node.errors import ExesdbError
+from node.raft.messages import Ack
+from tests.raft.harness import Cluster
+from tests.raft.test_membership_change import ready
+from tests.raft.virtual_time import simulate
+
+
+def test_a_fill_ends_what_was_heard_of_a_membership_that_came_to_nothing() -> None:
+    """A wiped voter would wait for ever for a node that was never added."""
+
+    async def scenario() -> None:
+        cluster = Cluster(3, spares=1, tails=True, log_tail_entries_max=100)
+        away = await ready(cluster)
+        one, other = cluster.followers()
+        pairs = [(away, one), (away, other)]
+        cluster.links.blackholes |= {*pairs, *(pair[::-1] for pair in pairs)}
+        with suppress(ExesdbError):
+            await cluster[away].add_member("n4", "n4:1", 300)
+        assert cluster[away]._journal.memberships.heard.learner_id == "n4"
+        leader = await cluster.led(one, other)
+        await cluster.fill_log(leader, 500)
+        cluster.persist()
+        await asyncio.sleep(1)
+        assert cluster[leader]._journal.base_index > 100
+        cluster.links.heal()
+        await cluster.settled()
+        assert cluster[away].filling.receiver.counters["fill_events_received"]
+        victim = other if leader == one else one
+        cluster.crash(victim)
+        cluster.wipe(victim)
+        await cluster.start(victim)
+        await cluster.settled()
+        cluster.check()
+
+    simulate(scenario)
+
+
+def test_a_learner_is_not_counted_on_the_word_of_an_earlier_life() -> None:
+    """It is blank, and waits for a voter that is down; with it counted the others are too few."""
+
+    async def scenario() -> None:
+        cluster = Cluster(3, spares=1)
+        leader = await ready(cluster)
+        await cluster.start("n4")
+        await cluster[leader].add_member("n4", "n4:1", 5_000)
+        await cluster[leader].remove_member("n4", 5_000)
+        one, down = (node for node in cluster.ids if node != leader)
+        cluster.crash(down)
+        cluster.links.watchers.append(
+            lambda sender, to, message: not ((sender, to) == (one, leader) and type(message) is Ack)
+        )
+        with suppress(ExesdbError):
+            await cluster[leader].add_member("n4", "n4:1", 200)
+        assert cluster[leader]._members.role_of("n4") == "follower"
+        cluster.crash("n4")
+        cluster.wipe("n4")
+        await cluster.start("n4")
+        cluster.links.watchers.pop()
+        await asyncio.sleep(5)
+        await cluster.fill_log(await cluster.led(leader, one), 1)
+        assert "n4" not in cluster[leader].voters
+        cluster.check()
+
+    simulate(scenario)
