@@ -108,6 +108,10 @@ class Members:
         """A peer told how far it is."""
         self._said[peer] = now(), gossip
 
+    def forget(self, peer: str) -> None:
+        """The peer is a new incarnation: what the earlier one said is true of it no more."""
+        self._said.pop(peer, None)
+
     def say(self) -> None:
         """Tell every peer how far this node is, if it is one of them."""
         if self._settings.node_id not in self._engine.membership.addresses:

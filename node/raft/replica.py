@@ -321,6 +321,7 @@ class Replica:
         if self._incarnations.get(peer) != incarnation:
             # What it held in an earlier life it may have forgotten.
             self._engine.forget_peer(peer)
+            self._members.forget(peer)
             self._incarnations[peer] = incarnation
         self._engine.connected(peer)
         self._changes.met(peer)
