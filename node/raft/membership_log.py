@@ -73,11 +73,7 @@ class MembershipLog:
 
     def cut_from(self, index: int) -> None:
         """The log was cut: nothing from `index` on is in it any more."""
-        cut = [membership for at, membership in self._in_log if at >= index]
-        if cut:
-            self._in_log = [item for item in self._in_log if item[0] < index]
-            self._settle()
-            self._keep(self.committed, self.current if self.heard in cut else self.heard)
+        self._drop(lambda at: at >= index)
 
     def applied(self, index: int) -> None:
         """The entry at `index` is committed, and with it its membership, if it has one."""
@@ -96,9 +92,19 @@ class MembershipLog:
         self._keep(self.committed, self.current)
 
     def restarted(self, index: int, ends: bool) -> None:
-        """The state up to `index` came another way; `ends`: nothing behind it is in the log."""
-        self._in_log = [] if ends else [item for item in self._in_log if item[0] > index]
+        """The state up to `index` came another way; `ends`: nothing behind it is in the log.
+
+        What goes was committed, and is then known to be, or came to nothing.
+        """
+        self._drop(lambda at: ends or at <= index)
+
+    def _drop(self, goes: Callable[[int], bool]) -> None:
+        """What stands at these indexes is in the log no more, and will never be in force."""
+        dropped = [membership for at, membership in self._in_log if goes(at)]
+        self._in_log = [item for item in self._in_log if not goes(item[0])]
         self._settle()
+        if self.heard in dropped:
+            self._keep(self.committed, self.current)
 
     def _keep(self, committed: Membership, heard: Membership) -> None:
         if (committed, heard) != (self.committed, self.heard):
