@@ -92,9 +92,10 @@ def make(reports: Sequence[Report], silent: Collection[str], missing: Collection
     _check_not_done(before, missing)
     parent = before[0].lineage
     members: dict[str, str] = {}
-    for report in before:
+    for report in (*after, *before):
         members |= {**report.learners, **report.voters}
-    _check_members(reports, members, missing)
+    # Those who had heard of a missing one may all have the plan already: its lineage names them.
+    _check_members(reports, members.keys() | set(missing if after else ()), missing)
     _check_needed(before, missing)
     survivors = {report.node_id: members[report.node_id] for report in reports}
     plan = Plan(
@@ -162,14 +163,14 @@ def _by_lineage(reports: Sequence[Report]) -> tuple[list[Report], list[Report]]:
 
 
 def _check_members(
-    reports: Sequence[Report], members: Mapping[str, str], missing: Collection[str]
+    reports: Sequence[Report], members: Collection[str], missing: Collection[str]
 ) -> None:
     """Everyone is accounted for, and nobody is named that the cluster does not know."""
     answered = {report.node_id for report in reports}
-    unknown = (answered | set(missing)) - members.keys()
+    unknown = (answered | set(missing)) - set(members)
     if unknown:
         raise NoPlan(f"{_names(unknown)} is no member; the members are {_names(members)}")
-    unaccounted = members.keys() - answered - set(missing)
+    unaccounted = set(members) - answered - set(missing)
     if unaccounted:
         raise NoPlan(
             f"{_names(unaccounted)} is a member too: give its address with --nodes, or name it with"
