@@ -69,3 +69,26 @@ def test_a_learner_is_not_counted_on_the_word_of_an_earlier_life() -> None:
         cluster.check()
 
     simulate(scenario)
+
+
+def test_wiped_voters_that_wait_for_one_gone_for_good_can_be_removed_one_by_one() -> None:
+    """Neither they nor the one they wait for could be, because another one recovers."""
+
+    async def scenario() -> None:
+        cluster = Cluster(7)
+        leader = await ready(cluster)
+        gone, one, other, *_ = cluster.followers()
+        cluster.crash(gone, one, other)
+        for victim in (one, other):
+            cluster.wipe(victim)
+            await cluster.start(victim)
+        await asyncio.sleep(5)
+        assert cluster[one].recovering and cluster[other].recovering
+        for leaving in (one, other, gone):
+            await cluster[leader].remove_member(leaving, 2_000)
+        for new in (one, other):
+            await cluster[leader].add_member(new, f"{new}:1", 5_000)
+        await cluster.settled()
+        cluster.check()
+
+    simulate(scenario)
