@@ -7,8 +7,8 @@ it counts from then on. The next step comes only when
   common;
 * the leader has committed an entry of its own term: until then a change of an earlier leader, which
   this one has not got, may still come into force;
-* no voter recovers, other than one that is being removed, and enough of the voters to be are at
-  hand to decide.
+* no voter recovers, or one that does is being removed, and enough of the voters to be are at hand
+  to decide.
 
 A node is added as a learner. It is filled and sent the log, and counted when it is no longer
 recovering and `_BEHIND_MAX` entries from the end. Nothing of a change is kept outside the log: who
@@ -196,9 +196,11 @@ class MembershipChanges:
             if learner == leaving:
                 return  # nobody else is counted after it than before
             raise MembershipChangeOpen(f"{learner} is being added")
-        for voter in sorted(self._log.current.voter_ids - {leaving}):
-            if self._members.role_of(voter) == "recovering":
-                raise MemberRecovering(f"{voter} is recovering", member=voter)
+        roles = {one: self._members.role_of(one) for one in sorted(self._log.current.voter_ids)}
+        recover = [one for one, role in roles.items() if role == "recovering"]
+        # Some may wait for one another's removal: each that goes leaves fewer of them.
+        if recover and leaving not in recover:
+            raise MemberRecovering(f"{recover[0]} is recovering", member=recover[0])
         if not then.is_majority(self._at_hand(then)):
             raise MemberRecovering("too few of the members that would be left can be reached")
 
