@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from cluster.recover_plan import make
 from node.errors import ExesdbError
-from node.raft.messages import Ack
+from node.raft.messages import Ack, AppendEntries
 from tests.raft.harness import Cluster
 from tests.raft.test_membership_change import ready
+from tests.raft.test_rebuilding import order, reports
 from tests.raft.virtual_time import simulate
 
 
@@ -90,5 +92,33 @@ def test_wiped_voters_that_wait_for_one_gone_for_good_can_be_removed_one_by_one(
             await cluster[leader].add_member(new, f"{new}:1", 5_000)
         await cluster.settled()
         cluster.check()
+
+    simulate(scenario)
+
+
+def test_where_a_change_keeps_a_majority_from_electing_a_leader_a_plan_is_made() -> None:
+    """n4 was to be removed, which only one of the survivors has in its log: by that it counts."""
+
+    async def scenario() -> None:
+        cluster = Cluster(5, tails=True)
+        await ready(cluster)
+        leader = await cluster["n1"].transfer_leadership("n1", 5_000)
+        assert leader == "n1"
+        await asyncio.sleep(1)
+        cluster.links.watchers.append(
+            lambda _, to, message: (
+                not (to in ("n3", "n5") and isinstance(message, AppendEntries) and message.entries)
+            )
+        )
+        with suppress(ExesdbError):
+            await cluster["n1"].remove_member("n4", 300)
+        cluster.crash("n1", "n3")
+        cluster.links.watchers.pop()
+        await asyncio.sleep(60)
+        assert cluster.leader() is None
+        plan = make(reports(cluster, ["n2", "n4", "n5"]), [], ["n1", "n3"])
+        for node_id in plan.todo:
+            assert await cluster.override(node_id, order(plan)) is None
+        await cluster.led("n2", "n4", "n5")
 
     simulate(scenario)
