@@ -95,7 +95,7 @@ def report_of(url: str, body: dict[str, Any]) -> Report | None:
     known = {name: body[name] for name in Report._fields if name in body} | {"url": url}
     if len(known) < len(Report._fields):
         return None
-    lists = {name: tuple(known[name]) for name in ("ancestry", "reaches")}
+    lists = {name: tuple(known[name]) for name in ("ancestry", "counted", "reaches")}
     return Report(**(known | lists))
 
 

@@ -7,7 +7,7 @@ members, should one return, are strangers from then on. So a plan needs that
 * every member is accounted for: it answers, or the operator has named it missing, not both. So is
   a node that was being added: the survivors would wait for it, too. If it answers it is counted;
 * nobody leads, and the survivors could not elect a leader by themselves: those that have forgotten
-  nothing are no majority;
+  nothing, and hold no more than one of them, are no majority by that one's log;
 * no survivor has a connection with a missing member;
 * all survivors follow one lineage, and are no strangers themselves.
 
@@ -40,6 +40,7 @@ class Report(NamedTuple):
     last_term: int
     last_index: int
     membership_version: int
+    counted: tuple[str, ...]
     voters: Mapping[str, str]
     learners: Mapping[str, str]
     reaches: tuple[str, ...]
@@ -203,14 +204,17 @@ def _check_not_done(reports: Sequence[Report], missing: Collection[str]) -> None
 
 def _check_needed(before: Sequence[Report], missing: Collection[str]) -> None:
     """Survivors that can elect a leader by themselves must be left to do so."""
+    sure = [report for report in before if not report.recovering]
+    for one in sure:
+        # A change that only some have in their logs may keep a majority from agreeing.
+        agree = {other.node_id for other in sure if other.log <= one.log} & set(one.counted)
+        if 2 * len(agree) > len(one.counted):
+            raise NoPlan(
+                f"{_names(agree)} are a majority and have forgotten nothing: they elect a leader "
+                "by themselves",
+                unneeded=True,
+            )
     newest = max(before, key=lambda report: report.membership_version)
-    sure = {report.node_id for report in before if not report.recovering} & newest.voters.keys()
-    if 2 * len(sure) > len(newest.voters):
-        raise NoPlan(
-            f"{_names(sure)} are a majority and have forgotten nothing: they elect a leader by "
-            "themselves",
-            unneeded=True,
-        )
     if not missing:
         raise NoPlan(
             f"all members answer ({_names(newest.voters)}): they make a cold start by themselves",

@@ -18,6 +18,7 @@ ALONE = Outlook(
     last_term=4,
     last_index=9,
     membership_version=3,
+    counted=list(VOTERS),
     voters=VOTERS,
     learners={},
     reaches=[],

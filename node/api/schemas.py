@@ -368,6 +368,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "last_term": {**_COUNT, "description": "The term of the last entry of its log."},
             "last_index": {**_COUNT, "description": "The index of that entry."},
             "membership_version": _COUNT,
+            "counted": {**_list(_TEXT), "description": "Those whose votes count by its log."},
             "voters": {**_map(_TEXT), "description": "Raft addresses by node id."},
             "learners": {**_map(_TEXT), "description": "The same of who is being added."},
             "reaches": {**_list(_TEXT), "description": "Members with a connection to this one."},

@@ -39,6 +39,7 @@ class ClusterStatus(NamedTuple):
 class Outlook(NamedTuple):
     """What an operator must know of a node before members are given up.
 
+    `counted` are those by whom it would be elected, or elects, a leader: the voters in its log.
     `voters` are all that are counted by the newest membership that it knows or the one before
     (raft addresses by id), `learners` those that are being added by one of them and counted by
     neither, `reaches` all members with a connection to it.
@@ -49,6 +50,7 @@ class Outlook(NamedTuple):
     last_term: int
     last_index: int
     membership_version: int
+    counted: list[str]
     voters: dict[str, str]
     learners: dict[str, str]
     reaches: list[str]
@@ -94,6 +96,7 @@ class Members:
             engine.journal.last_term,
             engine.journal.last_index,
             memberships.heard.version,
+            sorted(memberships.current.voter_ids),
             voters,
             learners,
             [peer for peer in {**voters, **learners} if self._network.is_connected(peer)],

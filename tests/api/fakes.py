@@ -229,6 +229,7 @@ class FakeOverride:
             **{"quarantined": None, "recovering": False, "persistent": True, "leader": None},
             **{"term": 3, "last_term": 3, "last_index": 9, "membership_version": 0},
             **{
+                "counted": ["n1"],
                 "voters": {"n1": "127.0.0.1:7101"},
                 "learners": {},
                 "reaches": [],

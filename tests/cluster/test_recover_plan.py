@@ -30,6 +30,7 @@ def report(node_id: str, members: Collection[str] = ("n1", "n2", "n3"), **change
         last_term=4,
         last_index=10,
         membership_version=0,
+        counted=tuple(members),
         voters={member: f"{member}:1" for member in members},
         learners={},
         reaches=(),

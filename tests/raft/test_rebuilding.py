@@ -29,7 +29,11 @@ def reports(cluster: Cluster, node_ids: Sequence[str]) -> list[Report]:
                 persistent=True,
                 positions={},
                 **standing._asdict(),
-                **{**outlook._asdict(), "reaches": tuple(outlook.reaches)},
+                **outlook._asdict()
+                | {
+                    "counted": tuple(outlook.counted),
+                    "reaches": tuple(outlook.reaches),
+                },
             )
         )
     return made

@@ -135,7 +135,7 @@ class Rescue:
     def _report(self, node: Node) -> Report:
         assert node.life is not None
         said: dict[str, Any] = dict(node.life.override.report())
-        lists = {name: tuple(said[name]) for name in ("ancestry", "reaches")}
+        lists = {name: tuple(said[name]) for name in ("ancestry", "counted", "reaches")}
         return Report(url=node.node_id, **(said | lists))
 
     def _note(self, plan: Plan, survivors: list[Node]) -> None:
