@@ -7,6 +7,7 @@ from tests.mutants.defect import Defect
 _STEPS = "raft/test_membership.py::TestSteps"
 _COUNTS = "raft/test_membership.py::TestWhichCounts"
 _CHANGES = "raft/test_membership_change.py"
+_REMNANTS = "raft/test_remnants.py"
 _COUNTING = "raft/test_replication_rules.py::TestStrangers"
 
 DEFECTS = (
@@ -22,7 +23,7 @@ DEFECTS = (
         "cut-off-membership-counts",
         "A9: a membership that is cut off counts no more",
         "raft/membership_log.py",
-        "            self._in_log = [item for item in self._in_log if item[0] < index]\n",
+        "        self._in_log = [item for item in self._in_log if not goes(item[0])]\n",
         "",
         (_COUNTS,),
     ),
@@ -110,9 +111,36 @@ DEFECTS = (
         "change-while-a-member-recovers",
         "A9: no change while a member recovers that is not the one removed",
         "raft/membership_change.py",
-        '            if self._members.role_of(voter) == "recovering":\n',
-        '            if self._members.role_of(voter) == "gone":\n',
+        "        if recover and leaving not in recover:\n",
+        "        if False:\n",
         (_CHANGES,),
+    ),
+    Defect(
+        "recovering-members-hold-one-another",
+        "A9: one of several that recover can be removed",
+        "raft/membership_change.py",
+        "        if recover and leaving not in recover:\n",
+        "        if recover != [leaving] * len(recover):\n",
+        (
+            f"{_REMNANTS}::"
+            "test_wiped_voters_that_wait_for_one_gone_for_good_can_be_removed_one_by_one",
+        ),
+    ),
+    Defect(
+        "word-of-an-earlier-life",
+        "A9: nobody is counted on the word of an earlier life",
+        "raft/replica.py",
+        "            self._members.forget(peer)\n",
+        "",
+        (f"{_REMNANTS}::test_a_learner_is_not_counted_on_the_word_of_an_earlier_life",),
+    ),
+    Defect(
+        "heard-of-outlives-a-fill",
+        "A9: what came to nothing is forgotten, however that is learned",
+        "raft/membership_log.py",
+        "        if self.heard in dropped:\n",
+        "        if False:\n",
+        (f"{_REMNANTS}::test_a_fill_ends_what_was_heard_of_a_membership_that_came_to_nothing",),
     ),
     Defect(
         "fill-brings-no-membership",
