@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from cluster.recover_plan import make
 from node.errors import ExesdbError
+from node.raft.membership import Membership
 from node.raft.messages import Ack, AppendEntries
 from tests.raft.harness import Cluster
 from tests.raft.test_membership_change import ready
@@ -120,5 +121,37 @@ def test_where_a_change_keeps_a_majority_from_electing_a_leader_a_plan_is_made()
         for node_id in plan.todo:
             assert await cluster.override(node_id, order(plan)) is None
         await cluster.led("n2", "n4", "n5")
+
+    simulate(scenario)
+
+
+def test_a_membership_that_a_killed_leader_kept_and_never_had_in_its_log_is_forgotten() -> None:
+    """Its log is whole, so it does not recover; a wiped voter would wait for who was to come."""
+
+    async def scenario() -> None:
+        cluster = Cluster(3, spares=1, tails=True)
+        leader = await ready(cluster)
+        disk = cluster.disks[leader]
+        keep = disk.save_membership
+
+        def killed(*memberships: Membership) -> None:
+            keep(*memberships)
+            cluster.crash(leader)
+            raise OSError("nobody runs any more")
+
+        disk.save_membership = killed  # type: ignore[method-assign]
+        with suppress(OSError, ExesdbError):
+            await cluster[leader].add_member("n4", "n4:1", 300)
+        del disk.save_membership  # type: ignore[method-assign]
+        assert disk.heard is not None and disk.heard.learner_id == "n4"
+        await cluster.start(leader)
+        await cluster.settled()
+        assert not cluster[leader]._recovery.was_needed
+        victim = next(one for one in cluster.followers() if one != leader)
+        cluster.crash(victim)
+        cluster.wipe(victim)
+        await cluster.start(victim)
+        await cluster.settled()
+        cluster.check()
 
     simulate(scenario)
