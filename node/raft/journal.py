@@ -72,6 +72,9 @@ class Journal:
         self.bytes = 0
         self._tail: Tail = NoTail()
         self._add_tail(start)
+        if not start.forgetful:
+            # Killed after it was kept and before it was in the log, it was never acknowledged.
+            self.memberships.whole()
         self._tail = tail or self._tail
         self._tail.begin(self.base_index, self.tail_after(self.base_index))
         if self._term < self.last_term:

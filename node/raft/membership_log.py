@@ -87,8 +87,11 @@ class MembershipLog:
             self._keep(committed, max(self.heard, committed, key=_version))
             self._settle()
 
-    def recovered(self) -> None:
-        """A leader has shown what this node had missed: what is not in its log came to nothing."""
+    def whole(self) -> None:
+        """The log lacks nothing that this node has acknowledged: what is not in it was in vain.
+
+        It never lacked anything, or a leader has shown what this node had missed.
+        """
         self._keep(self.committed, self.current)
 
     def restarted(self, index: int, ends: bool) -> None:

@@ -207,7 +207,7 @@ class Recovery:
     def _leave(self) -> None:
         # On disk first: a crash after this must find a node that has kept its word since.
         self._promises.recovered()
-        self._engine.journal.memberships.recovered()
+        self._engine.journal.memberships.whole()
         self.active = self._blank = False
         log.info("recovered at index %d in term %d", self._engine.verified_index, self._engine.term)
 

@@ -135,6 +135,14 @@ DEFECTS = (
         (f"{_REMNANTS}::test_a_learner_is_not_counted_on_the_word_of_an_earlier_life",),
     ),
     Defect(
+        "heard-of-outlives-a-kill",
+        "A9: what was kept and never stood in a log that is whole is forgotten",
+        "raft/journal.py",
+        "        if not start.forgetful:\n",
+        "        if False:\n",
+        (_COUNTS,),
+    ),
+    Defect(
         "heard-of-outlives-a-fill",
         "A9: what came to nothing is forgotten, however that is learned",
         "raft/membership_log.py",

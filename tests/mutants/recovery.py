@@ -99,7 +99,7 @@ DEFECTS = (
         "heard-for-ever",
         "cold start: what came to nothing is settled when a node has recovered",
         "raft/recovery.py",
-        "        self._engine.journal.memberships.recovered()\n",
+        "        self._engine.journal.memberships.whole()\n",
         "",
         (_INTERPLAY,),
     ),

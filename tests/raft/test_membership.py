@@ -158,9 +158,12 @@ class TestWhichCounts:
 
     def test_a_restart_finds_what_was_kept(self) -> None:
         learning = named("abc").with_learner(D)
-        journal, _ = self.journal(membership=learning, heard=learning.with_learner_promoted())
+        kept = {"membership": learning, "heard": learning.with_learner_promoted()}
+        journal, _ = self.journal(**kept, forgetful=True)
         assert journal.memberships.current == learning
         assert journal.memberships.heard.version == 2, "it was in the log, which is gone"
+        journal, disk = self.journal(**kept)
+        assert disk.heard == learning, "it never was in the log, which is whole"
 
     def test_the_tail_of_a_clean_stop_brings_its_membership_along(self) -> None:
         learning = named("abc").with_learner(D)
