@@ -318,8 +318,7 @@ class Replica:
 
     def connected(self, peer: str, incarnation: int) -> None:
         """A session with a peer is up."""
-        if self._incarnations.get(peer) != incarnation:
-            # What it held in an earlier life it may have forgotten.
+        if self._incarnations.get(peer) != incarnation:  # it may have forgotten its earlier life
             self._engine.forget_peer(peer)
             self._members.forget(peer)
             self._incarnations[peer] = incarnation
