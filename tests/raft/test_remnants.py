@@ -134,15 +134,15 @@ def test_a_membership_that_a_killed_leader_kept_and_never_had_in_its_log_is_forg
         disk = cluster.disks[leader]
         keep = disk.save_membership
 
-        def killed(*memberships: Membership) -> None:
-            keep(*memberships)
+        def killed(committed: Membership, heard: Membership) -> None:
+            keep(committed, heard)
             cluster.crash(leader)
             raise OSError("nobody runs any more")
 
         disk.save_membership = killed  # type: ignore[method-assign]
         with suppress(OSError, ExesdbError):
             await cluster[leader].add_member("n4", "n4:1", 300)
-        del disk.save_membership  # type: ignore[method-assign]
+        del disk.save_membership
         assert disk.heard is not None and disk.heard.learner_id == "n4"
         await cluster.start(leader)
         await cluster.settled()
