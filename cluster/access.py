@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from cluster.client_values import exact
+
 DEFAULT_URLS = tuple(f"http://127.0.0.1:{port}" for port in (8101, 8102, 8103))
 CONNECT_S = 2.0
 _BODY_BYTES_MAX = 16 << 20
@@ -84,7 +86,9 @@ async def request(
     async with aiohttp.ClientSession(timeout=bounds) as http:
         for url in urls:
             try:
-                async with http.request(method, url + path, params=params, json=json) as answer:
+                async with http.request(
+                    method, exact(url + path), params=params, json=json
+                ) as answer:
                     reply = Reply(url, answer.status, await _body(answer))
             except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
                 reasons[url] = reason_of(error)

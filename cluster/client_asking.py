@@ -14,11 +14,12 @@ from typing import Any, Self
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from cluster.access import reason_of
 from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable, of_problem
 from cluster.client_routing import Routing
-from cluster.client_values import quoted
+from cluster.client_values import exact, quoted
 
 CONNECT_S = 2.0
 
@@ -166,8 +167,8 @@ class Asking:
                 self._routing.failed(url)
         return self._routing.pick(for_change)
 
-    def _url(self, node: str, path: str) -> str:
-        return f"{node}/v1/stores/{quoted(self.store)}{path}"
+    def _url(self, node: str, path: str) -> URL:
+        return exact(f"{node}/v1/stores/{quoted(self.store)}{path}")
 
     @property
     def _session(self) -> aiohttp.ClientSession:

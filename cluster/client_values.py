@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from yarl import URL
 
 
 def plain_values(**values: Any) -> dict[str, Any]:
@@ -29,5 +30,10 @@ def value_of(plain: Mapping[str, Any], name: str) -> Any:
 
 
 def quoted(name: str) -> str:
-    """A name as a segment of a path."""
-    return quote(name, safe="")
+    """A name as a segment of a path. Two that mean a place in the path elsewhere are escaped."""
+    return quote(name, safe="").replace(".", "%2E") if name in (".", "..") else quote(name, safe="")
+
+
+def exact(url: str) -> URL:
+    """A URL whose path is escaped already, to be sent as it is: escaped dots stay names."""
+    return URL(url, encoded=True)

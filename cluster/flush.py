@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +20,7 @@ from rich.table import Table
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
 from cluster.cli.ending import Failure, ended
 from cluster.cli.options import Parser
+from cluster.client_values import quoted
 from cluster.tables import whole
 
 PROG = "scripts/flush"
@@ -71,7 +71,7 @@ def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
 
 async def flush(urls: list[str], store: str | None, timeout_ms: int) -> Reply:
     """Ask for the flush; the answer of the first node that gives one. Raises Unreachable."""
-    part = f"/v1/stores/{quote(store, safe='')}" if store else "/v1"
+    part = f"/v1/stores/{quoted(store)}" if store else "/v1"
     return await request(
         "POST",
         urls,

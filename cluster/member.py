@@ -13,13 +13,13 @@ import argparse
 import asyncio
 import sys
 import time
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
 from cluster.cli.options import Parser
+from cluster.client_values import quoted
 from cluster.status import look
 from cluster.tables import whole
 
@@ -125,7 +125,7 @@ async def _ask(options: argparse.Namespace, urls: list[str], left_s: float) -> R
     if options.command == "add":
         body = {"id": options.id, "raft_address": options.raft_address}
         return await request("POST", urls, _PATH + query, json=body, timeout_s=wait_s)
-    path = f"{_PATH}/{quote(options.id, safe='')}{query}"
+    path = f"{_PATH}/{quoted(options.id)}{query}"
     return await request("DELETE", urls, path, timeout_s=wait_s)
 
 

@@ -20,7 +20,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
-from urllib.parse import quote
 
 import cbor2
 
@@ -30,6 +29,7 @@ from cluster.backup.door import NOW, Door, each
 from cluster.backup.file import Advance, Finished
 from cluster.backup.writing import Written
 from cluster.client_errors import ClientError, NotFound
+from cluster.client_values import quoted
 
 PAGE_SNAPSHOTS = 1_000
 PAGE_CHECKPOINTS = 1_000
@@ -82,7 +82,7 @@ async def _subscription(door: Door, name: str) -> list[Subscription | Parked]:
     Everything up to `settled_position` was settled or parked then, and what was parked then is in
     the list that is read next, unless it was replayed meanwhile: then all is read again.
     """
-    path = f"/subscriptions/{quote(name, safe='')}"
+    path = f"/subscriptions/{quoted(name)}"
     try:
         for _ in range(_TRIES):
             before = await door.ask("GET", path, NOW)
@@ -132,7 +132,7 @@ async def restore(door: Door, backup: Finished, advance: Advance) -> None:
 async def subscribe(door: Door, backup: Finished) -> None:
     """Subscriptions, into a store that has all else. It may be repeated. Raises ClientError."""
     for name, definition in backup.beside.subscriptions():
-        path = f"/subscriptions/{quote(name, safe='')}"
+        path = f"/subscriptions/{quoted(name)}"
         await door.ask("PUT", path, [], cbor2.dumps(definition))
 
 
@@ -140,7 +140,7 @@ async def _put_checkpoint(door: Door, checkpoint: Checkpoint) -> None:
     name, position = checkpoint
     body = cbor2.dumps({"position": position})
     try:
-        await door.ask("PUT", f"/checkpoints/{quote(name, safe='')}", [], body)
+        await door.ask("PUT", f"/checkpoints/{quoted(name)}", [], body)
     except ClientError as error:
         if error.code != "checkpoint_not_increasing" or error.fields["current"] != position:
             raise
@@ -150,7 +150,7 @@ async def _put_snapshot(door: Door, snapshot: Snapshot) -> None:
     source, stream, version, source_type, data, metadata, _ = snapshot
     body: dict[str, Any] = {"source_type": source_type}
     body |= {k: v for k, v in (("data", data), ("metadata", metadata)) if v is not None}
-    path = f"/snapshots/{quote(source, safe='')}/{quote(stream, safe='')}/{version}"
+    path = f"/snapshots/{quoted(source)}/{quoted(stream)}/{version}"
     await door.ask("PUT", path, [], cbor2.dumps(body))
 
 

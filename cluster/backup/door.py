@@ -13,15 +13,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from itertools import islice
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import aiohttp
 import cbor2
+from yarl import URL
 
 from cluster.access import reason_of
 from cluster.client_asking import Attempts
 from cluster.client_errors import OutcomeUnknown, Unavailable, of_problem
 from cluster.client_routing import Routing
+from cluster.client_values import exact, quoted
 
 CBOR, JSON = "application/cbor", "application/json"
 PAGE_EVENTS = 5_000
@@ -117,7 +118,7 @@ class Door:
             try:
                 return await self._once(
                     method,
-                    f"{url}/v1/stores/{quote(self.store, safe='')}{path}",
+                    exact(f"{url}/v1/stores/{quoted(self.store)}{path}"),
                     [*query, ("timeout_ms", str(max(1, int(try_s * 1000))))],
                     body,
                     media,
@@ -128,7 +129,7 @@ class Door:
                 await attempts.failed(error)
 
     async def _once(
-        self, method: str, url: str, query: Query, body: bytes | None, media: str, try_s: float
+        self, method: str, url: URL, query: Query, body: bytes | None, media: str, try_s: float
     ) -> bytes:
         assert self._http is not None
         headers = {"Accept": CBOR} | ({"Content-Type": media} if body is not None else {})

@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
 
 import cbor2
 
@@ -29,6 +28,7 @@ from cluster.backup.door import NOW, Door, each
 from cluster.backup.file import Advance, Finished
 from cluster.backup.writing import Written
 from cluster.client_errors import Deleted, NotFound
+from cluster.client_values import quoted
 
 PAGE_STREAMS = 5_000
 
@@ -98,7 +98,7 @@ async def remove(door: Door, backup: Finished, advance: Advance) -> None:
 async def _delete(door: Door, life: Life) -> None:
     query = [("hard", "true")] if life.life == DELETED_FOR_EVER else []
     try:
-        await door.ask("DELETE", f"/streams/{quote(life.stream, safe='')}", query)
+        await door.ask("DELETE", f"/streams/{quoted(life.stream)}", query)
     except Deleted:
         pass  # already, for ever
     except NotFound as error:
@@ -119,7 +119,7 @@ async def limit(door: Door, backup: Finished, advance: Advance) -> None:
 
 
 async def _put(door: Door, life: Life, metadata: Any) -> Any:
-    path = f"/streams/{quote(life.stream, safe='')}/metadata"
+    path = f"/streams/{quoted(life.stream)}/metadata"
     return await door.ask("PUT", path, [], cbor2.dumps(metadata))
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from typing import Any
-from urllib.parse import quote
 
 from cluster.access import request, urls_or_default
 from cluster.cli import options as shared
 from cluster.cli.ending import NOT_FOUND, Failure, accepted, run
 from cluster.cli.showing import say, say_json
 from cluster.client import ANY
+from cluster.client_values import quoted
 
 _PAGE_STREAMS = 1_000
 
@@ -65,7 +65,7 @@ async def _stores(options: argparse.Namespace) -> None:
     urls, timeout_s = urls_or_default(options.url), options.timeout_ms / 1000
     name = options.create or options.delete
     if name is not None:
-        path = f"/v1/stores/{quote(name, safe='')}"
+        path = f"/v1/stores/{quoted(name)}"
         method, body = ("PUT", _settings(options)) if options.create else ("DELETE", None)
         accepted(await request(method, urls, path, json=body, timeout_s=timeout_s))
     params = {"consistency": "leader"}
@@ -151,7 +151,7 @@ async def _delete(options: argparse.Namespace) -> None:
 
 
 async def _list(options: argparse.Namespace) -> None:
-    path = f"/v1/stores/{quote(options.store, safe='')}/streams"
+    path = f"/v1/stores/{quoted(options.store)}/streams"
     left = options.limit
     after: str | None = options.after or ""
     if not options.json:

@@ -11,7 +11,6 @@ import argparse
 import os
 import socket
 import sys
-from urllib.parse import quote
 
 from cluster.access import request, urls_or_default
 from cluster.cli import options as shared
@@ -19,6 +18,7 @@ from cluster.cli.ending import DONE, Failure, accepted, run
 from cluster.cli.showing import say_event
 from cluster.client import Client, Recorded
 from cluster.client_consumer import IN_FLIGHT
+from cluster.client_values import quoted
 
 _PAGE_EVENTS = 1_000
 
@@ -115,7 +115,7 @@ async def _tail(options: argparse.Namespace) -> None:
 
 async def _head(options: argparse.Namespace) -> int:
     """Where the store ends now, on a node that has what the leader has."""
-    route = f"/v1/stores/{quote(options.store, safe='')}/events"
+    route = f"/v1/stores/{quoted(options.store)}/events"
     reply = await request(
         "GET",
         urls_or_default(options.url),
@@ -128,7 +128,7 @@ async def _head(options: argparse.Namespace) -> int:
 
 async def _last(options: argparse.Namespace, head: int) -> list[Recorded]:
     """The last events up to a position of the store, in order."""
-    path = f"/v1/stores/{quote(options.store, safe='')}/events"
+    path = f"/v1/stores/{quoted(options.store)}/events"
     params = [("direction", "backward"), ("min_position", str(head))]
     params += shared.wanted(options).query()
     if options.stream is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from typing import Any
-from urllib.parse import quote
 
 from cluster.access import request, urls_or_default
 from cluster.cli import options as shared
 from cluster.cli.ending import NOT_FOUND, Failure, accepted, run
 from cluster.cli.showing import say, say_json, shortened
+from cluster.client_values import quoted
 
 _PAGE_SNAPSHOTS = 100
 
@@ -99,7 +99,7 @@ async def _ask(
     reply = await request(
         method,
         urls_or_default(options.url),
-        f"/v1/stores/{quote(options.store, safe='')}/snapshots{path}",
+        f"/v1/stores/{quoted(options.store)}/snapshots{path}",
         params=params,
         json=body,
         timeout_s=options.timeout_ms / 1000,
@@ -108,7 +108,7 @@ async def _ask(
 
 
 def _series(options: argparse.Namespace) -> str:
-    return f"/{quote(options.source, safe='')}/{quote(options.stream, safe='')}"
+    return f"/{quoted(options.source)}/{quoted(options.stream)}"
 
 
 def _one(options: argparse.Namespace) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from typing import Any
-from urllib.parse import quote
 
 from cluster.access import request, urls_or_default
 from cluster.cli import options as shared
 from cluster.cli.ending import accepted, run
 from cluster.cli.showing import say, say_event, say_json
 from cluster.client import Recorded
+from cluster.client_values import quoted
 
 _PAGE_EVENTS = 1_000
 _ACTIONS = ("list", "create", "show", "delete", "parked", "replay")
@@ -164,7 +164,7 @@ async def _ask(
     reply = await request(
         method,
         urls_or_default(options.url),
-        f"/v1/stores/{quote(options.store, safe='')}/subscriptions{path}",
+        f"/v1/stores/{quoted(options.store)}/subscriptions{path}",
         params=params,
         json=body,
         timeout_s=options.timeout_ms / 1000,
@@ -173,4 +173,4 @@ async def _ask(
 
 
 def _one(options: argparse.Namespace) -> str:
-    return f"/{quote(options.name, safe='')}"
+    return f"/{quoted(options.name)}"
