@@ -25,6 +25,7 @@ CONNECT_S = 2.0
 
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.02, 1.0
 _TRY_MIN_S = 1.0
+_TRY_MAX_S = 300.0  # a node refuses to wait longer
 
 
 class Attempts:
@@ -40,10 +41,10 @@ class Attempts:
         """How long the next try may take, in seconds; at least a little, so that one is made.
 
         It is half of what is left, so that a node that says nothing, because it is frozen or
-        behind a broken network, leaves time to ask another.
+        behind a broken network, leaves time to ask another; and no more than a node may wait.
         """
         left_s = self._until - asyncio.get_running_loop().time()
-        return max(0.05, min(left_s, max(_TRY_MIN_S, left_s / 2)))
+        return max(0.05, min(left_s, max(_TRY_MIN_S, left_s / 2), _TRY_MAX_S))
 
     async def failed(self, error: ClientError) -> None:
         """Pause before the next try. Raises the error that tells how it stands if time is over."""

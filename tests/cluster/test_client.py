@@ -22,6 +22,7 @@ from cluster.client_errors import (
     of_problem,
 )
 from cluster.client_routing import Routing
+from node.api.limits import ApiLimits
 
 STORED = {"positions": [1], "streams": {"s": 0}, "raft_index": 7, "idempotent": False}
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -216,6 +217,14 @@ async def test_a_node_that_never_answers_leaves_time_to_ask_again(call):
     async with nodes(node) as urls, Client(*urls, timeout_s=2) as client:
         await call(client)
         assert len(node.asked) == 2
+
+
+@pytest.mark.parametrize("timeout_s", [3_600, float("inf")])
+async def test_no_node_is_asked_to_wait_longer_than_one_may(timeout_s: float):
+    node = Node((201, STORED))
+    async with nodes(node) as urls, Client(*urls, timeout_s=timeout_s) as client:
+        await client.append("s", [Event("A")])
+        assert int(node.asked[0][1]["timeout_ms"]) <= ApiLimits().timeout_ms_max
 
 
 async def test_reads_go_through_all_pages_and_ask_for_what_was_written():
