@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -149,7 +150,7 @@ class Asking:
             kind = Unavailable if method == "GET" else OutcomeUnknown
             raise kind(f"{url}: {reason_of(error)}") from error
         if answer.status >= 400:
-            raise of_problem(answer.status, found)
+            raise _refusal(method, answer.status, found)
         if method != "GET":  # an answer that names no index tells how far the node has applied
             applied = int(answer.headers.get("X-Applied-Index", 0))
             self.seen_index = max(self.seen_index, found.get("raft_index", applied))
@@ -176,3 +177,12 @@ class Asking:
         if self._http is None:
             raise RuntimeError("use the client in an `async with` block")
         return self._http
+
+
+def _refusal(method: str, status: int, problem: Mapping[str, Any]) -> ClientError:
+    """The error of an answer. Of those of servers that failed, only 503 promises something."""
+    error = of_problem(status, problem)
+    is_promised = status == 503 or problem.get("stored") == "no"
+    if method == "GET" or is_promised or not isinstance(error, Unavailable):
+        return error
+    return OutcomeUnknown(error.detail, error.code, error.fields)

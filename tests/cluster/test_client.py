@@ -179,6 +179,8 @@ async def test_time_that_runs_out_tells_what_is_certain():
     for answer, kind, stored in [
         (problem(503, "no_leader"), Unavailable, False),
         (problem(504, "outcome_unknown"), OutcomeUnknown, True),
+        (problem(500, "internal_error", stored="perhaps"), OutcomeUnknown, True),
+        ((502, {}), OutcomeUnknown, True),  # of a proxy
     ]:
         async with nodes(Node(answer)) as urls, Client(*urls, timeout_s=1) as client:
             with pytest.raises(kind) as caught:
