@@ -105,7 +105,7 @@ class Asking:
         """
         attempts = Attempts(self._timeout_s, self._chance)
         while True:
-            url = await self._node(for_change=method != "GET")
+            url = await self._node(method != "GET", attempts.try_s() / 2)
             try:
                 return await self._once(method, url, path, query, body, attempts.try_s())
             except (Unavailable, OutcomeUnknown) as error:
@@ -156,12 +156,12 @@ class Asking:
             self.seen_index = max(self.seen_index, found.get("raft_index", applied))
         return found
 
-    async def _node(self, for_change: bool) -> str:
+    async def _node(self, for_change: bool, look_s: float) -> str:
         if for_change and self._routing.stale:
             url = self._routing.pick(for_append=False)
             try:
                 async with (
-                    asyncio.timeout(CONNECT_S),
+                    asyncio.timeout(min(CONNECT_S, look_s)),
                     self._session.get(f"{url}/v1/cluster") as answer,
                 ):
                     self._routing.learned(await answer.json())

@@ -196,6 +196,20 @@ async def test_one_open_try_makes_the_whole_call_open():
         assert len(node.asked) > 1
 
 
+async def test_looking_for_the_leader_takes_no_longer_than_the_call_may():
+    async def silent(_: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    node, loop = Node(), asyncio.get_running_loop()
+    node.answer = silent  # type: ignore[method-assign]
+    async with nodes(node) as urls, Client(*urls, timeout_s=0.2) as client:
+        began = loop.time()
+        with pytest.raises(OutcomeUnknown):
+            await client.append("s", [Event("A")])
+        assert loop.time() - began < 1.5
+
+
 async def test_a_node_that_never_answers_is_given_up():
     async def silent(_: web.Request) -> web.Response:
         await asyncio.sleep(30)
