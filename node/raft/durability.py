@@ -6,8 +6,8 @@ share rounds. While one runs, later ones gather, and the next round goes as far 
 them; so many durable appends cost the disks one flush together.
 
 A wait that runs out of time says nothing about the append itself, which is replicated: the answer
-is `OutcomeUnknown`, and a repetition with the same event ids waits again. At `WAITS_MAX` waits,
-`Overloaded`.
+is `OutcomeUnknown`, and a repetition with the same event ids waits again. So it is at once for a
+wait beyond `WAITS_MAX`: a refusal would say that nothing was stored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from node.errors import ExesdbError, OutcomeUnknown, Overloaded
+from node.errors import ExesdbError, OutcomeUnknown
 
 WAITS_MAX = 10_000
 _ROUND_MS = 5_000
@@ -36,10 +36,13 @@ class Durability:
     async def reach(self, index: int, timeout_ms: int) -> None:
         """Return when a majority restarts from `index` or later.
 
-        Raises `OutcomeUnknown` when the time is over, `Overloaded`.
+        Raises `OutcomeUnknown` when the time is over, or too many wait.
         """
         if len(self._waits) >= WAITS_MAX:
-            raise Overloaded("too many appends wait for the disks", limit="durable_waits_max")
+            raise OutcomeUnknown(
+                f"the events are replicated, but {WAITS_MAX} appends wait for the disks already",
+                raft_index=index,
+            )
         wait: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waits[wait] = index
         if self._rounds is None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from node.errors import NotReady, OutcomeUnknown, PersistenceFailed
+from node.raft import durability as durability_module
 from node.raft.durability import Durability
 
 
@@ -67,6 +68,20 @@ async def test_a_round_releases_only_what_it_covers():
     await asyncio.wait_for(first, 5)
     await asyncio.wait_for(later, 5)
     assert disk.asked == [5, 9]
+
+
+async def test_one_wait_too_many_does_not_say_that_nothing_is_stored(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(durability_module, "WAITS_MAX", 1)
+    disk = Disk(open=False)
+    durability = Durability(lambda: [disk])
+    first = asyncio.create_task(durability.reach(1, 5000))
+    await asyncio.wait_for(disk.busy.wait(), 5)
+    with pytest.raises(OutcomeUnknown):
+        await durability.reach(2, 5000)
+    disk.gate.set()
+    await asyncio.wait_for(first, 5)
 
 
 async def test_a_stop_ends_the_rounds():
