@@ -115,6 +115,7 @@ class Crowd:
         self._course = course.beside(store.position, False)
         self._chunked = chunked
         self._was_behind = False
+        self._told_at = asyncio.get_running_loop().time()  # when all members were last told
         self._change: asyncio.Future[None] | None = None
         self._members: dict[Member, None] = {}  # a set, in the order in which they came
 
@@ -157,6 +158,7 @@ class Crowd:
             try:
                 if not await self._look() and course.position >= self._store.position:
                     await self._idle(change)
+                self._beat()
             finally:
                 self._change = None
                 shared.arrivals.forget(self._store.name, change)
@@ -168,7 +170,7 @@ class Crowd:
         before, self._was_behind = self._course.position, self.is_behind
         said = await self._course.look(store, asyncio.get_running_loop().time())
         pieces = self._framed(said.pieces(before))
-        members = list(self._members)
+        members, all_are_told = list(self._members), True
         for start in range(0, len(members), _SLICE_MEMBERS):
             if start:
                 await asyncio.sleep(0)
@@ -176,21 +178,29 @@ class Crowd:
                 if member.knows <= before:
                     self._tell(member, pieces)
                 else:
-                    self._tell(member, self._framed(said.pieces(member.knows)))
+                    own = self._framed(said.pieces(member.knows))
+                    all_are_told = all_are_told and bool(own)
+                    self._tell(member, own)
+        if pieces and all_are_told:
+            self._told_at = asyncio.get_running_loop().time()
         return bool(pieces)
 
     async def _idle(self, change: asyncio.Future[None]) -> None:
-        """Wait for the store's next change, with signs of life."""
-        while not change.done():
-            await asyncio.wait([change], timeout=HEARTBEAT_S)
-            if not change.done():
-                heartbeat = self._course.form.heartbeat
-                framed = chunk(heartbeat) if self._chunked else heartbeat
-                for member in list(self._members):
-                    if not member.outflow.put(framed):
-                        self.leave(member)
-                if self._course.is_untold:
-                    return  # a checkpoint is due
+        """Wait for the store's next change, or until a sign of life is due."""
+        due = self._told_at + HEARTBEAT_S - asyncio.get_running_loop().time()
+        await asyncio.wait([change], timeout=max(0.0, due))
+
+    def _beat(self) -> None:
+        """A sign of life, where one is due. Changes that are no events do not put it off."""
+        moment = asyncio.get_running_loop().time()
+        if moment < self._told_at + HEARTBEAT_S:
+            return
+        self._told_at = moment
+        heartbeat = self._course.form.heartbeat
+        framed = chunk(heartbeat) if self._chunked else heartbeat
+        for member in list(self._members):
+            if not member.outflow.put(framed):
+                self.leave(member)
 
     def _framed(self, pieces: list[Piece]) -> list[Piece]:
         """The pieces as they go over a connection."""

@@ -280,6 +280,26 @@ async def test_signs_of_life(node: Node, monkeypatch):
         assert (await waiting).id == 1
 
 
+async def test_signs_of_life_come_also_while_the_store_changes_otherwise(node: Node, monkeypatch):
+    monkeypatch.setattr(crowds, "HEARTBEAT_S", 0.1)
+    async with follow(node) as stream, follow(node, "?after=1000") as ahead:
+        waiting = []
+        for one in (stream, ahead):
+            await one.until("caught_up")
+            waiting.append(asyncio.ensure_future(one.next()))
+        for position in range(1, 20):
+            node.replica.apply(commands.put_checkpoint("main", "c", position))
+            await asyncio.sleep(0.05)
+        assert stream.heartbeats >= 3
+        seen = ahead.heartbeats
+        for _ in range(20):
+            put(node, "a")
+            await asyncio.sleep(0.05)
+        assert ahead.heartbeats >= seen + 3
+        put(node, *["a"] * 1_000)
+        assert [(await one).id for one in waiting] == [1, 1_001]
+
+
 async def test_a_client_that_leaves_is_forgotten(node: Node):
     shared = node.api._metrics._following
     async with follow(node) as stream:
