@@ -150,7 +150,11 @@ class Deliveries:
                 request.on_gone = canceller(taking)
                 async with asyncio.timeout(body.wait_ms / 1000):
                     return await taking
-        except (TimeoutError, NotReady):  # the latter where the node stops
+        except TimeoutError:
+            if not taking.cancelled():  # both were over in one turn of the loop
+                return taking.result()
+            return await self._desks.fetch(*wish)
+        except NotReady:  # where the node stops
             return await self._desks.fetch(*wish)
         finally:
             request.on_gone = _stays_no_longer

@@ -8,6 +8,7 @@ from typing import Any
 import cbor2
 import pytest
 
+from node.api.desks import Desk
 from node.core.subscription_commands import FETCH
 from tests.api import fakes
 from tests.api.fakes import Answered, Node, eventually
@@ -285,3 +286,30 @@ async def test_what_is_not_there_is_404(node: Node):
     ):
         answer = await node.ask(method, target, json=body)
         assert (answer.status, answer.code) == (404, "subscription_not_found"), target
+
+
+async def test_what_is_fetched_as_time_runs_out_is_answered(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    """uvloop runs timers before what was made ready in the turn before; here that is forced."""
+    await made(node)
+    timeout, take = asyncio.timeout, Desk.take
+    patience: list[asyncio.Timeout] = []
+
+    def noted(delay: float | None) -> asyncio.Timeout:
+        made_now = timeout(delay)
+        if delay == 60:
+            patience.append(made_now)
+        return made_now
+
+    async def at_the_last_moment(*args: Any) -> Any:
+        fetched = await take(*args)
+        patience[0].reschedule(0)
+        return fetched
+
+    monkeypatch.setattr(asyncio, "timeout", noted)
+    monkeypatch.setattr(Desk, "take", at_the_last_moment)
+    waiting = asyncio.create_task(fetched(node, wait_ms=60_000))
+    await eventually(lambda: node.api.arrivals.reads == 1)
+    await node.append("s")
+    assert places(await waiting) == [1]
