@@ -151,7 +151,7 @@ class MemberBody(msgspec.Struct, forbid_unknown_fields=True):
 class ConditionBody(msgspec.Struct, forbid_unknown_fields=True):
     """A condition of a filter. What its fields may be to one another is judged in `wanted`."""
 
-    path: str | list[str | int]
+    path: str | list[str | Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]]
     equals: Any = UNSET
     any_of: list[Any] | msgspec.UnsetType = UNSET
     prefix: Any = UNSET
@@ -184,8 +184,8 @@ class FetchBody(msgspec.Struct, forbid_unknown_fields=True):
     """`POST .../subscriptions/{name}/fetch`."""
 
     consumer: str
-    max: Annotated[int, msgspec.Meta(ge=1)] = 10
-    wait_ms: Annotated[int, msgspec.Meta(ge=0)] = 0
+    max: Annotated[int, msgspec.Meta(ge=1, le=2**62)] = 10
+    wait_ms: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
 
 
 class AckBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -48,7 +48,11 @@ SUBSCRIPTION_SCHEMAS: dict[str, dict[str, Any]] = {
     "SubscriptionList": _all({"subscriptions": _list(_all(_STATUS))}),
     "SubscriptionMade": _all({"name": _TEXT}),
     "FetchBody": object_schema(
-        {"consumer": _TEXT, "max": {"type": "integer", "minimum": 1}, "wait_ms": _COUNT},
+        {
+            "consumer": _TEXT,
+            "max": {"type": "integer", "minimum": 1, "maximum": 2**62},
+            "wait_ms": {"type": "integer", "minimum": 0, "maximum": 2**62},
+        },
         ["consumer"],
     ),
     "Deliveries": _all(

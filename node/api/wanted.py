@@ -225,7 +225,7 @@ _PATH: dict[str, Any] = {
         {
             "type": "array",
             "prefixItems": [{"enum": list(core.ROOTS)}],
-            "items": {"type": ["string", "integer"]},
+            "items": {"type": ["string", "integer"], "minimum": -(2**63), "maximum": 2**63 - 1},
             "minItems": 1,
             "maxItems": 1 + core.KEYS_MAX,
         },

@@ -288,6 +288,23 @@ async def test_what_is_not_there_is_404(node: Node):
         assert (answer.status, answer.code) == (404, "subscription_not_found"), target
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", ONE + "/fetch", {"consumer": "c", "max": 1 << 16_000}),
+        ("POST", ONE + "/fetch", {"consumer": "c", "wait_ms": 1 << 16_000}),
+        ("PUT", ONE, {"filter": {"where": [{"path": ["data", 1 << 16_000], "exists": True}]}}),
+    ],
+    ids=["max", "wait_ms", "path"],
+)
+async def test_numbers_of_thousands_of_digits_are_refused(
+    node: Node, method: str, path: str, body: dict[str, Any]
+):
+    headers = {"Content-Type": "application/cbor"}
+    answer = await node.ask(method, path, data=cbor2.dumps(body), headers=headers)
+    assert (answer.status, answer.code) == (400, "invalid_request")
+
+
 async def test_what_is_fetched_as_time_runs_out_is_answered(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ):
