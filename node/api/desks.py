@@ -123,7 +123,10 @@ class Desks:
 
     def kept(self, store: Store, name: str, fetched: Fetched) -> Fetched:
         """What of it is still there. The rest was removed since, and is given back: the next fetch
-        passes it by."""
+        passes it by. Nothing is where the subscription has ended, alone or with its store."""
+        one = store.subscriptions.by_name.get(name)
+        if one is None or one.uid != fetched.uid:
+            return fetched._replace(deliveries=[])
         kept = [one for one in fetched.deliveries if store.kept(one[0])]
         if len(kept) < len(fetched.deliveries):
             gone = [one for one in fetched.deliveries if one not in kept]

@@ -9,9 +9,10 @@ import cbor2
 import pytest
 
 from node.api.desks import Desk
+from node.core import commands
 from node.core.subscription_commands import FETCH
 from tests.api import fakes
-from tests.api.fakes import Answered, Node, eventually
+from tests.api.fakes import NOW_US, Answered, Node, eventually
 
 ONE = "/v1/stores/main/subscriptions/workers"
 
@@ -330,3 +331,19 @@ async def test_what_is_fetched_as_time_runs_out_is_answered(
     await eventually(lambda: node.api.arrivals.reads == 1)
     await node.append("s")
     assert places(await waiting) == [1]
+
+
+async def test_what_was_fetched_of_a_store_that_is_made_anew_is_nothing(node: Node):
+    await made(node)
+    await node.append("s")
+    propose = node.replica.propose
+
+    async def made_anew(command: bytes, timeout_ms: int) -> Any:
+        outcome = await propose(command, timeout_ms)
+        if cbor2.loads(command)[1] == FETCH:
+            node.replica.apply(commands.delete_store("main"))
+            node.replica.apply(commands.create_store("main", NOW_US))
+        return outcome
+
+    node.replica.propose = made_anew  # type: ignore[method-assign]
+    assert places(await fetched(node)) == []
