@@ -229,9 +229,25 @@ class Pipeline:
                 await self._more.wait()
                 self._more.clear()
                 requests, self._unsent = self._unsent, []
-                await self._socket.send_bytes(cbor2.dumps(requests))
+                await self._socket.send_bytes(self._message(requests))
         except ConnectionError as error:
             self._end(f"the connection was lost: {error}")
+
+    def _message(self, requests: Sequence[Sequence[Any]]) -> bytes:
+        """One message that holds them, but those that cannot be written, which end unsent."""
+        try:
+            return cbor2.dumps(requests)
+        except Exception:  # whatever a program gave us; one of them, at least: who is told?
+            good = []
+            for request in requests:
+                try:
+                    cbor2.dumps(request)
+                except Exception as error:
+                    words = f"cannot be written as CBOR: {error}"
+                    self._take(request[1], 400, {"code": "invalid_request", "detail": words})
+                else:
+                    good.append(request)
+            return cbor2.dumps(good)
 
     async def _read(self) -> None:
         async for message in self._socket:

@@ -102,6 +102,20 @@ async def test_a_lost_connection_ends_all_that_is_under_way(node: Node):
             await anext(pipeline.subscribe())
 
 
+async def test_what_cannot_be_written_is_refused_alone(node: Node):
+    async with connect(address(node), "main") as pipeline, asyncio.timeout(5):
+        first = pipeline.append("s", [Event("A")])
+        wrong = pipeline.append("s", [Event("A")], object())  # type: ignore[arg-type]
+        followed = pipeline.subscribe(after=object())
+        last = pipeline.append("s", [Event("A")])
+        assert ((await first).positions, (await last).positions) == ([1], [2])
+        with pytest.raises(InvalidRequest) as refused:
+            await wrong
+        assert not refused.value.stored
+        with pytest.raises(InvalidRequest):
+            await anext(followed)
+
+
 async def test_the_bound_is_refused_and_can_be_waited_for(node: Node):
     async with connect(address(node), "main") as pipeline:
         futures = [pipeline.append("s", [Event("A")]) for _ in range(UNDER_WAY_MAX)]
