@@ -132,17 +132,23 @@ class Asking:
         encoded = None if body is None else msgspec.json.encode(body)
         headers = {"Content-Type": "application/json"} if encoded else None
         query = [*query, ("timeout_ms", str(max(1, int(try_s * 1000))))]
+        bounds = aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_S, try_s))
         try:
             async with (
                 # The node's own answer to a time-out comes first.
                 asyncio.timeout(wait_s + try_s + 0.5),
                 self._session.request(
-                    method, self._url(url, path), params=query, data=encoded, headers=headers
+                    method,
+                    self._url(url, path),
+                    params=query,
+                    data=encoded,
+                    headers=headers,
+                    timeout=bounds,
                 ) as answer,
             ):
                 content = await answer.read()
                 found = msgspec.json.decode(content) if content else {}
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # aiohttp has sent a PUT or DELETE before, if that was on a connection that broke.
             kind = OutcomeUnknown if method in ("PUT", "DELETE") else Unavailable
             raise kind(f"{url}: {reason_of(error)}") from error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -194,6 +195,21 @@ async def test_one_open_try_makes_the_whole_call_open():
         with pytest.raises(OutcomeUnknown):
             await client.append("s", [Event("A")])
         assert len(node.asked) > 1
+
+
+async def test_where_nobody_takes_the_connection_nothing_is_stored():
+    """So it is with a machine that is down: its address says nothing."""
+    with ExitStack() as sockets:
+        server = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # the queue of those who wait is full
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        port = server.getsockname()[1]
+        async with Client(f"127.0.0.1:{port}", timeout_s=0.5) as client:
+            with pytest.raises(Unavailable) as caught:
+                await client.append("s", [Event("A")])
+            assert not caught.value.stored
 
 
 async def test_looking_for_the_leader_takes_no_longer_than_the_call_may():
