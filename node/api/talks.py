@@ -193,6 +193,6 @@ def _request(route: Route, options: Mapping[str, Any]) -> Request:
 def _text(name: str, value: Any) -> str:
     if type(value) is bool:
         return "true" if value else "false"
-    if type(value) in (int, str):
+    if type(value) is str or (type(value) is int and value.bit_length() < 64):
         return str(value)
-    raise InvalidRequest(f"{name}: must be text, a number, true or false", parameter=name)
+    raise InvalidRequest(f"{name}: must be text, an integer, true or false", parameter=name)

@@ -215,6 +215,13 @@ async def test_one_bad_event_fails_its_own_request_only(client: Client):
     assert [codes[n][1]["code"] for n in (4, 5, 7, 8, 10)] == ["invalid_request"] * 5
 
 
+async def test_an_option_of_thousands_of_digits_is_refused(client: Client):
+    for kind, fields in (("read", [None, {"limit": 1 << 16_000}]),
+                         ("subscribe", [{"after": 1 << 16_000}])):  # fmt: skip
+        status, problem = await client.ask(kind, *fields)
+        assert (status, problem["code"]) == (400, "invalid_request")
+
+
 async def test_durable_appends_wait_for_the_disk(node: Node, client: Client):
     assert (await client.ask("append", "s", [event()], None, "persisted"))[0] == 201
     assert node.worker.durable == [2]
