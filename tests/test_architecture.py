@@ -181,6 +181,12 @@ def test_what_a_document_names_is_there(document: str) -> None:
     assert {path for path in named if not any((at / path).exists() for at in places)} == set()
 
 
+def test_what_starts_real_nodes_is_marked_so() -> None:
+    """Else it runs among the fast tests, which several processes share out among the cores."""
+    for path in PROJECT.glob("tests/e2e/test_*.py"):
+        assert "pytest.mark.e2e" in path.read_text(), path
+
+
 def test_the_measures_would_notice() -> None:
     """A test of absences must fail when the thing is there."""
     replica = next(path for path in MODULES if name_of(path) == "node.raft.library")

@@ -18,6 +18,8 @@ from cluster.topology import Topology
 from tests.e2e.client import STORE, Client
 from tests.e2e.conftest import Cluster
 
+pytestmark = pytest.mark.e2e
+
 
 async def test_all_flushed_events_survive_kill_9_of_every_node(cluster: Cluster) -> None:
     for node_id, client in cluster.clients.items():

@@ -15,6 +15,8 @@ from cluster.topology import Topology
 from tests.e2e.client import Client
 from tests.e2e.conftest import NODES, Cluster
 
+pytestmark = pytest.mark.e2e
+
 NEVER_MS = 86_400_000
 
 

@@ -6,8 +6,12 @@ import asyncio
 import pickle
 import random
 
+import pytest
+
 from cluster.topology import HOST
 from tests.e2e.conftest import Cluster
+
+pytestmark = pytest.mark.e2e
 
 
 async def test_events_appended_through_every_node_are_read_from_every_node(
