@@ -11,6 +11,9 @@ import aiohttp
 STORE = "my_store"
 """The store that exists from the start."""
 
+REQUEST_S = 30.0
+FLUSH_S = 60.0
+
 
 class Answer(NamedTuple):
     status: int
@@ -24,8 +27,13 @@ class Client:
         self._session = session
         self.address = address
 
-    async def request(self, method: str, path: str, body: object = None) -> Answer:
-        async with self._session.request(method, self.address + path, json=body) as response:
+    async def request(
+        self, method: str, path: str, body: object = None, within_s: float = REQUEST_S
+    ) -> Answer:
+        bound = aiohttp.ClientTimeout(total=within_s)
+        async with self._session.request(
+            method, self.address + path, json=body, timeout=bound
+        ) as response:
             return Answer(response.status, await response.json(content_type=None))
 
     async def append(self, stream: str, *labels: str, event_ids: list[str] | None = None) -> Answer:
@@ -71,9 +79,10 @@ class Client:
         The disk may be busy with other tests; and a node that has just come back may be ready by
         its session with the leader, and have none with this node for another second.
         """
-        path = "/v1/persistence/force?scope=cluster&timeout_ms=60000"
-        async with asyncio.timeout(70):
-            while (answer := await self.request("POST", path)).status == 207:
+        path = f"/v1/persistence/force?scope=cluster&timeout_ms={FLUSH_S * 1000:.0f}"
+        bound_s = FLUSH_S + REQUEST_S
+        async with asyncio.timeout(bound_s):
+            while (answer := await self.request("POST", path, None, bound_s)).status == 207:
                 assert all(
                     failed["code"] == "not_ready" for failed in answer.body["failed"].values()
                 )
