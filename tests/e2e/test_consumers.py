@@ -103,7 +103,7 @@ async def test_nothing_is_lost_and_no_order_broken_by_the_death_of_a_consumers_n
             stream = f"s{work.chance.randrange(STREAMS)}"
             await cluster.clients[third].append_until_taken(stream, str(number))
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(work.consume("first", [addresses[leader], addresses[second]]))
             tasks.create_task(work.consume("second", [addresses[second], addresses[third]]))
@@ -126,7 +126,7 @@ async def test_a_node_that_stops_gives_back_what_its_consumer_has(cluster: Clust
     await made(other, ack_timeout_ms=600_000, max_retries=0)
     for number in range(5):
         await other.append_until_taken(f"s{number}", "held")
-    async with aiohttp.ClientSession() as session, asyncio.timeout(20):
+    async with aiohttp.ClientSession() as session, asyncio.timeout(120):
         async with _consuming(session, cluster.clients[leader].address) as socket:
             assert [one[6] for one in await _deliveries(socket, 5)] == [1] * 5
             stopping = asyncio.create_task(cluster.supervisor[leader].stop())

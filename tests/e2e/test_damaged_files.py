@@ -60,7 +60,7 @@ async def test_a_killed_node_with_damaged_files_comes_back_whole(
     said_before = log.stat().st_size
 
     await node.start()
-    await node.wait_ready(30)
+    await node.wait_ready()
 
     events = await cluster.clients["n2"].events(min_position=30)
     assert [event["data"] for event in events] == [f"{number}" for number in range(30)]

@@ -138,8 +138,11 @@ def fill_up(ballast: Path) -> None:
 async def persistence_of(
     client: Client, condition: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
-    """What the node says of the store's persistence, once the condition holds; bounded."""
-    async with asyncio.timeout(10):
+    """What the node says of the store's persistence, once the condition holds; bounded.
+
+    After five failures a node tries its disk again every 30 s only, which a slow test may see.
+    """
+    async with asyncio.timeout(60):
         while True:
             answer = await client.request("GET", "/v1/persistence")
             store: dict[str, Any] = answer.body["stores"][STORE]

@@ -184,18 +184,18 @@ async def test_a_disk_that_stands_still_for_long_refuses_appends_until_it_moves(
     client = cluster.clients[await cluster.leader()]
     event = "x" * 30_000
     taken = 0
-    async with frozen(list(disks.values())), asyncio.timeout(20):
+    async with frozen(list(disks.values())), asyncio.timeout(60):
         while (answer := await client.append("s", event)).status == 201:
             taken += 1
         assert (answer.status, answer.body["code"]) == (503, "overloaded"), answer
         assert taken > 60, "two mebibytes"
         assert len(await client.events()) == taken, "reads go on"
-    await client.append_until_taken("s", "after")
+    await client.append_until_taken("s", "after", within_s=60)
 
 
 async def until(client: Client, name: str, value: float) -> None:
     """Until a metric of a node has a value; each question takes its time."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while await metric(client, name) != value:
         assert time.monotonic() < end, f"{name} did not become {value:g}"
         await asyncio.sleep(0.1)
