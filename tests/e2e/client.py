@@ -65,8 +65,8 @@ class Client:
         events: list[dict[str, Any]] = []
         after = 0
         while True:
-            path = f"/v1/stores/{STORE}/events?after={after}&limit=1000&min_position={min_position}"
-            answer = await self.request("GET", path)
+            query = f"after={after}&limit=1000&min_position={min_position}&timeout_ms=20000"
+            answer = await self.request("GET", f"/v1/stores/{STORE}/events?{query}")
             assert answer.status == 200, answer
             events += answer.body["events"]
             if not answer.body["events"]:
