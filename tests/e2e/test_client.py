@@ -66,8 +66,8 @@ async def test_every_event_comes_once_and_in_order_through_the_deaths_of_leaders
         reading, writing = asyncio.create_task(read()), asyncio.create_task(write())
         for _ in range(KILLS):
             count = len(stored)
-            async with asyncio.timeout(20):
-                while len(stored) < count + 20:  # noqa: ASYNC110
+            async with asyncio.timeout(60):
+                while len(stored) < count + 20 and not writing.done():  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             leader = cluster.supervisor[await cluster.leader()]
             await leader.kill()
