@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,6 +108,10 @@ class Terminal:
             assert goes_on, f"{step.command} does not end; it said {self._said}"
 
     async def _start(self, command: str) -> None:
+        if self._process is not None:  # on a busy machine even its end may take a while
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STEP_S):
+                    await self._process.wait()
         assert not self.running, f"{command}: what was started before has not ended"
         self._process = await asyncio.create_subprocess_exec(
             *("bash", "-c", command),
