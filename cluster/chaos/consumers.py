@@ -32,6 +32,8 @@ from cluster.client_errors import ClientError
 SUBSCRIPTION = "shared"
 POISON = "poison"
 MAX_IN_FLIGHT = 10
+CALL_S = 30.0
+"""How long a client asks on while nodes die, which is far from any election's time."""
 
 _RETRY, _PARK, _SKIP = 0.14, 0.17, 0.20  # each up to the next: one in five is refused
 _HANDLING_S = 0.08  # at most
@@ -116,7 +118,7 @@ async def _process(name: str, file: str, seed: str, ack_timeout_s: str, *urls: s
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with Notebook(Path(file)) as notes:
-        async with Client(*urls) as client:
+        async with Client(*urls, timeout_s=CALL_S) as client:
             await consume(client, name, notes, random.Random(seed), float(ack_timeout_s))
 
 

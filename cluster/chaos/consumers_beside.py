@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from cluster.chaos.consumers import SUBSCRIPTION, Notebook, consume, the_end
+from cluster.chaos.consumers import CALL_S, SUBSCRIPTION, Notebook, consume, the_end
 from cluster.chaos.deliveries import FAULT_S, Judgement, Terms, judge
 from cluster.chaos.ground import STORE, Ground
 from cluster.chaos.history import SHARED_TYPE
@@ -30,7 +30,6 @@ IN_FLIGHT = 100
 DRAIN_S = 120.0
 
 _WANTED = Filter((SHARED_TYPE,))
-_CALL_S = 30.0
 _LEAVES_EVERY_S = 5.0
 _FAULT_EVERY_S = FAULT_S * 0.8
 _AGAIN_S = 0.2
@@ -121,7 +120,7 @@ async def consuming(
     """Consumers at work, until the end of the block."""
     file = directory / "consumers.jsonl"
     with Notebook(file) as notes:
-        async with Client(*ground.urls.values(), timeout_s=_CALL_S) as client:
+        async with Client(*ground.urls.values(), timeout_s=CALL_S) as client:
             shared = Shared(ground, client, notes, file)
             await shared.begin()
             async with asyncio.TaskGroup() as tasks:

@@ -27,7 +27,7 @@ from rich.table import Table
 from cluster import topology
 from cluster.access import Unreachable, request
 from cluster.bench.ports import free_ports
-from cluster.chaos.consumers import POISON, SUBSCRIPTION, Notebook, consume, the_end
+from cluster.chaos.consumers import CALL_S, POISON, SUBSCRIPTION, Notebook, consume, the_end
 from cluster.chaos.deliveries import Judgement, Terms, judge
 from cluster.client import Client, Event, Filter
 from cluster.supervisor import Supervisor, environment, tied_to_us
@@ -44,7 +44,7 @@ _EVENTS_MAX = 3  # an append
 _PAUSE_S = 0.02  # between appends, about
 _TYPE, _PREFIX = "Wanted", "wanted-"
 _WANTED = Filter((_TYPE,), _PREFIX)
-_STOP_S = 20.0
+_STOP_S = 2 * CALL_S  # a consumer that leaves may try that long to say its last words
 
 
 class Plan(NamedTuple):
@@ -128,6 +128,9 @@ class _Run:
             for name in names[TASKS:]:
                 await self._begin_process(name)
             yield
+            for task in self._tasks.values():
+                if task.done():
+                    await task  # it failed
             for name in self._processes:
                 self._living(name).terminate()
             async with asyncio.timeout(_STOP_S):
@@ -254,7 +257,7 @@ async def run(plan: Plan, directory: Path, say: Callable[[str], Any]) -> Result:
     with Notebook(directory / "trial.jsonl") as notes:
         async with (
             Supervisor(layout, directory / "logs") as supervisor,
-            Client(*layout.urls, timeout_s=30.0) as client,
+            Client(*layout.urls, timeout_s=CALL_S) as client,
         ):
             await client.create_subscription(
                 SUBSCRIPTION,

@@ -18,8 +18,8 @@ async def test_nothing_is_lost_doubled_or_out_of_order_when_consumers_and_nodes_
 ) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    async with asyncio.timeout(300):
-        result = await consumers_killed.run(consumers_killed.Plan(20.0, seed), tmp_path, print)
+    async with asyncio.timeout(420):
+        result = await consumers_killed.run(consumers_killed.Plan(30.0, seed), tmp_path, print)
     assert not result.judgement.violations, result.judgement.examples
     figures = result.judgement.figures
     assert figures["events"] > 100 and figures["parked"] > 0 and figures["retry"] > 0
