@@ -108,8 +108,13 @@ class Faults:
         self._under_way.add(task)
 
     async def _carry_out(self, work: Awaitable[None]) -> None:
+        """One that fails is a violation: what it was to find out is not known, and nothing else
+        would tell of it, for the run goes on.
+        """
         try:
             await work
+        except Exception as error:
+            self._ground.violations.append(f"a fault could not be carried out: {error!r}")
         finally:
             task = asyncio.current_task()
             assert task is not None

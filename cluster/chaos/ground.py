@@ -48,6 +48,7 @@ _MEMBERS_AGAIN_S = 0.3
 _ADVERTISED = "--raft-advertise-address="
 _JOIN = "--join=true"
 _RESIZE_TRIES = 5
+_ROOM_BYTES = 64 << 10
 
 
 class Ground:
@@ -344,9 +345,11 @@ def _unmount(layout: Topology) -> None:
 
 def _resize(directory: Path, size_bytes: Callable[[Path], int]) -> None:
     # Now and then `mount` cannot read the list of mounts, while others are made or taken away; or
-    # the node has written more meanwhile than what is to be the whole size.
-    for _ in range(_RESIZE_TRIES):
-        words = ["mount", "-o", f"remount,size={size_bytes(directory)}", str(directory)]
+    # the node has written more meanwhile than what is to be the whole size. On a busy machine it
+    # does so each time, so there is a little more room at each try; it is soon full, too.
+    for attempt in range(_RESIZE_TRIES):
+        size = size_bytes(directory) + attempt * _ROOM_BYTES
+        words = ["mount", "-o", f"remount,size={size}", str(directory)]
         if _run(words):
             return
     raise RuntimeError(f"the disk at {directory} cannot be given another size")
@@ -361,5 +364,5 @@ def _used_bytes(directory: Path) -> int:
 def _run(words: list[str]) -> bool:
     try:
         return subprocess.run(words, capture_output=True, timeout=_COMMAND_LIMIT_S).returncode == 0
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return False

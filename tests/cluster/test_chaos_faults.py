@@ -8,10 +8,12 @@ import json
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cbor2
 import pytest
 
+from cluster.chaos import faults, ground
 from cluster.chaos.faults import damage
 from cluster.chaos.links import Links
 from cluster.chaos.rules import Losses
@@ -135,6 +137,40 @@ async def test_a_reset_breaks_the_connection_on_both_sides(pair: Pair) -> None:
     for side in (reader, far_reader):
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(side.read(1), 5) == b""
+
+
+async def test_a_fault_that_cannot_be_carried_out_is_a_violation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(faults, "PAUSE_S", 0.001)
+    here = SimpleNamespace(nodes={"n1": None}, disks=False, violations=[])
+    drawn = faults.Faults(here, Losses(1, False), random.Random(1))  # type: ignore[arg-type]
+    stop = asyncio.Event()
+
+    async def strike(_: random.Random) -> None:
+        stop.set()
+        raise RuntimeError("no such disk")
+
+    drawn._kinds = {"full disk": faults._Kind(1, strike)}
+    async with asyncio.timeout(5):
+        await drawn.run(stop)
+    assert len(here.violations) == 1 and "no such disk" in here.violations[0]
+
+
+def test_a_disk_is_made_full_though_its_node_goes_on_writing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    used, sizes = 1 << 20, []
+
+    def mount(words: list[str]) -> bool:
+        nonlocal used
+        used += 40_000  # while it was asked, and the command began
+        sizes.append(int(words[2].partition("size=")[2]))
+        return sizes[-1] >= used
+
+    monkeypatch.setattr(ground, "_run", mount)
+    ground._resize(tmp_path, lambda _: used)
+    assert len(sizes) == 2 and sizes[-1] - used < 2 * ground._ROOM_BYTES
 
 
 def test_never_more_than_a_minority_counts_as_having_lost_its_memory() -> None:
