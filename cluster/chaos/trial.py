@@ -3,8 +3,9 @@
     1  start all nodes with empty directories; wait until they serve
     2  writers, readers, consumers, keepers of snapshots, removers of events and faults, for the
        time that was asked for; progress every `PROGRESS_S`
-    3  no more faults, while clients go on: every node must come back; then consumers alone, until
-       nothing is owed to them, and until what is kept for a time only is gone
+    3  no more faults, while clients go on: every node must come back, and then there is some time
+       in which nothing is in the clients' way; then consumers alone, until nothing is owed to them,
+       and until what is kept for a time only is gone
     4  read every node to the end; stop them all with SIGTERM, which must give 0; start them all
        once more and ask again which streams there are, and which ended; stop them; read their files
     5  the checker's judgement over the history and both kinds of rows, and what the logs tell
@@ -51,6 +52,9 @@ PROGRESS_S = 15.0
 WRITERS = 10
 STALL_LIMIT_S = 60.0
 """With a majority connected; longer than this is a violation. The target is far below."""
+
+CALM_S = 6.0
+"""How long clients work after all is mended: a short run may have left them hardly any time."""
 
 AGED_S = 30.0
 """How long it may take until events that are too old are gone, an election included."""
@@ -180,6 +184,7 @@ async def _torment(
         say("no more faults; waiting until all is mended")
         await tormenting
         await _settle(ground, pulse)
+        await asyncio.sleep(CALM_S)
         stop_clients.set()
     result.faults = faults.counts
     result.longest_pause_s = pulse.longest_s

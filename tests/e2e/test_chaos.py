@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 async def test_nothing_is_broken_in_a_short_run(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    plan = trial.Plan(minutes=0.2, seed=seed)
+    plan = trial.Plan(minutes=0.3, seed=seed)
     async with asyncio.timeout(300):
         result = await trial.run(plan, tmp_path, print)
     assert result.violations == []
