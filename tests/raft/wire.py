@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import cbor2
 
+from cluster.bench.ports import free_ports
 from node.raft.lineage import Lineage, Standing
 from node.raft.messages import Message, encode
 from node.raft.ports import RaftSettings
@@ -22,12 +22,17 @@ SECRET = b"a secret of the cluster"
 CLUSTER = "c1"
 STANDING = Standing("first", (), founded=True)
 
+_given: set[int] = set()
+
 
 def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on at this moment, that no other worker takes (see `conftest`),
+    and that was not given out before.
+    """
+    while (port := free_ports(1)[0]) in _given:
+        pass
+    _given.add(port)
+    return port
 
 
 async def until(holds: Callable[[], object], timeout_s: float = 5.0) -> None:
