@@ -246,7 +246,7 @@ async def test_a_node_that_never_answers_leaves_time_to_ask_again(call):
         return web.Response()
 
     node = Node(silent, (201, STORED | {"version": 0}))
-    async with nodes(node) as urls, Client(*urls, timeout_s=2) as client:
+    async with nodes(node) as urls, Client(*urls, timeout_s=3) as client:
         await call(client)
         assert len(node.asked) == 2
 

@@ -21,7 +21,7 @@ MakeTopology = Callable[..., Topology]
 
 async def test_a_cluster_starts_serves_and_stops_cleanly(fake_topology: MakeTopology) -> None:
     cluster = Supervisor(fake_topology())
-    await cluster.start(10)
+    await cluster.start(60)
     assert all(process.running and process.pid for process in cluster.nodes.values())
     assert await cluster.stop() == {"n1": 0, "n2": 0, "n3": 0}
     assert not any(process.running for process in cluster.nodes.values())
@@ -44,7 +44,7 @@ async def test_a_killed_node_is_seen_and_can_be_started_again(fake_topology: Mak
         assert await cluster["n2"].kill() == -signal.SIGKILL
         assert not cluster["n2"].running and cluster["n1"].running
         await cluster["n2"].start()
-        await cluster["n2"].wait_ready(10)
+        await cluster["n2"].wait_ready(60)
         assert cluster["n2"].pid != before
 
 
@@ -52,7 +52,7 @@ async def test_starting_again_starts_only_who_is_down(fake_topology: MakeTopolog
     async with Supervisor(fake_topology()) as cluster:
         pids = {name: process.pid for name, process in cluster.nodes.items()}
         await cluster["n3"].stop()
-        await cluster.start(10)
+        await cluster.start(60)
         assert cluster["n1"].pid == pids["n1"] and cluster["n3"].pid != pids["n3"]
 
 
@@ -60,7 +60,7 @@ async def test_a_restart_is_a_stop_and_a_start(fake_topology: MakeTopology) -> N
     async with Supervisor(fake_topology(1)) as cluster:
         before = cluster["n1"].pid
         await cluster["n1"].restart()
-        await cluster["n1"].wait_ready(10)
+        await cluster["n1"].wait_ready(60)
         assert cluster["n1"].pid != before
 
 
@@ -79,7 +79,7 @@ async def test_a_node_that_ends_before_it_is_ready_is_reported_with_its_words(
 ) -> None:
     cluster = Supervisor(fake_topology(1, behave="die"), log_dir=tmp_path / "logs")
     with pytest.raises(NodeFailed, match=r"n1 ended with exit code 1.*\n(.*\n)*no reason given"):
-        await cluster.start(10)
+        await cluster.start(60)
 
 
 async def test_a_node_that_is_never_ready_is_not_waited_for_for_ever(
@@ -102,7 +102,7 @@ async def test_a_busy_port_is_an_error_before_anything_starts(fake_topology: Mak
     cluster = Supervisor(topology)
     port = topology.nodes[2].raft_port
     with socket.create_server(("127.0.0.1", port)), pytest.raises(PortBusy, match=str(port)):
-        await cluster.start(10)
+        await cluster.start(60)
     assert not any(process.running for process in cluster.nodes.values())
 
 

@@ -18,7 +18,7 @@ from cluster.supervisor import NodeProcess
 from cluster.topology import Topology, local
 
 MakeTopology = Callable[..., Topology]
-WAIT_S = 10
+WAIT_S = 60
 
 
 class Screen(io.StringIO):
