@@ -69,7 +69,7 @@ def decode_membership(entry: bytes) -> Membership:
     try:
         _, membership = plain.loads(entry)
         return Membership.from_plain(membership)
-    except (plain.NotPlain, ValueError) as error:
+    except (plain.NotPlain, TypeError, ValueError) as error:
         raise MalformedEntry(f"no membership: {type(error).__name__}") from error
 
 
