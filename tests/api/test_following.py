@@ -300,6 +300,22 @@ async def test_signs_of_life_come_also_while_the_store_changes_otherwise(node: N
         assert [(await one).id for one in waiting] == [1, 1_001]
 
 
+async def test_beside_a_store_that_moves_nobody_is_left_without_a_sign_for_long(
+    node: Node, monkeypatch
+):
+    """Events that it does not want come all the time: checkpoints tell how far it is."""
+    assert crowds.HEARTBEAT_S + courses._CHECKPOINT_S <= 15, "promised, whatever matches"
+    monkeypatch.setattr(crowds, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(courses, "_CHECKPOINT_S", 0.1)
+    async with follow(node, "?type=Wanted") as stream:
+        await stream.until("caught_up")
+        for _ in range(40):
+            put(node, "a")
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(5):  # one may come when nothing moves any more
+            assert [one.event for one in await stream.take(3)] == ["checkpoint"] * 3
+
+
 async def test_a_client_that_leaves_is_forgotten(node: Node):
     shared = node.api._metrics._following
     async with follow(node) as stream:
