@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from cluster.supervisor import STOP_S
 from cluster.topology import Topology
 from tests.e2e.client import STORE, Client
 from tests.e2e.conftest import Cluster
@@ -77,6 +79,14 @@ async def test_sigterm_under_load_exits_0_and_keeps_every_acknowledged_event(
             for event in await client.events(min_position=len(acknowledged))
         }
         assert acknowledged.items() <= found.items()
+
+
+async def test_an_interrupt_stops_a_node_as_sigterm_does(cluster: Cluster) -> None:
+    assert (await cluster.clients["n2"].append("s", "before")).status == 201
+    node = cluster.supervisor["n2"]
+    node._signal(signal.SIGINT)
+    async with asyncio.timeout(STOP_S):
+        assert await node.wait_exit() == 0
 
 
 async def test_a_node_whose_directory_was_wiped_is_filled_by_the_others(
