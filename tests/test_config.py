@@ -366,6 +366,21 @@ def test_an_unreadable_secret_file_is_a_problem(tmp_path: Path) -> None:
     assert line.startswith("cluster_secret_file") and "can be read" in line
 
 
+@pytest.mark.parametrize("host", ["10.0.0.1", "127.0.0.1"])
+def test_an_empty_secret_that_was_given_is_not_replaced_by_the_known_one(
+    tmp_path: Path, host: str
+) -> None:
+    path = tmp_path / "secret"
+    path.write_text("\n")
+    argv = ["--raft-address", f"{host}:7101", "--peer", f"n2={host}:7102"]
+    for empty in (
+        ["--cluster-secret-file", str(path)],
+        ["--cluster-secret", ""],
+        with_file(tmp_path / "node.toml", '[ex_esdb]\ncluster_secret = ""'),
+    ):
+        assert "must be 16 bytes or more" in only_problem([*argv, *empty])
+
+
 def test_two_secrets_are_one_too_many(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text(SECRET)

@@ -14,7 +14,7 @@ import os
 import ssl
 from collections.abc import Callable, Iterator
 
-from node.config.options import MIB, Config
+from node.config.options import MIB, Config, loopback_secret
 from node.config.values import Address
 
 SECRET_BYTES_MIN = 16
@@ -90,9 +90,14 @@ def reachable(config: Config) -> Iterator[Complaint]:
 
 
 def secret(config: Config) -> Iterator[Complaint]:
-    """No Raft port that other machines can reach goes without a real secret."""
+    """No Raft port that other machines can reach goes without a real secret.
+
+    An empty one that was given, as by a file that nothing was written to yet, is none either: by
+    now the one that everybody can work out stands in its place.
+    """
     if "cluster_secret" in config.sources:
-        if len(config.cluster_secret.encode()) < SECRET_BYTES_MIN:
+        known = config.cluster_secret == loopback_secret(config.store_id)
+        if known or len(config.cluster_secret.encode()) < SECRET_BYTES_MIN:
             yield "cluster_secret", f"{SECRET_BYTES_MIN} bytes or more"
         return
     addresses = [config.raft_address, *config.members.values()]
