@@ -70,6 +70,7 @@ class Logs(logging.handlers.QueueHandler):
         self.setFormatter(formatter)
         self.dropped = 0
         self._reported = 0
+        self._stopped = False
         self._stream = stream
         self._writer = threading.Thread(target=self._write, name="logs", daemon=True)
         self._writer.start()
@@ -87,11 +88,19 @@ class Logs(logging.handlers.QueueHandler):
 
     def stop(self) -> None:
         """Write what is queued, as far as that goes quickly, and log nothing any more."""
+        if self._stopped:
+            return
+        self._stopped = True
         atexit.unregister(self.stop)
         logging.getLogger().removeHandler(self)
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=STOP_S)
         self._writer.join(STOP_S)
+
+    def close(self) -> None:
+        """What `logging.shutdown` calls: the process ends, and its last lines say why."""
+        self.stop()
+        super().close()
 
     def _write(self) -> None:
         """The thread: write lines until told to end. A stream that is gone swallows the rest."""

@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -163,3 +165,18 @@ def test_a_stream_that_is_gone_ends_nothing() -> None:
     stream.close()
     log.info("into the void")
     started.stop()
+
+
+def test_the_last_words_of_a_process_that_ends_at_once_are_written() -> None:
+    """A promise that cannot be kept, or an entry that cannot be applied, ends it by `os._exit`."""
+    code = """
+import logging, os
+from node import logs
+logs.start("n1", "info", "json")
+logging.getLogger("node.trial").critical("the process ends")
+logging.shutdown()
+os._exit(70)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 70
+    assert "the process ends" in ended.stderr
