@@ -4,7 +4,8 @@ A peer that cannot be reached is dialled about once a second, and one that is re
 often. The log would be full of one sentence; with nothing, an operator whose names do not resolve,
 or whose certificates are of another authority, would see two nodes that are silent.
 
-Bound: `_KEPT_MAX` sentences are remembered; then all are forgotten, and may be logged anew.
+Bound: `_KEPT_MAX` sentences in `_AGAIN_S`; more are not logged. Whoever can reach the port can say
+something else each time, and under another name.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Grievances:
         if moment < self._said.get((whom, words), float("-inf")) + _AGAIN_S:
             return
         if len(self._said) >= _KEPT_MAX:
-            self._said.clear()
+            self._said = {key: at for key, at in self._said.items() if moment < at + _AGAIN_S}
+            if len(self._said) >= _KEPT_MAX:
+                return
         self._said[whom, words] = moment
         say(words)
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import secrets
 import struct
 from collections.abc import Callable
@@ -44,6 +45,7 @@ NONCE_BYTES = 32
 JOINING = ""
 INCARNATION_BITS = 42  # milliseconds until the year 2109
 _LENGTH = struct.Struct(">I")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}").fullmatch
 
 
 class Identity(NamedTuple):
@@ -96,6 +98,11 @@ class _Unwelcome(Exception):
     """The peer is who it says, and yet there must be no session with it."""
 
 
+def _is_name(value: object) -> bool:
+    """Whether it may be a node's id: nothing else of a stranger's ever stands in a log line."""
+    return isinstance(value, str) and _NAME(value) is not None
+
+
 class Session(asyncio.Protocol):
     """One connection, dialled by us (`expected_peer` is given) or accepted (None)."""
 
@@ -117,7 +124,7 @@ class Session(asyncio.Protocol):
         self._unwanted = False
         self._owner = owner
         self._identity = identity
-        self._dialled = expected_peer is not None
+        self.dialled = expected_peer is not None
         self._frame_bytes_max = frame_bytes_max
         self._buffer = bytearray()
         self._own_greeting: list[Any] = []
@@ -132,7 +139,7 @@ class Session(asyncio.Protocol):
         self.heard_at = asyncio.get_running_loop().time()
         if self._unwanted:
             self.close()
-        elif self._dialled:
+        elif self.dialled:
             self._own_greeting = self._greeting(self.peer)
             self.write(cbor2.dumps(self._own_greeting))
 
@@ -212,7 +219,7 @@ class Session(asyncio.Protocol):
             raise HandshakeRefused(str(error)) from error
         if not isinstance(fields, list):
             raise HandshakeRefused("not a greeting")
-        if self._dialled:
+        if self.dialled:
             self._finish_as_dialler(fields)
         elif not self._peer_greeting:
             self._answer_as_acceptor(fields)
@@ -271,8 +278,10 @@ class Session(asyncio.Protocol):
         joining = [self._identity.joins, cluster == JOINING].count(True)
         if joining == 2 or (not joining and cluster != self._identity.cluster):
             raise HandshakeRefused(OTHER_CLUSTER)
-        if not isinstance(sender, str) or receiver != self._identity.node_id:
-            raise HandshakeRefused(f"a greeting for {receiver!r}")
+        if not _is_name(sender):
+            raise HandshakeRefused("a greeting of nobody")
+        if receiver != self._identity.node_id:
+            raise HandshakeRefused(f"a greeting for {receiver if _is_name(receiver) else 'nobody'}")
         if type(incarnation) is not int or not 0 <= incarnation < 2**INCARNATION_BITS:
             raise HandshakeRefused("no incarnation")
         if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
@@ -284,7 +293,7 @@ class Session(asyncio.Protocol):
 
     def _proof(self, side: str) -> bytes:
         mine, theirs = self._own_greeting, self._peer_greeting
-        greetings = [mine, theirs] if self._dialled else [theirs, mine]
+        greetings = [mine, theirs] if self.dialled else [theirs, mine]
         return hmac.digest(self._identity.secret, cbor2.dumps([side, *greetings]), "sha256")
 
     def _check_proof(self, side: str, proof: object) -> None:

@@ -50,6 +50,7 @@ class Transport:
         self._server: asyncio.Server | None = None
         self._last_encoded: tuple[Message, bytes] | None = None
         self._grievances = Grievances()
+        self._about_strangers = Grievances()  # what they can fill, peers do not need
 
     async def start(self, listener: Listener) -> None:
         """Bind the raft address and begin to dial. Raises `OSError` if the address is taken."""
@@ -168,7 +169,9 @@ class Transport:
     def refuses(self, session: Session, why: str) -> None:
         """Say so, but not each time."""
         whom = session.peer or session.address
-        self._grievances.tell(log.warning, whom, f"closing the connection with {whom}: {why}")
+        expected = session.up or session.dialled
+        grievances = self._grievances if expected else self._about_strangers
+        grievances.tell(log.warning, whom, f"closing the connection with {whom}: {why}")
 
     def batch_done(self) -> None:
         """Pass on."""
@@ -189,7 +192,8 @@ class Transport:
     def _announce(self, session: Session) -> None:
         if self._listener is not None and self._sessions.get(session.peer) is session:
             log.info("connected with %s, incarnation %d", session.peer, session.peer_incarnation)
-            self._grievances.forget(session.peer)
+            for grievances in (self._grievances, self._about_strangers):
+                grievances.forget(session.peer)
             self._listener.connected(session.peer, session.peer_incarnation)
 
     # --- making connections ------------------------------------------------------------------

@@ -84,8 +84,8 @@ DEFECTS = (
         "proof-of-another-connection",
         "A21: a proof is bound to both nonces of its connection",
         "raft/session.py",
-        "        greetings = [mine, theirs] if self._dialled else [theirs, mine]\n",
-        "        greetings = [mine[:6], theirs[:6]] if self._dialled else [theirs[:6], mine[:6]]\n",
+        "        greetings = [mine, theirs] if self.dialled else [theirs, mine]\n",
+        "        greetings = [mine[:6], theirs[:6]] if self.dialled else [theirs[:6], mine[:6]]\n",
         (_SESSION,),
     ),
     Defect(

@@ -67,6 +67,8 @@ class TestHandshake:
             {"receiver": "n3"},
             {"sender": "n1"},
             {"sender": 5},
+            {"sender": "n2\n12:00:00 INFO n1  all is well"},
+            {"sender": "x" * 33},
             {"incarnation": -1},
             {"incarnation": "7"},
             {"incarnation": True},
@@ -121,6 +123,25 @@ class TestHandshake:
         about = [record.message for record in caplog.records if "with n1" in record.message]
         assert len(about) == 1 and "secret" in about[0]
         assert sum("cannot reach n3" in record.message for record in caplog.records) == 1
+
+    async def test_what_strangers_say_neither_fills_the_log_nor_makes_its_lines(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "node.raft.transport")
+        async with listening() as node:
+            for number in range(150):
+                async with await Hand.dial(node.port) as hand:
+                    await hand.greet(receiver=f"n1\n{number}")
+                    assert await hand.closed()
+            for number in range(150):
+                async with await Hand.dial(node.port) as hand:
+                    if await hand.greet(sender=f"n{number + 2}"):
+                        hand.say([hand.prove(secret=b"guessed")])
+                    assert await hand.closed()
+            lines = [one.message for one in caplog.records if "closing" in one.message]
+            assert 0 < len(lines) <= 100 and not any("\n" in line for line in lines)
+            node.transport.refuses(node.transport._session("n2"), "of what must be seen")
+            assert "n2: of what must be seen" in caplog.text
 
     async def test_a_node_that_nobody_knows_here_is_heard_if_it_knows_the_secret(self) -> None:
         """It may know a newer membership than this node."""
