@@ -4,7 +4,9 @@
 answers a topic here. What is asked this way changes nothing by itself or may be asked twice: an
 answer that is lost, or comes too late, is asked for again by whoever needs it.
 
-At most `_SERVED_MAX` questions are worked on at once; more are answered "busy".
+At most `_SERVED_MAX` questions of a topic are worked on at once; more are answered "busy". Topics
+do not share that: a disk that hangs keeps flushes, of which each round of durable appends brings
+one, and reads must not find the leader busy for it.
 """
 
 from __future__ import annotations
@@ -39,12 +41,13 @@ class Requests:
         self._send = send
         self._handlers: dict[str, Handler] = {}
         self._waiting: dict[int, tuple[str, asyncio.Future[Any]]] = {}
-        self._served: set[asyncio.Task[None]] = set()
+        self._served: dict[str, set[asyncio.Task[None]]] = {}
         self._number = incarnation << _NUMBERS_BITS
 
     def serve(self, topic: str, handler: Handler) -> None:
         """Let `handler(peer, body)` answer a topic; an exception of its is the answer "no"."""
         self._handlers[topic] = handler
+        self._served.setdefault(topic, set())
 
     async def ask(self, peer: str, topic: str, body: Any, timeout_s: float) -> Any:
         """The peer's answer. Raises `NoAnswer`."""
@@ -65,13 +68,13 @@ class Requests:
     def asked(self, peer: str, message: Ask) -> None:
         """A peer's question: work on it, and answer."""
         handler = self._handlers.get(message.topic)
-        if handler is None or len(self._served) >= _SERVED_MAX:
+        if handler is None or len(self._served[message.topic]) >= _SERVED_MAX:
             why = "busy" if handler else f"unknown topic {message.topic!r}"
             self._send(peer, Answer(message.number, False, why))
             return
         task = asyncio.ensure_future(self._work(peer, message, handler))
-        self._served.add(task)
-        task.add_done_callback(self._served.discard)
+        self._served[message.topic].add(task)
+        task.add_done_callback(self._served[message.topic].discard)
 
     def answered(self, peer: str, message: Answer) -> None:
         """A peer's answer; one that nobody waits for is dropped."""
@@ -91,9 +94,10 @@ class Requests:
 
     async def stop(self) -> None:
         """End the work on questions."""
-        for task in self._served:
+        tasks = [task for served in self._served.values() for task in served]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._served, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _work(self, peer: str, message: Ask, handler: Handler) -> None:
         try:

@@ -99,6 +99,27 @@ async def test_no_more_questions_are_worked_on_than_the_bound() -> None:
     await answering.stop()
 
 
+async def test_questions_that_hang_do_not_keep_those_of_another_topic_waiting() -> None:
+    """A leader with a disk that hangs is asked for a flush by each round of durable appends."""
+    line = Line()
+    answering = Requests(line.send, 1)
+
+    async def hang(_: str, __: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def read_index(_: str, __: Any) -> Any:
+        return 7
+
+    answering.serve("flush", hang)
+    answering.serve("read_index", read_index)
+    for number in range(module._SERVED_MAX):
+        answering.asked("n1", Ask(number, "flush", None))
+    answering.asked("n1", Ask(1000, "read_index", None))
+    await asyncio.sleep(0.01)
+    assert line.said == [Answer(1000, True, 7)]
+    await asyncio.wait_for(answering.stop(), 5)
+
+
 async def test_an_unknown_topic_and_a_failing_handler_are_answered_no() -> None:
     line = Line()
     answering = Requests(line.send, 1)
