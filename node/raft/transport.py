@@ -247,6 +247,9 @@ class Transport:
             why = str(error) or "no answer in time"
             words = f"cannot reach {peer} at {self._addresses.get(peer)}: {why}"
             self._grievances.tell(log.info, peer, words)
+        finally:
+            if session.transport is None:
+                self._close_stranger(session)  # it became none, and keeps no place of others
 
     async def _watch(self) -> None:
         """Close sessions that have gone silent: a dead machine closes nothing by itself."""

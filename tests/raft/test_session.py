@@ -384,6 +384,14 @@ class TestBounds:
             for hand in kept:
                 await hand.close()
 
+    async def test_a_dial_that_failed_keeps_nobody_out(self) -> None:
+        peers = {"n0": f"127.0.0.1:{free_port()}", "n2": "127.0.0.1:9"}
+        async with Node("n1", free_port(), peers, strangers_max=2) as node:
+            for _ in range(5):
+                await asyncio.sleep(0.1)  # n0 is dialled, and nobody listens there
+                async with await Hand.dial(node.port) as hand:
+                    assert await hand.greet()
+
     async def test_there_is_one_session_a_peer_and_the_newest_wins(self) -> None:
         async with (
             listening() as node,
