@@ -167,6 +167,9 @@ class Proposals:
                 leaderless and moment >= pending.since + patience_s
             ):
                 self._end(sequence, NoLeader("no leader took the request in time"))
+        if len(self._unsent) > len(self._pending):
+            # Where nobody leads, what has ended is not passed over by handing on what has not.
+            self._unsent = deque(one for one in self._unsent if one in self._pending)
 
     def stop(self) -> None:
         """End everything that waits."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from node.core.outcomes import BarrierPassed, StoreCreated
-from node.errors import OutcomeUnknown
+from node.errors import NoLeader, OutcomeUnknown
 from node.raft.entries import Group, decode
 from node.raft.messages import AppendEntries, Propose, Refused, TermNotice
 from node.raft.proposals import Proposals
@@ -152,3 +152,21 @@ async def test_what_was_handed_on_ends_as_unknown_when_its_time_is_over(hands: C
     desk.proposals.sweep()
     assert submission.done()
     assert isinstance(submission.exception(), OutcomeUnknown)
+
+
+async def test_without_a_leader_nothing_is_left_of_what_has_ended(hands: Clock) -> None:
+    """Clients that try again for a day, in a cluster that has lost its majority."""
+    desk = Desk(proposals_max=3)
+    for _ in range(20):
+        futures = [desk.proposals.submit(b"c", 5000) for _ in range(3)]
+        hands.advance(desk.solo.settings.leader_wait_ms / 1000 + 0.1)
+        desk.proposals.sweep()
+        for future in futures:
+            with pytest.raises(NoLeader):
+                await future
+    assert len(desk.proposals._unsent) == 0
+    last = desk.proposals.submit(b"last", 5000)
+    desk.proposals.sweep()
+    desk.follow("n2", 1)
+    assert desk.pump() == [("n2", Propose(1, [61], [b"last"]))]
+    assert not last.done()
