@@ -62,11 +62,12 @@ class HandOver:
             await self._hand_over(member, deadline)
         else:
             await self._ask(leader, member, deadline)
-        left_ms = max(1, round((deadline - now()) * 1000))
-        await self._waiting.until(
-            lambda: self._engine.leader not in (None, leader), left_ms, "a new leader"
-        )
-        return self._engine.leader or ""
+        while (new := self._engine.leader) is None or new == leader:
+            left_ms = max(1, round((deadline - now()) * 1000))
+            await self._waiting.until(
+                lambda: self._engine.leader not in (None, leader), left_ms, "a new leader"
+            )
+        return new
 
     async def serve(self, _: str, member: Any) -> Any:
         """Answer a peer's `hand_over`."""

@@ -76,15 +76,15 @@ class Reads:
 
     async def leader(self, deadline: float) -> str:
         """The leader's id, waited for within `leader_wait_ms`. Raises `NoLeader`."""
-        patience_ms = min(self._settings.leader_wait_ms, _left_ms(deadline))
+        deadline = min(deadline, now() + self._settings.leader_wait_ms / 1000)
         try:
-            await self._waiting.until(
-                lambda: self._engine.leader is not None, patience_ms, "a leader"
-            )
+            # One that was there when this was woken may be gone again when it runs.
+            while (leader := self._engine.leader) is None:
+                await self._waiting.until(
+                    lambda: self._engine.leader is not None, _left_ms(deadline), "a leader"
+                )
         except ReadBarrierTimeout as error:
             raise NoLeader("no leader is known") from error
-        leader = self._engine.leader
-        assert leader is not None
         return leader
 
     async def serve_read_index(self, _: str, __: Any) -> Any:

@@ -6,9 +6,15 @@ import asyncio
 
 import pytest
 
+from node.core.state import State
 from node.errors import ExesdbError, NoLeader, ReadBarrierTimeout
-from node.raft.messages import AppendEntries, Message
+from node.raft.library import now
+from node.raft.messages import AppendEntries, Message, TermNotice
+from node.raft.reads import Reads
+from node.raft.requests import Requests
+from node.raft.waiting import Waiting
 from tests.raft.harness import STORE, Cluster
+from tests.raft.solo import Solo
 from tests.raft.stock import StockCluster
 from tests.raft.virtual_time import simulate
 
@@ -172,3 +178,22 @@ class TestWaiting:
             assert cluster[leader]._waiting._waiting == {}
 
         simulate(scenario)
+
+    async def test_a_leader_that_is_gone_before_the_read_runs_is_waited_for_again(self) -> None:
+        """Its first message and the next term's come in one turn of the loop."""
+        solo, waiting = Solo(), Waiting()
+        reads = Reads(
+            *(solo.engine, solo.settings, State(), Requests(solo.send, 1), waiting),
+            lambda *_: pytest.fail("nothing is proposed"),
+        )
+        asked = asyncio.create_task(reads.leader(now() + 5))
+        await asyncio.sleep(0)
+        solo.hear("n2", AppendEntries(1, 1, 0, 1, []))
+        waiting.advanced()
+        solo.hear("n3", TermNotice(2))
+        assert solo.engine.leader is None
+        await asyncio.sleep(0.01)
+        assert not asked.done()
+        solo.hear("n3", AppendEntries(2, 1, 0, 1, []))
+        waiting.advanced()
+        assert await asked == "n3"
