@@ -4,6 +4,9 @@
 leader's fallback time, so this can be stale by that much. `linearizable`: everything that was
 acknowledged to anyone before; a command goes through the log, and shares its group commit with
 whatever else is under way. No leases, and so no clocks, are relied on.
+
+The leader is asked once for all reads that begin in one turn of the loop: with a question for each
+it would be too busy to answer many, and who asks too busy with asking again.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from node.raft.requests import NoAnswer, Requests
 from node.raft.waiting import Waiting
 
 _ASK_AGAIN_S = 0.02
+_ANSWER_S = 1.0  # then the leader is asked anew, or another one
 
 Propose = Callable[[bytes, int], Awaitable[tuple[Outcome, int]]]
 
@@ -44,6 +48,7 @@ class Reads:
         self._requests = requests
         self._waiting = waiting
         self._propose = propose
+        self._questions: dict[str, asyncio.Task[int]] = {}  # not sent yet, by leader
 
     async def barrier(self, level: str, timeout_ms: int) -> None:
         """Return when this node's state covers what the level promises.
@@ -101,12 +106,30 @@ class Reads:
                 await self._waiting.until(sure, _left_ms(deadline), "an entry of its own term")
                 return self._state.applied_index
             try:
-                wait_s = max(0.01, deadline - now())
-                return int(await self._requests.ask(leader, "read_index", None, wait_s))
-            except (NoAnswer, TypeError, ValueError) as error:
+                async with asyncio.timeout(max(0.01, deadline - now())):
+                    return await asyncio.shield(self._question_to(leader))
+            except (NoAnswer, TimeoutError, TypeError, ValueError) as error:
                 if now() >= deadline:
                     raise ReadBarrierTimeout(f"the leader did not answer: {error}") from error
                 await asyncio.sleep(_ASK_AGAIN_S)
+
+    def _question_to(self, leader: str) -> asyncio.Task[int]:
+        """One that is sent after this call: its answer covers what was acknowledged before."""
+        question = self._questions.get(leader)
+        if question is None:
+            question = self._questions[leader] = asyncio.create_task(self._ask(leader))
+            question.add_done_callback(_let_go)
+        return question
+
+    async def _ask(self, leader: str) -> int:
+        del self._questions[leader]
+        return int(await self._requests.ask(leader, "read_index", None, _ANSWER_S))
+
+
+def _let_go(question: asyncio.Task[int]) -> None:
+    """The time of all that shared it may be over."""
+    if not question.cancelled():
+        question.exception()
 
 
 def _left_ms(deadline: float) -> int:

@@ -155,6 +155,14 @@ DEFECTS = (
         (_READS,),
     ),
     Defect(
+        "read-shares-a-question-that-was-sent",
+        "I8: the leader is asked after the read came",
+        "raft/reads.py",
+        "        del self._questions[leader]\n        return int(",
+        "        return int(",
+        (_READS,),
+    ),
+    Defect(
         "min-index-is-not-awaited",
         "I8: a session with a token never goes back",
         "raft/replica.py",

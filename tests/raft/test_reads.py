@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from node.core.state import State
 from node.errors import ExesdbError, NoLeader, ReadBarrierTimeout
 from node.raft.library import now
-from node.raft.messages import AppendEntries, Message, TermNotice
+from node.raft.messages import Answer, AppendEntries, Ask, Message, TermNotice
 from node.raft.reads import Reads
 from node.raft.requests import Requests
 from node.raft.waiting import Waiting
@@ -182,10 +183,7 @@ class TestWaiting:
     async def test_a_leader_that_is_gone_before_the_read_runs_is_waited_for_again(self) -> None:
         """Its first message and the next term's come in one turn of the loop."""
         solo, waiting = Solo(), Waiting()
-        reads = Reads(
-            *(solo.engine, solo.settings, State(), Requests(solo.send, 1), waiting),
-            lambda *_: pytest.fail("nothing is proposed"),
-        )
+        reads = reads_of(solo, Requests(solo.send, 1), waiting)
         asked = asyncio.create_task(reads.leader(now() + 5))
         await asyncio.sleep(0)
         solo.hear("n2", AppendEntries(1, 1, 0, 1, []))
@@ -197,3 +195,46 @@ class TestWaiting:
         solo.hear("n3", AppendEntries(2, 1, 0, 1, []))
         waiting.advanced()
         assert await asked == "n3"
+
+
+def reads_of(solo: Solo, requests: Requests, waiting: Waiting) -> Reads:
+    """The reads of one node, which proposes nothing."""
+    nothing: Any = None
+    return Reads(solo.engine, solo.settings, State(), requests, waiting, nothing)
+
+
+class TestManyReads:
+    """A question for each kept the leader too busy to answer: 9,000 reads at one follower all
+    timed out, a second late, and the loops of both stood still for as long.
+    """
+
+    async def test_reads_of_one_turn_share_a_question_and_a_later_one_asks_anew(self) -> None:
+        solo = Solo()
+        requests = Requests(solo.send, 1)
+        reads = reads_of(solo, requests, Waiting())
+        solo.hear("n2", AppendEntries(1, 1, 0, 1, []))
+        early = [asyncio.create_task(reads.barrier("leader", 5000)) for _ in range(500)]
+        await asyncio.sleep(0.01)
+        late = asyncio.create_task(reads.barrier("leader", 5000))
+        await asyncio.sleep(0.01)
+        (first, second) = [one for to, one in solo.take() if isinstance(one, Ask) and to == "n2"]
+        requests.answered("n2", Answer(first.number, True, 0))
+        await asyncio.wait_for(asyncio.gather(*early), 5)
+        assert not late.done(), "what was asked before it came says nothing of it"
+        requests.answered("n2", Answer(second.number, True, 0))
+        await asyncio.wait_for(late, 5)
+
+    async def test_each_read_that_shares_a_question_keeps_its_own_time(self) -> None:
+        solo = Solo()
+        reads = reads_of(solo, Requests(solo.send, 1), Waiting())
+        solo.hear("n2", AppendEntries(1, 1, 0, 1, []))
+        patient = asyncio.create_task(reads.barrier("leader", 60_000))
+        hasty = asyncio.create_task(reads.barrier("leader", 50))
+        gone = asyncio.create_task(reads.barrier("leader", 60_000))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        with pytest.raises(ReadBarrierTimeout):
+            await asyncio.wait_for(hasty, 5)
+        assert not patient.done()
+        patient.cancel()
+        await asyncio.gather(patient, gone, return_exceptions=True)
