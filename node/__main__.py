@@ -1,11 +1,22 @@
 """`python -m node`: one node of the event store, until SIGTERM or SIGINT."""
 
+# ruff: noqa: E402   (signals come first: to import the rest takes a second)
 from __future__ import annotations
+
+import os
+import signal
+
+STOPS = (signal.SIGTERM, signal.SIGINT)
+
+if __name__ == "__main__":
+    # Until the node runs there is nothing to stop: a signal ends the process. Without a handler the
+    # first process of a container would not even hear it, and be killed when its time is over.
+    for number in STOPS:
+        signal.signal(number, lambda *_: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 import asyncio
 import logging
-import os
-import signal
 import sys
 
 import uvloop
@@ -27,7 +38,7 @@ async def run(config: Config) -> int:
     """Run a node to its end; the exit code of the process."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         loop.add_signal_handler(number, stopped.set)
     service = Service(config)
     try:
@@ -54,6 +65,8 @@ def main() -> None:
         os._exit(code)
     if code == START_AGAIN:
         # The same process, so that whoever supervises it need not know; nothing of it is left over.
+        # A signal that comes meanwhile waits until it has a handler again.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         os.execv(sys.executable, sys.orig_argv)
     sys.exit(code)
 

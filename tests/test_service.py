@@ -6,6 +6,9 @@ The node is a whole one, alone in its cluster; only its network and its HTTP por
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -244,3 +247,17 @@ async def test_a_stop_that_cannot_write_everything_is_not_clean(
         assert not kept_of(directory).clean
     again = await lived(tmp_path)
     assert again.service._state.stores[STORE].position == 1, "it was in the log's tail"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_node_runs_ends_it_as_a_stop_does(tmp_path: Path, number: int) -> None:
+    """Where it is a container's first process, one without a handler would not be heard."""
+    program = [sys.executable, "-X", "importtime", "-m", "node", "--data-dir", str(tmp_path / "n")]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "asyncio" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        process.stderr.read()
+        assert process.wait(30) == 0
+    assert not (tmp_path / "n").exists()
