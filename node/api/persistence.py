@@ -138,13 +138,14 @@ class Persistence:
     async def force_store(self, request: Request, name: str) -> Answer:
         """`POST /v1/stores/{store}/persistence/force`."""
         await self._expect_nothing(request)
+        began = time.monotonic()
         await self._levels.known(name, request.parameters["timeout_ms"])
-        return await self._force(request, [name])
+        return await self._force(request, [name], began)
 
     async def force_all(self, request: Request) -> Answer:
         """`POST /v1/persistence/force`."""
         await self._expect_nothing(request)
-        return await self._force(request, None)
+        return await self._force(request, None, time.monotonic())
 
     async def status(self, request: Request) -> Answer:
         """`GET /v1/persistence`."""
@@ -166,17 +167,20 @@ class Persistence:
         if body := await self._bodies.read(request):
             self._decode_nothing(body, sent(request.message.headers))
 
-    async def _force(self, request: Request, stores: Collection[str] | None) -> Answer:
-        timeout_ms = request.parameters["timeout_ms"]
-        began = time.monotonic()
+    async def _force(
+        self, request: Request, stores: Collection[str] | None, began: float
+    ) -> Answer:
+        def left_ms() -> int:
+            passed_ms = int((time.monotonic() - began) * 1000)
+            return max(1, int(request.parameters["timeout_ms"]) - passed_ms)
+
         on_node = request.parameters["scope"] == "node"
-        index = await self._committed_index(timeout_ms, on_node)
-        left_ms = max(1, timeout_ms - int((time.monotonic() - began) * 1000))
+        index = await self._committed_index(left_ms(), on_node)
         own_id = self._replica.status().node_id
         if on_node:
-            entry = await self._force_here(stores, index, left_ms)
+            entry = await self._force_here(stores, index, left_ms())
             return _answer(request, 200, {"nodes": {own_id: entry}})
-        return _flushed(request, await self._force_members(own_id, stores, index, left_ms))
+        return _flushed(request, await self._force_members(own_id, stores, index, left_ms()))
 
     async def _committed_index(self, timeout_ms: int, on_node: bool) -> int:
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from node.core import commands
 from node.errors import (
     NoLeader,
     PersistenceDisabled,
@@ -50,6 +53,21 @@ async def test_a_flush_of_this_node_needs_no_leader_but_one_of_the_cluster_does(
     assert (await node.ask("POST", FORCE)).status == 200
     answer = await node.ask("POST", FORCE + "?scope=cluster")
     assert (answer.status, answer.code) == (503, "no_leader")
+
+
+async def test_a_flush_of_a_store_that_is_not_known_here_yet_ends_in_its_time(node: Node):
+    given = []
+
+    async def barrier(_: str, timeout_ms: int) -> None:
+        given.append(timeout_ms)
+        await asyncio.sleep(0.3)
+        if len(given) == 1:
+            node.replica.apply(commands.create_store("late", 1))
+
+    node.replica.barrier = barrier  # type: ignore[method-assign]
+    answer = await node.ask("POST", "/v1/stores/late/persistence/force?timeout_ms=1000")
+    assert answer.status == 200
+    assert given[0] <= 1000 and given[1] <= 700
 
 
 async def test_a_flush_of_all_stores_names_none(node: Node):
