@@ -49,7 +49,7 @@ _COUNTED = {
     "messages_sent": "Messages sent to peers.",
     "bytes_sent": "Bytes sent to peers.",
     "messages_received": "Messages received from peers.",
-    "messages_dropped": "Messages not sent, because a peer was away or its queue full.",
+    "messages_dropped": "Messages not sent, because a peer's queue was full.",
     "connections_refused": "Connections on the Raft port closed: no peer, or a message was wrong.",
     "lineages_refused": "Sessions refused because the peer follows another lineage.",
     "entries_proposed": "Log entries made here, as leader.",

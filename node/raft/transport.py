@@ -168,6 +168,8 @@ class Transport:
 
     def refuses(self, session: Session, why: str) -> None:
         """Say so, but not each time."""
+        if session.up:
+            self.counters["connections_refused"] += 1  # `lost` counts those that never were
         whom = session.peer or session.address
         expected = session.up or session.dialled
         grievances = self._grievances if expected else self._about_strangers

@@ -334,6 +334,7 @@ class TestFrames:
             before = len(node.ears.told)
             hand.frame(frame)
             assert await hand.closed()
+            assert node.transport.counters["connections_refused"] == 1
             assert node.ears.told[before:] == [("disconnected", "n2")]
             async with await Hand.dial(node.port) as again:
                 assert await established(node, again)
