@@ -3,7 +3,8 @@
 All voters, this one included, are asked to flush up to a Raft index at once, and the wait is over
 when a majority has said that its cut covers it: what it restarts from, over all its stores. Waits
 share rounds. While one runs, later ones gather, and the next round goes as far as the furthest of
-them; so many durable appends cost the disks one flush together.
+them; so many durable appends cost the disks one flush together. Where the disks take longer than a
+round, the next one asks for the same again: one that asked for more each time would never end.
 
 A wait that runs out of time says nothing about the append itself, which is replicated: the answer
 is `OutcomeUnknown`, and a repetition with the same event ids waits again. So it is at once for a
@@ -65,11 +66,13 @@ class Durability:
             await asyncio.gather(self._rounds, return_exceptions=True)
 
     async def _run(self) -> None:
+        target = 0
         try:
             while self._waits:
                 # What arrives in this turn of the loop still shares the round.
                 await asyncio.sleep(0)
-                target = max(self._waits.values(), default=0)
+                if all(wanted > target for wanted in self._waits.values()):
+                    target = max(self._waits.values(), default=0)
                 if await self._majority_has(target):
                     self._release(target)
                 else:

@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
-from node.errors import NotReady, OutcomeUnknown, PersistenceFailed
+from node.errors import NotReady, OutcomeUnknown, PersistenceFailed, PersistenceTimeout
 from node.raft import durability as durability_module
 from node.raft.durability import Durability
+from tests.raft.virtual_time import simulate
 
 
 class Disk:
@@ -91,3 +92,45 @@ async def test_a_stop_ends_the_rounds():
     await asyncio.wait_for(durability.stop(), 5)
     with pytest.raises(OutcomeUnknown):
         await wait
+
+
+class SlowDisk:
+    """A disk on which each cycle takes long, and whoever asks meanwhile waits for the next one."""
+
+    def __init__(self, cycle_s: float) -> None:
+        self.written = 0
+        self._cycle_s = cycle_s
+        self._wanted = 0
+
+    async def run(self) -> None:
+        while True:
+            cut = self._wanted
+            await asyncio.sleep(self._cycle_s)
+            self.written = cut
+
+    async def flush(self, index: int, timeout_ms: int) -> None:
+        self._wanted = max(self._wanted, index)
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                while self.written < index:  # noqa: ASYNC110 - a disk has no event to give
+                    await asyncio.sleep(0.05)
+        except TimeoutError as error:
+            raise PersistenceTimeout("slow") from error
+
+
+@pytest.mark.parametrize("cycle_s", [1, 4, 6, 11])
+def test_a_disk_that_takes_longer_than_a_round_is_waited_for(cycle_s):
+    """Each round asked for more than the one before, and none of them ended."""
+
+    async def scenario() -> None:
+        disk = SlowDisk(cycle_s)
+        running = asyncio.create_task(disk.run())
+        durability = Durability(lambda: [disk.flush])
+        appends = []
+        for index in range(1, 150):
+            appends.append(asyncio.create_task(durability.reach(index, 60_000)))
+            await asyncio.sleep(0.5)
+        await asyncio.gather(*appends)
+        running.cancel()
+
+    simulate(scenario)
