@@ -10,6 +10,7 @@ durable promises, replication to a peer, group commit, forwarding, recovery. Rea
 * `lineage`    which history a node follows, and whom it may therefore speak with
 * `session`    one authenticated connection to a peer
 * `grievances` why there is no session, in the log
+* `door`       the listening port where TLS comes first, with room for so many strangers
 * `transport`  one live session a peer, dialling, bounded queues
 * `membership` who belongs to the cluster, and in which steps that may change
 * `membership_log` which membership counts on this node now

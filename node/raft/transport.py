@@ -20,6 +20,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 
+from node.raft.door import Door
 from node.raft.grievances import Grievances
 from node.raft.messages import Message, encode
 from node.raft.ports import Listener, RaftSettings
@@ -48,6 +49,7 @@ class Transport:
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._server: asyncio.Server | None = None
+        self._door: Door | None = None
         self._last_encoded: tuple[Message, bytes] | None = None
         self._grievances = Grievances()
         self._about_strangers = Grievances()  # what they can fill, peers do not need
@@ -58,11 +60,12 @@ class Transport:
         host, port = split_address(self._settings.raft_address)
         loop = asyncio.get_running_loop()
         tls = self._settings.server_tls
-        # A stranger is one of ours only once TLS has let it through; until then TLS closes it.
-        limit_s = self._settings.handshake_ms / 1000 if tls else None
-        self._server = await loop.create_server(
-            self._accept, host, port, ssl=tls, ssl_handshake_timeout=limit_s
-        )
+        if tls is None:
+            self._server = await loop.create_server(self._accept, host, port)
+        else:
+            limit_s = self._settings.handshake_ms / 1000
+            self._door = Door(tls, limit_s, self._admit, self._never_came)
+            await self._door.open(host, port)
         self._watching = asyncio.create_task(self._watch())
         self.reach(self._settings.peers)
 
@@ -76,6 +79,8 @@ class Transport:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._server is not None:
             self._server.close()
+        if self._door is not None:
+            await self._door.close()
         for session in [*self._sessions.values(), *self._strangers]:
             if session.transport is not None:
                 session.transport.close()
@@ -201,11 +206,24 @@ class Transport:
     # --- making connections ------------------------------------------------------------------
 
     def _accept(self) -> Session:
-        session = self._session(None)
-        if len(self._strangers) >= self._settings.strangers_max:
+        session = self._admit()
+        if session is None:
+            session = self._session(None)
             session.close()
+        return session
+
+    def _admit(self) -> Session | None:
+        """The session of a new connection; None if there are too many strangers."""
+        if len(self._strangers) >= self._settings.strangers_max:
+            return None
+        session = self._session(None)
         self._watch_stranger(session)
         return session
+
+    def _never_came(self, session: Session) -> None:
+        """TLS let nobody through."""
+        self.counters["connections_refused"] += 1
+        self._close_stranger(session)
 
     def _watch_stranger(self, session: Session) -> None:
         """Give a connection until the end of `handshake_ms` to become a session."""

@@ -10,6 +10,7 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -491,6 +492,38 @@ class TestTls:
         ):
             assert not await hand.greet()
             assert node.ears.told == []
+
+    async def test_strangers_that_never_begin_tls_are_bounded_too(
+        self, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+    ) -> None:
+        server, client = contexts
+        tls = {"server_tls": server, "client_tls": client}
+        port = free_port()
+        async with Node("n1", port, {"n2": "127.0.0.1:9"}, strangers_max=3, **tls) as node:
+            kept = [await Hand.dial(port) for _ in range(3)]
+            begun = asyncio.get_running_loop().time()
+            for _ in range(5):
+                async with await Hand.dial(port) as hand:
+                    assert await hand.closed()
+            assert asyncio.get_running_loop().time() - begun < 1
+            assert len(node.transport._strangers) == 3
+            await kept.pop().close()
+            await until(lambda: len(node.transport._strangers) == 2)
+            async with Node("n2", free_port(), {"n1": f"127.0.0.1:{port}"}, **tls):
+                await until(lambda: node.ears.told == [("connected", "n2", 1)])
+            for hand in kept:
+                await hand.close()
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+    async def test_a_port_that_is_taken_is_an_error(
+        self, contexts: tuple[ssl.SSLContext, ssl.SSLContext], host: str
+    ) -> None:
+        server, client = contexts
+        async with listening(server_tls=server, client_tls=client) as node:
+            other = listening(server_tls=server, client_tls=client)
+            other.transport._settings = replace(other.settings, raft_address=f"{host}:{node.port}")
+            with pytest.raises(OSError, match="in use"):
+                await other.transport.start(other.ears)
 
 
 @pytest.mark.parametrize("turns", range(4))

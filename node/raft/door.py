@@ -1,0 +1,103 @@
+"""The raft port where TLS comes first: connections are let in one by one, as far as there is room.
+
+asyncio's own server begins TLS with whoever connects, as many as they are, and tells of none before
+it is through: the bound on strangers would hold for those only that have a certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from ssl import SSLContext
+from typing import Any
+
+from node.raft.session import Session
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 100
+_TAKE_AGAIN_S = 0.5  # after the system gave no connection: it may have no descriptors left
+
+
+class Door:
+    """Listening sockets. `take` gives the session of a new connection, or None where it must go.
+
+    `ended` is told of a session to which TLS let nobody through.
+    """
+
+    def __init__(
+        self,
+        tls: SSLContext,
+        handshake_s: float,
+        take: Callable[[], Session | None],
+        ended: Callable[[Session], None],
+    ) -> None:
+        self._tls = tls
+        self._handshake_s = handshake_s
+        self._take = take
+        self._ended = ended
+        self._sockets: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self, host: str, port: int) -> None:
+        """Listen. Raises `OSError` if the address is taken, or none of this machine."""
+        loop = asyncio.get_running_loop()
+        kind, flags = socket.SOCK_STREAM, socket.AI_PASSIVE
+        found = await loop.getaddrinfo(host, port, type=kind, flags=flags)
+        try:
+            for family, address in dict.fromkeys((one[0], one[4]) for one in found):
+                listening = socket.create_server(address, family=family, backlog=_BACKLOG)
+                listening.setblocking(False)
+                self._sockets.append(listening)
+        except BaseException:
+            await self.close()
+            raise
+        for listening in self._sockets:
+            self._keep(self._listen(listening))
+
+    async def close(self) -> None:
+        """Listen no more, and end what has not come through TLS yet."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for listening in self._sockets:
+            listening.close()
+        self._sockets = []
+
+    async def _listen(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listening)
+            except OSError as error:
+                log.warning("no connection can be taken: %s", error)
+                await asyncio.sleep(_TAKE_AGAIN_S)
+                continue
+            session = self._take()
+            if session is None:
+                connection.close()
+                await asyncio.sleep(0)  # however many there are, others have their turn
+            else:
+                self._keep(self._let_in(connection, session))
+
+    async def _let_in(self, connection: socket.socket, session: Session) -> None:
+        connection.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: session,
+                connection,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._handshake_s,
+            )
+        except (OSError, TimeoutError):
+            pass  # no TLS, or the wrong certificate
+        finally:
+            if session.transport is None:
+                self._ended(session)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
