@@ -1,8 +1,8 @@
 """How much a read may rely on: waiting until this node's state covers what it asks for.
 
-`leader`: what the leader had applied when it was asked. Two nodes may believe to lead for up to the
-leader's fallback time, so this can be stale by that much. `linearizable`: everything that was
-acknowledged to anyone before; a command goes through the log, and shares its group commit with
+`leader`: what the leader knew to be committed when it was asked. Two nodes may believe to lead for
+up to the leader's fallback time, so this can be stale by that much. `linearizable`: everything that
+was acknowledged to anyone before; a command goes through the log, and shares its group commit with
 whatever else is under way. No leases, and so no clocks, are relied on.
 
 The leader is asked once for all reads that begin in one turn of the loop: with a question for each
@@ -96,7 +96,8 @@ class Reads:
         """Answer a peer's `read_index`."""
         if not self._engine.leads_with_own_entry_applied():
             raise NoLeader("not leading, or not yet sure of what is committed")
-        return self._state.applied_index
+        # It may have applied less: a long backlog takes several turns, and others may be faster.
+        return self._engine.commit_index
 
     async def _leader_index(self, deadline: float) -> int:
         while True:
@@ -104,7 +105,7 @@ class Reads:
             if leader == self._settings.node_id:
                 sure = self._engine.leads_with_own_entry_applied
                 await self._waiting.until(sure, _left_ms(deadline), "an entry of its own term")
-                return self._state.applied_index
+                return self._engine.commit_index
             try:
                 async with asyncio.timeout(max(0.01, deadline - now())):
                     return await asyncio.shield(self._question_to(leader))

@@ -9,8 +9,9 @@ import pytest
 
 from node.core.state import State
 from node.errors import ExesdbError, NoLeader, ReadBarrierTimeout
+from node.raft.entries import Group, encode
 from node.raft.library import now
-from node.raft.messages import Answer, AppendEntries, Ask, Message, TermNotice
+from node.raft.messages import Ack, Answer, AppendEntries, Ask, Message, TermNotice
 from node.raft.reads import Reads
 from node.raft.requests import Requests
 from node.raft.waiting import Waiting
@@ -201,6 +202,29 @@ def reads_of(solo: Solo, requests: Requests, waiting: Waiting) -> Reads:
     """The reads of one node, which proposes nothing."""
     nothing: Any = None
     return Reads(solo.engine, solo.settings, State(), requests, waiting, nothing)
+
+
+async def test_what_is_committed_counts_even_where_the_leader_is_still_applying_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever sent it may have applied it sooner, and answered."""
+    monkeypatch.setattr("node.raft.library._APPLY_S", -1.0)  # one entry a turn
+    solo, waiting = Solo(), Waiting()
+    reads = reads_of(solo, Requests(solo.send, 1), waiting)
+    solo.elect()
+    for number in range(5):
+        last = solo.engine.append(encode([Group("n1", 1, [number], [b"c"])]))
+    solo.tick()
+    solo.hear("n2", Ack(solo.engine.term, last + 1, False, True))
+    solo.tick()
+    while not solo.engine.leads_with_own_entry_applied():
+        solo.tick()
+    assert solo.engine.applied_index < solo.engine.commit_index == last
+    assert await reads.serve_read_index("n3", None) == last
+    own = asyncio.create_task(reads.barrier("leader", 60_000))
+    await asyncio.sleep(0.01)
+    assert not own.done()
+    own.cancel()
 
 
 class TestManyReads:
