@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -350,6 +351,24 @@ def test_a_file_that_is_no_certificate_is_named(tmp_path: Path) -> None:
     ca, cert = problems(["--tls-cert", path, "--tls-key", path, "--tls-ca", path])
     assert ca.startswith(f"tls_ca is {path} (command line): must be an authority's certificate")
     assert cert.startswith(f"tls_cert is {path} (command line): must be a certificate")
+
+
+def test_a_directory_is_no_certificate(tmp_path: Path) -> None:
+    path = str(tmp_path)
+    ca, cert = problems(["--tls-cert", path, "--tls-key", path, "--tls-ca", path])
+    assert ca.startswith(f"tls_ca is {path} (command line): must be an authority's certificate")
+    assert cert.startswith(f"tls_cert is {path} (command line): must be a certificate")
+
+
+def test_a_key_with_a_password_is_a_problem_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make certificates with")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = f"{openssl} req -x509 -newkey rsa:2048 -passout pass:password -days 2 -subj /CN=n1"
+    subprocess.run([*make.split(), "-keyout", key, "-out", cert], check=True, capture_output=True)
+    line = only_problem(["--tls-cert", str(cert), "--tls-key", str(key), "--tls-ca", str(cert)])
+    assert line.startswith(f"tls_cert is {cert} (command line): must be a certificate in PEM")
 
 
 def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:

@@ -122,11 +122,12 @@ def tls(config: Config) -> Iterator[Complaint]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_verify_locations(config.tls_ca)
-    except ssl.SSLError as error:
+    except OSError as error:  # `ssl.SSLError` is one, and a directory gives another
         yield "tls_ca", f"an authority's certificate in PEM ({error})"
     try:
-        context.load_cert_chain(str(config.tls_cert), config.tls_key)
-    except ssl.SSLError as error:
+        # With a password, even an empty one, nobody is asked for it on a terminal.
+        context.load_cert_chain(str(config.tls_cert), config.tls_key, password="")
+    except OSError as error:
         yield "tls_cert", f"a certificate in PEM, the key of which is tls_key ({error})"
 
 
