@@ -323,7 +323,7 @@ def test_on_loopback_a_missing_secret_is_replaced_by_a_known_one() -> None:
 
 @pytest.mark.parametrize(
     "argv", [["--peer", "n2=10.0.0.2:7101"], ["--raft-address", "0.0.0.0:7101"],
-             ["--peer", "n2=db2:7101"]]
+             ["--peer", "n2=db2:7101"], ["--peer", "n2=127.example.com:7101"]]
 )  # fmt: skip
 def test_where_other_machines_can_reach_it_a_missing_secret_is_refused(argv: list[str]) -> None:
     assert only_problem(argv).startswith("cluster_secret (default): must be given")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
+_LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){1,3}")
 _SIZE = re.compile(r"([0-9]+) ?(B|KiB|MiB|GiB)?")
 _FACTORS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _BOOLS = {"true": True, "yes": True, "on": True, "1": True} | {
@@ -37,7 +38,7 @@ class Address(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it, judged by its text: no name is looked up."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        return self.host in ("localhost", "::1") or _LOOPBACK.fullmatch(self.host) is not None
 
     @property
     def is_wildcard(self) -> bool:
