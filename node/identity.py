@@ -39,11 +39,13 @@ from node.persistence.tail_files import LoadedTail, TailFiles
 from node.raft.lineage import Standing
 from node.raft.membership import NOBODY, Membership
 from node.raft.ports import LogEntry, StartingPoint
-from node.raft.session import JOINING
+from node.raft.session import INCARNATION_BITS, JOINING
 
 log = logging.getLogger(__name__)
 
 EXIT_PROMISE_LOST = 70
+
+_CLOCK_MS_MAX = 2**INCARNATION_BITS - 2**32  # lives enough are left behind the last one
 
 _NO_LINEAGE = "none yet"
 
@@ -267,9 +269,11 @@ class Identity:
         """Later than any before, also where the directory was wiped and nothing is known of them.
 
         Peers refuse an incarnation older than one they have seen. The clock need not be right: it
-        only has to have moved on by a millisecond since the life that was forgotten began.
+        only has to have moved on by a millisecond since the life that was forgotten began. One that
+        is a century ahead is passed over: peers refuse such an incarnation, and all that follow it.
         """
-        return max(known.incarnation + 1, time.time_ns() // 1_000_000)
+        moment_ms = time.time_ns() // 1_000_000
+        return max(known.incarnation + 1, moment_ms if moment_ms < _CLOCK_MS_MAX else 0)
 
     def _promise(self, **changes: Any) -> None:
         if self._over:

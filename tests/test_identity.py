@@ -15,6 +15,7 @@ from node.persistence.directory import DataDirectory
 from node.persistence.state_file import StateFile
 from node.raft.lineage import Standing
 from node.raft.membership import Member, Membership
+from node.raft.session import INCARNATION_BITS
 
 MEMBERS = ("n1", "n2", "n3")
 
@@ -184,6 +185,19 @@ def test_a_lineage_is_founded_once_a_leader_of_it_was_seen(tmp_path: Path) -> No
         assert first.standing.founded
     with life(tmp_path) as second:
         assert second.standing.founded
+
+
+def test_a_start_with_a_clock_that_is_far_ahead_does_not_shut_a_node_out_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    for year in (2026, 2150, 2026):
+        moment_ns = (year - 1970) * 365 * 86_400 * 10**9
+        monkeypatch.setattr("node.identity.time.time_ns", lambda moment_ns=moment_ns: moment_ns)
+        with life(tmp_path) as identity:
+            seen.append(identity.starting_point(0, 0, damaged=False).incarnation)
+    assert seen == [seen[0], seen[0] + 1, seen[0] + 2]
+    assert seen[-1] < 2**INCARNATION_BITS
 
 
 def test_a_node_wiped_and_started_within_a_second_is_a_later_incarnation(
