@@ -66,18 +66,19 @@ class Reads:
 
     async def applied(self, index: int, timeout_ms: int) -> None:
         """Return when this node has applied the entry at `index`. Raises `ReadBarrierTimeout`."""
-        await self._waiting.until(
-            lambda: self._state.applied_index >= index, timeout_ms, f"raft index {index}"
+        await self._waiting.reach(
+            "", lambda: self._state.applied_index, index, timeout_ms, f"raft index {index}"
         )
 
     async def position(self, store: str, position: int, timeout_ms: int) -> None:
         """Return when the store has that position here. Raises `ReadBarrierTimeout`."""
 
-        def holds() -> bool:
+        def number() -> int:
             found = self._state.stores.get(store)
-            return found is not None and found.position >= position
+            return -1 if found is None else found.position
 
-        await self._waiting.until(holds, timeout_ms, f"position {position} of store {store}")
+        what = f"position {position} of store {store}"
+        await self._waiting.reach(store, number, position, timeout_ms, what)
 
     async def leader(self, deadline: float) -> str:
         """The leader's id, waited for within `leader_wait_ms`. Raises `NoLeader`."""
