@@ -214,6 +214,13 @@ def test_a_value_of_the_wrong_type_in_the_file_is_refused(tmp_path: Path, text: 
     assert line.startswith(text.split()[0]) and "c.toml [ex_esdb]" in line
 
 
+@pytest.mark.parametrize("option", ["--data-dir", "--config", "--cluster-secret-file"])
+def test_the_home_of_nobody_is_a_problem_like_others(option: str) -> None:
+    lines = problems([option, "~no-such-user/place", "--heartbeat-ms", "1"])
+    name = option.strip("-").replace("-", "_")
+    assert len(lines) == 2 and any(line.startswith(f"{name} is '~no-such") for line in lines)
+
+
 @given(st.sampled_from(sorted(OPTIONS)), st.text(max_size=40))
 def test_no_text_whatever_makes_reading_an_option_fail_otherwise(name: str, text: str) -> None:
     option = OPTIONS[name]

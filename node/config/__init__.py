@@ -127,10 +127,11 @@ def load(argv: list[str], environ: Mapping[str, str], version: str = "") -> Conf
 def _layers(command_line: Layer, environment: Layer, problems: list[Problem]) -> list[Layer]:
     """All sources, the strongest first."""
     direct = [command_line, environment]
-    path = _first(direct, "config")
-    if path is None:
-        return direct
-    file = from_file(Path(str(path)).expanduser(), problems)
+    try:
+        path = OPTIONS["config"].read(_first(direct, "config"))
+    except ValueError:
+        return direct  # it is not given, or `_settle` says what is wrong with it
+    file = from_file(path, problems)
     globally = file.layer("ex_esdb")
     application = file.layer(f"{_first([*direct, globally], 'otp_app')}.ex_esdb")
     store = _first([*direct, application, globally], "store_id")

@@ -122,7 +122,10 @@ def read_path(raw: object) -> Path:
     """A path; `~` is the home directory. Whether it exists is not asked here."""
     if not isinstance(raw, str) or not raw.isprintable() or not raw:
         raise ValueError("a path")
-    return Path(raw).expanduser()
+    try:
+        return Path(raw).expanduser()
+    except RuntimeError:
+        raise ValueError("a path; nobody knows whose home directory that is") from None
 
 
 READERS: dict[Any, Callable[[object], Any]] = {
