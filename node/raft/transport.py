@@ -243,16 +243,18 @@ class Transport:
     async def _dial(self, peer: str) -> None:
         begins = self._identity.node_id > peer
         pause_s = shortest_s = _DIAL_AGAIN_S if begins else _PATIENCE_S
+        dialled: Session | None = None
         while True:
             if peer in self._sessions:
                 pause_s = shortest_s
-            elif begins:
-                await self._dial_once(peer)
+            elif begins and dialled not in self._strangers:
+                # One that is still in its handshake becomes the session; another would displace it.
+                dialled = await self._dial_once(peer)
                 pause_s = min(pause_s * 1.5, max(shortest_s, _DIAL_AGAIN_MAX_S))
             begins = True
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
 
-    async def _dial_once(self, peer: str) -> None:
+    async def _dial_once(self, peer: str) -> Session:
         host, port = split_address(self._addresses[peer])
         session = self._session(peer)
         self._watch_stranger(session)
@@ -270,6 +272,7 @@ class Transport:
         finally:
             if session.transport is None:
                 self._close_stranger(session)  # it became none, and keeps no place of others
+        return session
 
     async def _watch(self) -> None:
         """Close sessions that have gone silent: a dead machine closes nothing by itself."""

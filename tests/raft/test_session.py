@@ -386,6 +386,25 @@ class TestBounds:
             for hand in kept:
                 await hand.close()
 
+    async def test_a_peer_that_takes_its_time_is_not_dialled_again_meanwhile(self) -> None:
+        """Each of those connections became a session later, and ended the one before."""
+        taken = []
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            taken.append(writer)
+            await reader.read(-1)
+            writer.close()
+
+        port = free_port()
+        async with (
+            await asyncio.start_server(silent, "127.0.0.1", port),
+            Node("n2", free_port(), {"n1": f"127.0.0.1:{port}"}, handshake_ms=1000),
+        ):
+            await until(lambda: taken)
+            await asyncio.sleep(0.7)
+            assert len(taken) == 1
+            await until(lambda: len(taken) == 2, 4)
+
     async def test_a_dial_that_failed_keeps_nobody_out(self) -> None:
         peers = {"n0": f"127.0.0.1:{free_port()}", "n2": "127.0.0.1:9"}
         async with Node("n1", free_port(), peers, strangers_max=2) as node:
