@@ -22,7 +22,7 @@ NODES = 3
 STORE = "bench"
 DEFAULT_INTERVAL_MS = 5_000
 FLUSH_LIMIT_S = 120
-ATTEMPTS_MAX = 20
+ATTEMPTS_MAX = 80
 ATTEMPT_PAUSE_S = 0.25
 WARM_UP = wrk.Load(connections=64, batch=1, seconds=2)
 _SCRAPE = aiohttp.ClientTimeout(total=10)
