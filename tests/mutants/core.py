@@ -134,8 +134,9 @@ DEFECTS = (
         "malformed-entry-ends-the-node",
         "A6: an entry that makes no sense is passed over",
         "raft/entries.py",
-        "    except (plain.NotPlain, TypeError, ValueError) as error:\n",
-        "    except plain.NotPlain as error:\n",
+        "    except (plain.NotPlain, TypeError, ValueError) as error:\n"
+        '        raise MalformedEntry(f"no entry',
+        '    except plain.NotPlain as error:\n        raise MalformedEntry(f"no entry',
         ("raft/test_messages.py::test_any_value_is_an_entry_or_malformed_and_nothing_else",),
     ),
     Defect(
