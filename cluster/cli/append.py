@@ -233,7 +233,11 @@ async def _parts(file: str) -> AsyncIterator[bytes]:
         while True:
             if not regular:
                 await _readable(number)
-            part = os.read(number, _READ_BYTES)
+            try:
+                part = os.read(number, _READ_BYTES)
+            except OSError as error:
+                words = f"{file}: {error.strerror}"
+                raise Failure(words, WRONG_USAGE, "wrong_usage") from None
             if not part:
                 return
             yield part
@@ -244,7 +248,10 @@ async def _parts(file: str) -> AsyncIterator[bytes]:
 async def _readable(number: int) -> None:
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
-    loop.add_reader(number, ready.set)
+    try:
+        loop.add_reader(number, ready.set)
+    except PermissionError:  # what nobody ever waits for, such as /dev/null
+        return
     try:
         await ready.wait()
     finally:

@@ -252,6 +252,21 @@ async def test_a_wrong_line_is_named_and_what_was_stored_before_is_told(
     assert out == "stored 500 events, the last at position 7\n"
 
 
+@pytest.mark.parametrize(
+    ("file", "code", "out", "err"),
+    [
+        ("/dev/null", 0, "stored 0 events, the last at position 0\n", ""),
+        ("/", 64, "", "exesdb append: wrong_usage: /: Is a directory\n"),
+    ],
+)
+async def test_lines_may_be_none_at_all_but_not_a_directory(
+    exesdb: Exesdb, file: str, code: int, out: str, err: str
+) -> None:
+    """Standard input of a service is /dev/null, which nobody can wait for."""
+    async with serving({}) as server:
+        assert await exesdb(server, "append", "s", "--lines", file) == (code, out, err)
+
+
 async def test_events_are_lines_for_a_person_or_as_json(exesdb: Exesdb) -> None:
     octets = event(2, data_base64="AAE=")
     del octets["data"]
