@@ -65,9 +65,12 @@ class Client(StreamCalls, SnapshotCalls, SubscriptionCalls):
         stream: str,
         events: Sequence[Event],
         expected_version: int | str = ANY,
-        durability: str = "replicated",
+        durability: str | None = None,
     ) -> Appended:
-        """Append events to a stream if it is where the writer expects it; all of them or none."""
+        """Append events to a stream if it is where the writer expects it; all of them or none.
+
+        What it waits for is `durability`, or what the store says, or its node.
+        """
         body = {
             "expected_version": expected_version,
             "events": [event.plain() for event in events],
@@ -79,7 +82,7 @@ class Client(StreamCalls, SnapshotCalls, SubscriptionCalls):
         events: Iterable[tuple[str, Event]],
         checks: Mapping[str, int | str] | None = None,
         checkpoint: tuple[str, int] | None = None,
-        durability: str = "replicated",
+        durability: str | None = None,
     ) -> Appended:
         """Append (stream, event) pairs to several streams and move a checkpoint, in one step."""
         body: dict[str, Any] = {
@@ -93,8 +96,8 @@ class Client(StreamCalls, SnapshotCalls, SubscriptionCalls):
             body["checkpoint"] = {"name": checkpoint[0], "position": checkpoint[1]}
         return await self._append("/append", body, durability)
 
-    async def _append(self, path: str, body: Mapping[str, Any], durability: str) -> Appended:
-        query = [("durability", durability)] if durability != "replicated" else []
+    async def _append(self, path: str, body: Mapping[str, Any], durability: str | None) -> Appended:
+        query = [] if durability is None else [("durability", durability)]
         answer = await self._ask("POST", path, query, body)
         return Appended(
             answer["positions"], answer["streams"], answer["raft_index"], answer["idempotent"]

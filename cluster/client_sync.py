@@ -56,7 +56,7 @@ class SyncClient:
         stream: str,
         events: Sequence[Event],
         expected_version: int | str = ANY,
-        durability: str = "replicated",
+        durability: str | None = None,
     ) -> Appended:
         """Append events to a stream."""
         return self._wait(self._client.append(stream, events, expected_version, durability))
@@ -66,7 +66,7 @@ class SyncClient:
         events: Sequence[tuple[str, Event]],
         checks: Mapping[str, int | str] | None = None,
         checkpoint: tuple[str, int] | None = None,
-        durability: str = "replicated",
+        durability: str | None = None,
     ) -> Appended:
         """Append to several streams and move a checkpoint, in one step."""
         return self._wait(self._client.append_many(events, checks, checkpoint, durability))

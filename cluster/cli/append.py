@@ -89,8 +89,8 @@ def _parse(argv: list[str], prog: str) -> argparse.Namespace:
     add("--lines", metavar="FILE", help="append the events of a file of JSON lines, - for stdin")
     add("--expect", type=shared.expected, default=ANY, metavar="VERSION",
         help="the stream's version: a number, any (default), no_stream, stream_exists")  # fmt: skip
-    add("--durability", choices=("replicated", "persisted"), default="replicated",
-        help="persisted: answer when a majority has it on disk")  # fmt: skip
+    add("--durability", choices=("replicated", "persisted"),
+        help="once a majority has it in memory, or on disk; default: the store's")  # fmt: skip
     options = made.parse_args(argv)
     if options.lines:
         if options.event_type or options.bytes or options.metadata or options.id:

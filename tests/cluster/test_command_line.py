@@ -188,6 +188,21 @@ async def test_an_append_says_where_the_event_stands(exesdb: Exesdb) -> None:
         assert code == 0 and json.loads(out) == STORED
 
 
+@pytest.mark.parametrize("given", [None, "replicated", "persisted"])
+async def test_an_append_waits_for_what_it_says_or_for_what_the_store_does(
+    exesdb: Exesdb, tmp_path: Path, given: str | None
+) -> None:
+    """Also where the store says `persisted`, and this append is not to wait for a disk."""
+    words = [] if given is None else ["--durability", given]
+    (file := tmp_path / "lines").write_text('{"stream": "s", "event_type": "T"}')
+    paths = (f"{STORE}/streams/s/events", f"{STORE}/append")
+    async with serving({("POST", path): (201, STORED) for path in paths}) as server:
+        assert (await exesdb(server, "append", "s", "T", *words)).code == 0
+        assert (await exesdb(server, "append", "--lines", str(file), *words)).code == 0
+        sent = [query.get("durability") for what, query in server.asked if what[:4] == "POST"]
+        assert sent == [given, given]
+
+
 @pytest.mark.parametrize(
     ("status", "problem", "code"),
     [
