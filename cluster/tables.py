@@ -21,10 +21,16 @@ def whole(table: Table, console: Console, prose: Collection[str] = ()) -> Render
 
     Columns whose headings are in `prose` hold sentences, which may be broken between words.
     """
-    for column in table.columns:
-        column.min_width = _least(column, _heading(column) in prose)
-    needed = sum((column.min_width or 0) + _BORDER for column in table.columns) + 1
-    return table if needed <= console.width else _rows(table)
+    least = [_least(column, _heading(column) in prose) for column in table.columns]
+    if sum(least) + _BORDER * len(least) + 1 > console.width:
+        return _rows(table)
+    most = [max(map(cell_len, (_heading(each), *map(_text, each.cells)))) for each in table.columns]
+    tight = sum(most) + _BORDER * len(most) + 1 > console.width
+    for column, width in zip(table.columns, least, strict=True):
+        column.min_width = width
+        if tight and _heading(column) not in prose:
+            column.width = width  # rich would shrink all in proportion, and cut what is then left
+    return table
 
 
 def _least(column: Column, is_prose: bool) -> int:

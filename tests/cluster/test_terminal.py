@@ -20,6 +20,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from cluster import status
+from cluster.access import Reply
 from cluster.bench.report import Report
 from cluster.cli import backing
 from cluster.client import Client, Event
@@ -172,6 +174,22 @@ def test_figures_are_whole_however_narrow_the_screen_is(width: int) -> None:
     assert shown.count(FIGURE) == 10
     assert max(map(len, shown.splitlines())) <= width
     assert ("│" in shown) == (width == 200)
+
+
+@pytest.mark.parametrize("width", range(60, 100))
+def test_a_table_has_its_right_border_however_narrow_the_screen_is(width: int) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=width)
+    members = [
+        {"id": name, "http_address": f"127.0.0.1:810{name[1]}", "role": role, "commit_index": 145,
+         "applied_index": 145, "persisted_index": 132, "last_contact_ms": contact}
+        for name, role, contact in (("n1", "leader", None), ("n2", "unreachable", 3_175.0))
+    ]  # fmt: skip
+    reply = Reply("", 200, {"leader": "n1", "term": 1, "node_id": "n1", "members": members})
+    console.print(whole(status.table(reply), console))
+    lines = [line.rstrip() for line in screen.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    assert all(line[-1] in "┓┃┩│┘" for line in lines if line and line[0] in "┏┃┡│└")
 
 
 def test_prose_in_a_table_is_broken_between_words_and_figures_are_not() -> None:
