@@ -13,6 +13,7 @@ from node.raft.ports import Network, RaftSettings
 class MemberStatus(NamedTuple):
     """One member as this node knows it; `last_contact_ms` is None for the node itself.
 
+    The indexes are None where it has said nothing since this node started.
     `voter` is False for a node that is not counted: it learns, was removed, or has yet to join.
     """
 
@@ -20,9 +21,9 @@ class MemberStatus(NamedTuple):
     http_address: str
     raft_address: str
     role: str
-    commit_index: int
-    applied_index: int
-    persisted_index: int
+    commit_index: int | None
+    applied_index: int | None
+    persisted_index: int | None
     last_contact_ms: int | None
     voter: bool
 
@@ -123,9 +124,9 @@ class Members:
         gossip = Gossip(
             own.role,
             self._engine.term,
-            own.commit_index,
-            own.applied_index,
-            own.persisted_index,
+            self._engine.commit_index,
+            self._engine.applied_index,
+            self._persisted_index(),
             own.http_address,
             own.raft_address,
         )
@@ -151,7 +152,8 @@ class Members:
         raft_address = self._engine.membership.addresses.get(peer, "")
         voter = peer in self._engine.membership.voter_ids
         if said is None:
-            return MemberStatus(peer, "", raft_address, "unreachable", 0, 0, 0, None, voter)
+            role, said_nothing = "unreachable", (None, None, None, None)
+            return MemberStatus(peer, "", raft_address, role, *said_nothing, voter)
         return MemberStatus(
             peer,
             said.http_address,

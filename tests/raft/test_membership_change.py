@@ -91,6 +91,19 @@ async def with_learner_ahead(cluster: Cluster) -> str:
     return leader
 
 
+def test_how_far_a_member_is_that_was_never_heard_of_is_not_known() -> None:
+    async def scenario() -> None:
+        cluster = Cluster(3)
+        await cluster.start("n1", "n2")
+        await cluster.until(lambda: cluster["n1"].status().members[1].last_contact_ms is not None)
+        _, met, missing = cluster["n1"].status().members
+        assert missing[3:8] == ("unreachable", None, None, None, None)
+        assert None not in met[3:8]
+        await cluster.stop("n1", "n2")
+
+    simulate(scenario)
+
+
 class TestAdding:
     @pytest.mark.parametrize("asked", ["the leader", "a follower"])
     def test_a_new_node_is_brought_up_and_then_counted(self, asked: str) -> None:
