@@ -212,7 +212,8 @@ class Up:
         kills: set[asyncio.Task[None]] = set()
         self._listen_to_signals(lambda: kills.add(asyncio.create_task(self._supervisor.kill())))
         codes = await self._supervisor.stop()
-        unclean = [name for name in running if codes[name] != 0]
+        # One that knows the signal ends with a code; one it kills had not begun to start yet.
+        unclean = [name for name in running if codes[name] not in (0, -signal.SIGTERM)]
         for name in unclean:
             self._console.print(f"[red]{name} {how_it_ended(codes[name])}.[/]")
         if not unclean:
