@@ -61,12 +61,10 @@ Nobody else may write to the store meanwhile. Interrupted, the same command goes
 
 def backup(argv: list[str], prog: str = "exesdb backup") -> int:
     """The exit code of `exesdb backup`."""
-    made = shared.store_parser(
-        prog, "Take a backup of a store, in one SQLite file.", _BACKUP_EXAMPLES
-    )
-    made.set_defaults(timeout_ms=TIMEOUT_MS)
+    words = "Take a backup of a store, in one SQLite file."
+    made = shared.store_parser(prog, words, _BACKUP_EXAMPLES, TIMEOUT_MS)
     add = made.add_argument
-    add("file", type=Path, help="must not be there yet")
+    add("file", type=Path, help="must not be there yet, but for --check")
     add("--check", action="store_true", help="only check the finished backup in FILE")
     options = made.parse_args(argv)
     return run(prog, _told(_check(options) if options.check else _backup(options)), options.json)
@@ -126,8 +124,8 @@ async def _check(options: argparse.Namespace) -> None:
 
 def restore(argv: list[str], prog: str = "exesdb restore") -> int:
     """The exit code of `exesdb restore`."""
-    made = shared.parser(prog, "Bring a backup back, into an empty store.", _RESTORE_EXAMPLES)
-    made.set_defaults(timeout_ms=TIMEOUT_MS)
+    words = "Bring a backup back, into an empty store."
+    made = shared.parser(prog, words, _RESTORE_EXAMPLES, TIMEOUT_MS)
     add = made.add_argument
     add("file", type=Path, help="a finished backup")
     add("--store", metavar="STORE", help="default: the name of the store that it is of")

@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(WRONG_USAGE)
 
 
-def parser(prog: str, description: str, examples: str) -> Parser:
+def parser(prog: str, description: str, examples: str, timeout_ms: int = TIMEOUT_MS) -> Parser:
     """A parser with the options that every command has."""
     made = Parser(
         prog=prog,
@@ -60,14 +60,16 @@ def parser(prog: str, description: str, examples: str) -> Parser:
     add("--url", action="append", metavar="URL",
         help=f"a node to ask, repeatable; default {DEFAULT_URLS[0]} to 8103")  # fmt: skip
     add("--json", action="store_true", help="results and errors as JSON, one object a line")
-    add("--timeout-ms", type=_timeout_ms, default=TIMEOUT_MS, metavar="MS",
-        help=f"how long a request may take with all its tries; default {TIMEOUT_MS}")  # fmt: skip
+    add("--timeout-ms", type=_timeout_ms, default=timeout_ms, metavar="MS",
+        help=f"how long a request may take with all its tries; default {timeout_ms}")  # fmt: skip
     return made
 
 
-def store_parser(prog: str, description: str, examples: str) -> Parser:
+def store_parser(
+    prog: str, description: str, examples: str, timeout_ms: int = TIMEOUT_MS
+) -> Parser:
     """A parser of a command that works on one store."""
-    made = parser(prog, description, examples)
+    made = parser(prog, description, examples, timeout_ms)
     made.add_argument("--store", default=DEFAULT_STORE, metavar="STORE",
                       help=f"default {DEFAULT_STORE}")  # fmt: skip
     return made

@@ -85,6 +85,14 @@ def test_every_command_explains_itself_with_examples(
     assert f"exesdb {name}" in said.split("\n\n", 1)[1]
 
 
+@pytest.mark.parametrize("name", ["backup", "restore"])
+def test_what_takes_longer_says_how_long_it_may_take(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--help"]) == 0
+    assert "with all its tries; default 60000 " in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_wrong_options_are_one_line_or_one_object_for_every_command(
     name: str, capsys: pytest.CaptureFixture[str]
