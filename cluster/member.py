@@ -25,6 +25,7 @@ from cluster.tables import whole
 
 _PATH = "/v1/cluster/members"
 _REQUEST_MS, _REQUEST_MS_MIN = 10_000, 1_000
+_TIMEOUT_S_MAX = 86_400.0
 _AGAIN_S = 0.5
 _WAIT = (
     *("membership_change_open", "member_recovering"),
@@ -57,7 +58,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     common = Parser(add_help=False)
     common.add_argument("--url", action="append", metavar="URL",
         help=f"a node to ask, repeatable; default {DEFAULT_URLS[0]} to 8103")  # fmt: skip
-    common.add_argument("--timeout", type=float, default=300, metavar="SECONDS",
+    common.add_argument("--timeout", type=_timeout_s, default=300, metavar="SECONDS",
         help="how long to try; default 300")  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", parents=[common], help="who is a member, and who is counted")
@@ -69,6 +70,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _timeout_s(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= _TIMEOUT_S_MAX:  # which is also no for nan
+        raise argparse.ArgumentTypeError(f"must be more than 0, at most {_TIMEOUT_S_MAX:g}")
+    return seconds
+
+
 async def run(options: argparse.Namespace, console: Console) -> int:
     """Do it; the exit code."""
     urls = urls_or_default(options.url)
@@ -77,8 +85,11 @@ async def run(options: argparse.Namespace, console: Console) -> int:
             return _list(await look(urls), console)
         return await _change(options, urls, console)
     except Unreachable as error:
-        print(f"scripts/member: no node could be reached\n{error}", file=sys.stderr)
+        _complain(f"no node could be reached\n{error}")
         return 2
+    except asyncio.CancelledError:
+        _complain("interrupted" if options.command == "list" else f"interrupted; {_later(options)}")
+        raise
 
 
 def _list(reply: Reply, console: Console) -> int:
@@ -95,28 +106,37 @@ def _list(reply: Reply, console: Console) -> int:
 async def _change(options: argparse.Namespace, urls: list[str], console: Console) -> int:
     """Ask, and again while the cluster is busy or the node still learns."""
     until = time.monotonic() + options.timeout
-    asked_before = False
-    said = ""
+    perhaps, said = False, ""
     while True:
         reply = await _ask(options, urls, until - time.monotonic())
         code = reply.body.get("code")
-        repeated = asked_before and code == _DONE[options.command]
+        repeated = perhaps and code == _DONE[options.command]
         if reply.status in (200, 201) or repeated:
             voters = ", ".join(reply.body.get("voters", [])) or "as before"
             console.print(f"{options.id}: done; counted are {voters}")
             return 0
         if reply.status != 202 and code not in _WAIT:
-            print(f"scripts/member: {reply.body.get('detail', code)}", file=sys.stderr)
+            _complain(str(reply.body.get("detail", code)))
             return 1
+        words = reply.body.get("detail") or "is learning"
+        perhaps = perhaps or reply.status in (202, 504)
         if time.monotonic() >= until:
-            back = f"; to take it back: scripts/member remove {options.id}"
-            words = f"not done in time; it may still be later{back if reply.status == 202 else ''}"
-            print(f"scripts/member: {words}", file=sys.stderr)
+            _complain(f"not done in time; {_later(options) if perhaps else f'refused: {words}'}")
             return 1
-        if (words := reply.body.get("detail") or "is learning") != said:
+        if words != said:
             console.print(f"{options.id}: {words}")
-        said, asked_before = words, True
+        said = words
         await asyncio.sleep(_AGAIN_S)
+
+
+def _later(options: argparse.Namespace) -> str:
+    """What holds of a request whose end was not waited for."""
+    back = f"; to take it back: scripts/member remove {options.id}"
+    return f"it may still be done later{back if options.command == 'add' else ''}"
+
+
+def _complain(text: str) -> None:
+    print(f"scripts/member: {text}", file=sys.stderr)
 
 
 async def _ask(options: argparse.Namespace, urls: list[str], left_s: float) -> Reply:

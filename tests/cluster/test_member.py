@@ -1,5 +1,6 @@
 """`scripts/member`: what it asks, what a person sees, and how it ends."""
 
+import asyncio
 import io
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.cluster.fake_http import serving
 MEMBERS = "/v1/cluster/members"
 COUNTED = {"version": 2, "voters": ["n1", "n2", "n4"], "learner": None}
 BUSY = {"code": "membership_change_open", "detail": "n5 is being added"}
+WRONG = ([], ["add"], ["list", "--nonsense"], ["list", "--url", "x://"])
 GONE = {"code": "member_not_found", "detail": "that is no member"}
 
 
@@ -66,6 +68,39 @@ async def test_it_says_once_what_it_waits_for_and_in_the_end_how_to_take_it_back
     assert "scripts/member remove n4" in capsys.readouterr().err
 
 
+async def test_what_was_only_refused_is_neither_done_nor_done_later(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exists = {"code": "member_exists", "detail": "there is a member with that id or address"}
+    async with serving({("POST", MEMBERS): (409, BUSY)}) as server:
+        words = ("add", "n1", "h:1", "--url", server.url, "--timeout")
+        assert (await ran(*words, "0.2"))[0] == 1
+        assert capsys.readouterr().err == (
+            "scripts/member: not done in time; refused: n5 is being added\n"
+        )
+        adding = asyncio.create_task(ran(*words, "60"))
+        await asyncio.sleep(0.3)
+        server.answers["POST", MEMBERS] = (409, exists)
+        code, screen = await adding
+    assert code == 1 and "done" not in screen
+    assert "there is a member" in capsys.readouterr().err
+
+
+async def test_who_interrupts_it_is_told_that_it_may_go_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with serving({("POST", MEMBERS): (202, COUNTED | {"learner": "n4"})}) as server:
+        adding = asyncio.create_task(ran("add", "n4", "h:1", "--url", server.url))
+        await asyncio.sleep(0.3)
+        adding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await adding
+    assert capsys.readouterr().err == (
+        "scripts/member: interrupted; it may still be done later;"
+        " to take it back: scripts/member remove n4\n"
+    )
+
+
 async def test_no_request_waits_much_longer_than_all_of_them_may() -> None:
     async with serving({("POST", MEMBERS): (201, COUNTED)}) as server:
         await ran("add", "n4", "h:1", "--url", server.url, "--timeout", "4")
@@ -74,7 +109,10 @@ async def test_no_request_waits_much_longer_than_all_of_them_may() -> None:
     assert 3000 <= short <= 4000 and long == 10_000
 
 
-@pytest.mark.parametrize("words", [[], ["add"], ["list", "--nonsense"], ["list", "--url", "x://"]])
+@pytest.mark.parametrize(
+    "words",
+    [*WRONG, *(["remove", "n4", "--timeout", text] for text in ("inf", "nan", "0", "-1", "x"))],
+)
 def test_wrong_options_are_exit_64(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         member.parse(words)
