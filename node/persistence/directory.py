@@ -218,13 +218,18 @@ def replace_durably(path: Path, content: bytes) -> None:
     """Put `content` at `path`: afterwards the whole of it is there, and before, the old one.
 
     The order matters. The bytes must be on disk before the name points at them, and the name must
-    be on disk before anyone acts on it. Raises OSError; `path` then holds the old or the new bytes.
+    be on disk before anyone acts on it. Raises OSError, which names the file; `path` then holds the
+    old or the new bytes.
     """
     draft = path.with_name(path.name + ".new")
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(draft, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(draft)  # which only `open` says by itself
+        raise
     draft.rename(path)
     sync_directory(path.parent)
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,19 @@ def test_a_save_that_fails_leaves_what_was_there(
     with pytest.raises(OSError, match="No space"):
         file.save(NEWER)
     assert StateFile(directory).load() == IDENTITY
+
+
+def test_a_disk_without_room_is_told_with_the_name_of_the_file(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the last line of a node that cannot start, and an operator has several disks."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("node.persistence.directory.os.fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/state\.1\.new'"):
+        StateFile(directory).save(IDENTITY)
 
 
 def test_the_boot_id_is_the_same_while_the_machine_is_up() -> None:
