@@ -64,6 +64,8 @@ def reason_of(error: Exception) -> str:
         number = error.os_error.errno or 0
         words = os.strerror(number) if number > 0 else error.os_error.strerror
         return words or str(error)
+    if isinstance(error, TimeoutError):
+        return str(error) or "no answer in time"
     return str(error) or type(error).__name__
 
 

@@ -1,5 +1,7 @@
 """One request, through whichever node answers."""
 
+import socket
+
 import pytest
 
 from cluster.access import DEFAULT_URLS, Unreachable, request, url_of, urls_or_default
@@ -39,6 +41,13 @@ async def test_other_refusals_are_answers() -> None:
     async with serving({PATH: (409, {"code": "x"})}) as first, serving({}) as second:
         reply = await request("GET", [first.url, second.url], "/v1/info")
         assert reply.status == 409 and second.asked == []
+
+
+async def test_silence_is_told_in_words() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = "http://{}:{}".format(*silent.getsockname())
+        with pytest.raises(Unreachable, match=f"^{url}: no answer in time$"):
+            await request("GET", [url], "/v1/info", timeout_s=0.2)
 
 
 async def test_where_nobody_answers_every_reason_is_told() -> None:
