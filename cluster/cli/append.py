@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cluster.cli import options as shared
-from cluster.cli.ending import WRONG_USAGE, Failure, run
+from cluster.cli.ending import INTERRUPTED, WRONG_USAGE, Failure, complain, run
 from cluster.cli.showing import say, say_json
 from cluster.client import ANY, Client, Event
 from cluster.client_errors import ClientError
@@ -117,6 +117,10 @@ async def _one(options: argparse.Namespace) -> None:
                 error.detail += "" if options.json else f"; to repeat it safely: --id {event.id}"
                 error.fields["event_id"] = event.id
             raise
+        except asyncio.CancelledError:
+            fields = {"stored": True, "event_id": event.id}
+            _interrupted(options, f"perhaps stored; to repeat it safely: --id {event.id}", fields)
+            raise
     if options.json:
         say_json(dataclasses.asdict(done))
         return
@@ -166,6 +170,9 @@ async def _lines(options: argparse.Namespace) -> None:
                 except ClientError as error:
                     _tell_of(error, lines, batch, options.json)
                     raise
+                except asyncio.CancelledError:
+                    _interrupted(options, _perhaps(lines), _fields(lines, batch, stored=True))
+                    raise
         except BaseException:
             if done.events:
                 done.show(options.json)
@@ -177,13 +184,27 @@ def _tell_of(
     error: ClientError, lines: list[Numbered], batch: list[tuple[str, Event]], as_json: bool
 ) -> None:
     """Which lines the error is about: nobody could go on behind what is stored without that."""
-    first, last = lines[0].number, lines[-1].number
-    error.fields["lines"] = [first, last]
-    if error.stored:
-        error.fields["event_ids"] = [event.id for _, event in batch]
+    error.fields |= _fields(lines, batch, error.stored)
     if not as_json:
-        perhaps = f"lines {first} to {last} are perhaps stored, and nothing behind them"
-        error.detail += f"; {perhaps if error.stored else f'not stored from line {first} on'}"
+        not_stored = f"not stored from line {lines[0].number} on"
+        error.detail += f"; {_perhaps(lines) if error.stored else not_stored}"
+
+
+def _fields(lines: list[Numbered], batch: list[tuple[str, Event]], stored: bool) -> dict[str, Any]:
+    fields: dict[str, Any] = {"stored": stored, "lines": [lines[0].number, lines[-1].number]}
+    if stored:
+        fields["event_ids"] = [event.id for _, event in batch]
+    return fields
+
+
+def _perhaps(lines: list[Numbered]) -> str:
+    first, last = lines[0].number, lines[-1].number
+    return f"lines {first} to {last} are perhaps stored, and nothing behind them"
+
+
+def _interrupted(options: argparse.Namespace, what: str, fields: dict[str, Any]) -> None:
+    """Ctrl-C came while a request was under way: its outcome is open."""
+    complain(options.prog, Failure(what, INTERRUPTED, "interrupted", fields), options.json)
 
 
 def _of_line(line: Numbered, stream: str | None) -> tuple[str, Event]:

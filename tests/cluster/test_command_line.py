@@ -17,6 +17,7 @@ import pytest
 from cluster import topology
 from cluster.__main__ import COMMANDS, main
 from cluster.bench.report import JsonReport
+from cluster.cli import append
 from cluster.up import ready_line
 from tests.api.fakes import Node
 from tests.api.fakes import serving as a_node
@@ -443,6 +444,38 @@ async def test_a_run_of_lines_that_breaks_off_says_where(
         sent = [event["event_id"] for event in json.loads(server.bodies[-1])["events"]]
     assert told["lines"] == [2, 4] and told.get("event_ids", sent) == sent
     assert ("event_ids" in told) == (code == 5)
+
+
+async def test_who_interrupts_an_append_is_told_what_is_perhaps_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file := tmp_path / "lines").write_text("\n" + '{"event_type": "T"}\n' * 3)
+    reply = (504, {"code": "outcome_unknown", "detail": "so it is"})
+    paths = (f"{STORE}/streams/s/events", f"{STORE}/append")
+    async with serving({("POST", path): reply for path in paths}) as server:
+        where = ("--url", server.url)
+
+        async def interrupted(*words: str) -> str:
+            options = append._parse(["s", *words, *where], "exesdb append")
+            work = append._lines(options) if options.lines else append._one(options)
+            task = asyncio.create_task(work)
+            await asyncio.sleep(0.3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return capsys.readouterr().err
+
+        begin = "exesdb append: interrupted: "
+        lines = ("--lines", str(file))
+        assert await interrupted(*lines) == (
+            f"{begin}lines 2 to 4 are perhaps stored, and nothing behind them\n"
+        )
+        told = json.loads(await interrupted(*lines, "--json"))
+        assert (told["lines"], told["stored"], len(told["event_ids"])) == ([2, 4], True, 3)
+        event_id = "1ed53c4d-d914-47a1-b5eb-6b3caec1593f"
+        assert await interrupted("T", "--id", event_id) == (
+            f"{begin}perhaps stored; to repeat it safely: --id {event_id}\n"
+        )
 
 
 async def test_events_are_written_as_utf_8_where_the_locale_knows_no_such_letters() -> None:
