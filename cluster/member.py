@@ -11,6 +11,7 @@ could be reached; 64 wrong options.
 
 import argparse
 import asyncio
+import contextlib
 import sys
 import time
 
@@ -71,10 +72,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _timeout_s(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds <= _TIMEOUT_S_MAX:  # which is also no for nan
-        raise argparse.ArgumentTypeError(f"must be more than 0, at most {_TIMEOUT_S_MAX:g}")
-    return seconds
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) <= _TIMEOUT_S_MAX:  # which is also no for nan
+            return seconds
+    raise argparse.ArgumentTypeError(f"must be more than 0, at most {_TIMEOUT_S_MAX:g}")
 
 
 async def run(options: argparse.Namespace, console: Console) -> int:

@@ -109,9 +109,17 @@ def client(options: argparse.Namespace) -> Client:
     return Client(*urls, store=options.store, timeout_s=options.timeout_ms / 1000)
 
 
+def whole(text: str) -> int:
+    """A whole number; argparse would name the function where it is none."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
 def count(text: str) -> int:
     """A whole number from 0."""
-    number = int(text)
+    number = whole(text)
     if number < 0:
         raise argparse.ArgumentTypeError("must be at least 0")
     return number
@@ -119,7 +127,7 @@ def count(text: str) -> int:
 
 def expected(text: str) -> int | str:
     """An expected version."""
-    return text if text in (ANY, NO_STREAM, STREAM_EXISTS) else int(text)
+    return text if text in (ANY, NO_STREAM, STREAM_EXISTS) else whole(text)
 
 
 def value(given: str | None, as_bytes: bool, what: str) -> Any:
@@ -142,7 +150,7 @@ def value(given: str | None, as_bytes: bool, what: str) -> Any:
 
 
 def _timeout_ms(text: str) -> int:
-    number = int(text)
+    number = whole(text)
     if not 1 <= number <= _TIMEOUT_MS_MAX:
         raise argparse.ArgumentTypeError(f"must be 1..{_TIMEOUT_MS_MAX}")
     return number

@@ -186,6 +186,21 @@ def test_wrong_usage_is_exit_64_and_one_line(
     assert said.out == "" and said.err.splitlines()[-1].startswith("exesdb")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["read", "--limit", "x"],
+        ["append", "s", "T", "--expect", "x"],
+        ["tail", "--timeout-ms", "x"],
+    ],
+)
+def test_what_is_no_number_is_called_that(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 64
+    assert capsys.readouterr().err.endswith(f"argument {words[-2]}: 'x' is not a whole number\n")
+
+
 async def test_an_append_says_where_the_event_stands(exesdb: Exesdb) -> None:
     async with serving({("POST", f"{STORE}/streams/s/events"): (201, STORED)}) as server:
         assert await exesdb(server, "append", "s", "T", '{"x": 1}') == (
