@@ -84,10 +84,13 @@ def run(
         asyncio.run(work)
         sys.stdout.flush()
         return DONE
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has seen enough
+        _write_no_more()
         return DONE
+    except OSError as error:
+        _write_no_more()
+        complain(prog, Failure(str(error), word="output_failed"), as_json)
+        return FAILED
     except KeyboardInterrupt:
         return interrupted
     except UnicodeEncodeError as error:
@@ -98,6 +101,11 @@ def run(
         failure = failure_of(error)
         complain(prog, failure, as_json)
         return failure.exit_code
+
+
+def _write_no_more() -> None:
+    """What is left of our output goes nowhere: Python would complain once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def ended(options: argparse.Namespace, error: ClientError | Unreachable | Failure) -> int:

@@ -429,6 +429,24 @@ async def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
             assert (await process.stderr.read(), await process.wait()) == (b"", 0)
 
 
+@pytest.mark.parametrize("events", [1, 2_000])
+async def test_a_disk_without_room_for_the_output_is_one_line_and_exit_1(events: int) -> None:
+    page = {"events": [event(n) for n in range(1, events + 1)], "next": events, "is_end": True}
+    async with serving({("GET", f"{STORE}/events"): (200, page)}) as server:
+        full = os.open("/dev/full", os.O_WRONLY)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cluster", "read", "--url", server.url),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=PROJECT,
+        )
+        os.close(full)
+        async with asyncio.timeout(20):
+            _, said = await process.communicate()
+    words = "exesdb read: output_failed: [Errno 28] No space left on device\n"
+    assert (process.returncode, said.decode()) == (1, words)
+
+
 async def test_who_does_not_know_whether_it_was_stored_is_told_the_id_to_repeat_it_with(
     exesdb: Exesdb,
 ) -> None:
