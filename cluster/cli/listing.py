@@ -154,13 +154,15 @@ async def _list(options: argparse.Namespace) -> None:
     path = f"/v1/stores/{quoted(options.store)}/streams"
     left = options.limit
     after: str | None = options.after or ""
-    if not options.json:
-        say(f"{'events':>12}  stream")
+    heading = "" if options.json else f"{'events':>12}  stream"
     while after is not None and left != 0:
         limit = _PAGE_STREAMS if left is None else min(left, _PAGE_STREAMS)
         params = {"prefix": options.prefix or "", "after": after, "limit": str(limit)}
         urls, timeout_s = urls_or_default(options.url), options.timeout_ms / 1000
         page = accepted(await request("GET", urls, path, params=params, timeout_s=timeout_s))
+        if heading:
+            say(heading)
+            heading = ""
         for stream in page["streams"]:
             if options.json:
                 say_json(stream)

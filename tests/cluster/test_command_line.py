@@ -357,6 +357,13 @@ async def test_streams_are_listed_page_by_page(exesdb: Exesdb) -> None:
         assert json.loads((await exesdb(server, "streams", "--json")).out) == page["streams"][0]
 
 
+async def test_where_streams_cannot_be_listed_there_is_no_list(exesdb: Exesdb) -> None:
+    problem = {"code": "store_not_found", "detail": "no store 'nope'"}
+    async with serving({("GET", "/v1/stores/nope/streams"): (404, problem)}) as server:
+        code, out, _ = await exesdb(server, "streams", "--store", "nope")
+    assert (code, out) == (4, "")
+
+
 async def test_streams_are_looked_at_truncated_and_deleted(exesdb: Exesdb) -> None:
     limits = {"max_count": 3, "max_age_ms": None, "truncate_before": None}
     told = {"stream": "s/1", "first_event_number": 4, "metadata": {"max_count": 3}}
