@@ -8,7 +8,6 @@ Exit codes: 0 every member has it on disk; 1 at least one has not; 2 no node cou
 """
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
-from cluster.cli.ending import Failure, ended
+from cluster.cli.ending import Failure, ended, shown
 from cluster.cli.options import Parser
 from cluster.client_values import quoted
 from cluster.tables import whole
@@ -150,7 +149,8 @@ async def run(options: argparse.Namespace, console: Console) -> int:
 
 def main(argv: list[str], prog: str = PROG) -> int:
     """The exit code."""
-    return asyncio.run(run(parse(argv, prog), Console()))
+    options = parse(argv, prog)
+    return shown(prog, run(options, Console()), options.json)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
+from cluster.cli.ending import shown
 from cluster.cli.options import Parser
 from cluster.client_values import quoted
 from cluster.status import look
@@ -152,8 +153,9 @@ async def _ask(options: argparse.Namespace, urls: list[str], left_s: float) -> R
 
 def main(argv: list[str]) -> int:
     """The exit code."""
+    options = parse(argv)
     try:
-        return asyncio.run(run(parse(argv), Console()))
+        return shown(options.prog, run(options, Console()))
     except KeyboardInterrupt:
         return 1
 

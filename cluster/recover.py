@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.access import Unreachable, request, url_of
+from cluster.cli.ending import shown
 from cluster.cli.options import Parser
 from cluster.recover_plan import NoPlan, Plan, Report, make
 from cluster.tables import whole
@@ -218,8 +219,9 @@ def _complain(text: str) -> None:
 
 def main(argv: list[str]) -> int:
     """The exit code; Ctrl-C leaves things as they are, and can be followed by another run."""
+    options = parse(argv)
     try:
-        return asyncio.run(run(parse(argv), Console(), input))
+        return shown(options.prog, run(options, Console(), input))
     except KeyboardInterrupt:
         _complain("interrupted; run it again to finish")
         return 1

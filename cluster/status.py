@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
-from cluster.cli.ending import Failure, ended
+from cluster.cli.ending import Failure, ended, shown
 from cluster.cli.options import Parser
 from cluster.tables import whole
 
@@ -217,8 +217,9 @@ async def _watch(urls: list[str], console: Console) -> int:
 
 def main(argv: list[str], prog: str = PROG) -> int:
     """The exit code; to leave a watch by Ctrl-C is no failure."""
+    options = parse(argv, prog)
     try:
-        return asyncio.run(run(parse(argv, prog), Console()))
+        return shown(prog, run(options, Console()), options.json)
     except KeyboardInterrupt:
         return 0
 

@@ -80,17 +80,13 @@ def run(
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
+
+    async def done() -> int:
+        await work
+        return DONE
+
     try:
-        asyncio.run(work)
-        sys.stdout.flush()
-        return DONE
-    except BrokenPipeError:  # whoever read our output has seen enough
-        _write_no_more()
-        return DONE
-    except OSError as error:
-        _write_no_more()
-        complain(prog, Failure(str(error), word="output_failed"), as_json)
-        return FAILED
+        return shown(prog, done(), as_json)
     except KeyboardInterrupt:
         return interrupted
     except UnicodeEncodeError as error:
@@ -101,6 +97,21 @@ def run(
         failure = failure_of(error)
         complain(prog, failure, as_json)
         return failure.exit_code
+
+
+def shown(prog: str, work: Coroutine[Any, Any, int], as_json: bool = False) -> int:
+    """Do work that ends in an exit code; another one where its output finds no room."""
+    try:
+        code = asyncio.run(work)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        _write_no_more()
+        return DONE
+    except OSError as error:
+        _write_no_more()
+        complain(prog, Failure(str(error), word="output_failed"), as_json)
+        return FAILED
 
 
 def _write_no_more() -> None:

@@ -24,11 +24,13 @@ from tests.api.fakes import serving as a_node
 from tests.api.fakes import serving as serving_api
 from tests.cluster.fake_http import FakeServer, serving
 from tests.cluster.fake_store import FakeStore, serving_store
+from tests.cluster.test_recover_plan import report
 
 PROJECT = Path(__file__).resolve().parents[2]
 STORE = "/v1/stores/my_store"
 NAMED = "/v1/stores/main/subscriptions/a%2Fb"
 STORED = {"positions": [7], "streams": {"s": 3}, "raft_index": 9, "idempotent": False}
+NO_ROOM = "output_failed: [Errno 28] No space left on device\n"
 CONFLICT = {"code": "wrong_expected_version", "detail": "so it is", "stream": "s", "current": 4}
 
 
@@ -440,18 +442,44 @@ async def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
 async def test_a_disk_without_room_for_the_output_is_one_line_and_exit_1(events: int) -> None:
     page = {"events": [event(n) for n in range(1, events + 1)], "next": events, "is_end": True}
     async with serving({("GET", f"{STORE}/events"): (200, page)}) as server:
-        full = os.open("/dev/full", os.O_WRONLY)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cluster", "read", "--url", server.url),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            cwd=PROJECT,
-        )
-        os.close(full)
-        async with asyncio.timeout(20):
-            _, said = await process.communicate()
-    words = "exesdb read: output_failed: [Errno 28] No space left on device\n"
-    assert (process.returncode, said.decode()) == (1, words)
+        words = ("cluster", "read", "--url", server.url)
+        assert await without_room(*words) == (1, f"exesdb read: {NO_ROOM}")
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (("status",), {"node_id": "n1", "leader": "n1", "members": []}),
+        (("status", "--json"), {"node_id": "n1", "leader": "n1", "members": []}),
+        (("flush",), {"nodes": {"n1": {}}}),
+        (("member", "list"), {"node_id": "n1", "leader": "n1", "members": []}),
+        (("recover", "--missing", "n2,n3"), report("n1")._asdict()),
+    ],
+)
+async def test_no_table_without_room_for_it_is_a_traceback(
+    words: tuple[str, ...], answer: dict[str, Any]
+) -> None:
+    routes = (("GET", "/v1/cluster"), ("GET", "/v1/cluster/recovery"))
+    force = ("POST", "/v1/persistence/force")
+    async with serving({route: (200, answer) for route in (*routes, force)}) as server:
+        where = "--nodes" if "recover" in words else "--url"
+        code, said = await without_room(f"cluster.{words[0]}", *words[1:], where, server.url)
+    if "--json" in words:
+        assert (code, json.loads(said)["error"]) == (1, "output_failed")
+    else:
+        assert (code, said) == (1, f"scripts/{words[0]}: {NO_ROOM}")
+
+
+async def without_room(*words: str) -> tuple[int | None, str]:
+    """How a command ends whose output goes to a full disk, and what it says of that."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", *words), stdout=full, stderr=subprocess.PIPE, cwd=PROJECT
+    )
+    os.close(full)
+    async with asyncio.timeout(20):
+        _, said = await process.communicate()
+    return process.returncode, said.decode()
 
 
 async def test_who_does_not_know_whether_it_was_stored_is_told_the_id_to_repeat_it_with(
