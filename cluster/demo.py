@@ -32,6 +32,7 @@ from rich.table import Table
 
 from cluster import topology
 from cluster.bench.machine import stored_bytes
+from cluster.cli.options import Parser, positive
 from cluster.demo_flights import (
     FLIGHTS_IN_TABLE,
     SourceUnavailable,
@@ -100,14 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="scripts/demo",
         description="Append the flights of 2013 from New York through three nodes, read them back,"
         " kill all nodes with -9, start them, and read them back again.",
     )
     parser.add_argument(
         "--rows",
-        type=int,
+        type=positive,
         default=FLIGHTS_IN_TABLE,
         metavar="N",
         help="take the first N flights only (default: all 336,776)",
@@ -122,12 +123,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep", action="store_true", help="leave the nodes' files and logs in DIR/nodes"
     )
-    parser.add_argument("--http-port", type=int, default=HTTP_PORT, help="of the first node")
-    parser.add_argument("--raft-port", type=int, default=RAFT_PORT, help="of the first node")
-    options = parser.parse_args(arguments)
-    if options.rows < 1:
-        parser.error("--rows must be at least 1")
-    return options
+    parser.add_argument("--http-port", type=positive, default=HTTP_PORT, help="of the first node")
+    parser.add_argument("--raft-port", type=positive, default=RAFT_PORT, help="of the first node")
+    return parser.parse_args(sys.argv[1:] if arguments is None else arguments)
 
 
 async def _run(options: argparse.Namespace, console: Console) -> Course:

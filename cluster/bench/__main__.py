@@ -23,7 +23,7 @@ from cluster.bench import (
     wrk,
 )
 from cluster.bench.report import JsonReport, Report
-from cluster.cli.options import Parser
+from cluster.cli.options import Parser, positive
 from cluster.demo_transfer import TransferFailed
 from cluster.supervisor import NodeFailed, PortBusy
 
@@ -97,10 +97,10 @@ def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
         help="a tenth of the events, few and short repetitions: to see that it runs, not to quote",
     )
     parser.add_argument(
-        "--repetitions", type=_positive, metavar="N", help="repetitions (default 5; quick: 2)"
+        "--repetitions", type=positive, metavar="N", help="repetitions (default 5; quick: 2)"
     )
     parser.add_argument(
-        "--seconds", type=_positive, metavar="S", help="seconds a point (default 8; quick: 2)"
+        "--seconds", type=positive, metavar="S", help="seconds a point (default 8; quick: 2)"
     )
     parser.add_argument(
         "--etcd-bench",
@@ -119,13 +119,6 @@ def _parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     options.repetitions = options.repetitions or (2 if options.quick else 5)
     options.seconds = options.seconds or (2 if options.quick else 8)
     return options
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 async def _measure(what: str, report: Report, options: argparse.Namespace) -> None:

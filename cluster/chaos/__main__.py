@@ -18,6 +18,7 @@ import uvloop
 from rich.console import Console
 
 from cluster.chaos import consumers_killed, failover, report, trial
+from cluster.cli.options import Parser, amount, count, whole
 from cluster.supervisor import NodeFailed, PortBusy
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ The seed fixes which faults are drawn; processes run in real time, so no two run
 Nodes run on free ports with data in a temporary directory; no other cluster is touched.
 
 Exit codes: 0 nothing was broken; 1 something was, and what is needed to find out why is kept;
-2 wrong options.
+64 wrong options.
 """
 
 
@@ -65,17 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="scripts/chaos",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--minutes", type=float, default=1.0, metavar="T", help="how long faults go on, default 1")
-    add("--seed", type=int, metavar="N", help="of the faults; default: a new one, which is told")
+    add("--minutes", type=amount, default=1.0, metavar="T", help="how long faults go on, default 1")
+    add("--seed", type=whole, metavar="N", help="of the faults; default: a new one, which is told")
     add("--nodes", type=int, choices=(3, 5), default=3, help="default 3")
-    add("--events-per-second", type=float, default=200.0, metavar="R",
+    add("--events-per-second", type=amount, default=200.0, metavar="R",
         help="pace of all writers together, default 200")  # fmt: skip
     add("--kills-forget", action="store_true",
         help="without a tail file: a killed node counts as having lost its memory, so never more"
@@ -84,17 +85,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--json", action="store_true", help="the report as JSON")
     add("--keep", action="store_true", help="keep history, logs and files in any case")
     add("--data-dir", type=Path, metavar="DIR", help="where; default a new temporary directory")
-    add("--leader-kills", type=int, metavar="N",
+    add("--leader-kills", type=count, metavar="N",
         help="instead of all this, kill the leader N times under load and measure")  # fmt: skip
-    add("--steady-minutes", type=float, default=1.0, metavar="T",
+    add("--steady-minutes", type=amount, default=1.0, metavar="T",
         help="and then full load without faults, to count elections; default 1")  # fmt: skip
     add("--consumers", action="store_true",
         help="instead of all this, kill the consumers of a persistent subscription and three nodes,"
         " and judge what was delivered")  # fmt: skip
     add("node_options", nargs="*", metavar="-- OPTION", help="further options of every node")
-    options = parser.parse_args(arguments)
-    if options.minutes <= 0 or options.events_per_second <= 0 or (options.leader_kills or 0) < 0:
-        parser.error("a time, a pace or a count is below what makes sense")
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    if not (options.minutes and options.events_per_second):
+        parser.error("--minutes and --events-per-second must be more than 0")
+    if options.data_dir is not None and _holds_something(options.data_dir):
+        parser.error(f"--data-dir: {options.data_dir} is no empty directory")
     return options
 
 
@@ -164,15 +167,16 @@ async def _until_stopped(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _directory(options: argparse.Namespace) -> Path:
-    """An empty directory. Leaves with exit 2 if the one that was named is not."""
+    """An empty directory, the one that was named or a new one."""
     if options.data_dir is None:
         return Path(tempfile.mkdtemp(prefix="chaos-"))
     directory: Path = options.data_dir.absolute()
-    if directory.exists() and any(directory.iterdir()):
-        print(f"scripts/chaos: {directory} is not empty", file=sys.stderr)
-        sys.exit(2)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def _holds_something(directory: Path) -> bool:
+    return directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))
 
 
 def _console() -> Console:

@@ -14,9 +14,11 @@ from uuid import UUID
 
 import pytest
 
-from cluster import topology
+from cluster import demo, topology
 from cluster.__main__ import COMMANDS, main
+from cluster.bench import __main__ as bench
 from cluster.bench.report import JsonReport
+from cluster.chaos import __main__ as chaos
 from cluster.cli import append
 from cluster.up import ready_line
 from tests.api.fakes import Node
@@ -108,6 +110,35 @@ def test_wrong_options_are_one_line_or_one_object_for_every_command(
     found = capsys.readouterr()
     assert found.out == "" and found.err.startswith(f"exesdb {name}: wrong_usage: ")
     assert found.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("chaos --minutes nan", "--minutes: must be at least 0, and finite"),
+        ("chaos --minutes 0", "--minutes and --events-per-second must be more than 0"),
+        ("chaos --events-per-second inf", "--events-per-second: must be at least 0, and finite"),
+        ("chaos --leader-kills -1", "--leader-kills: must be at least 0"),
+        ("chaos --steady-minutes x", "--steady-minutes: 'x' is not a number"),
+        ("chaos --seed x", "--seed: 'x' is not a whole number"),
+        ("chaos --data-dir /dev", "--data-dir: /dev is no empty directory"),
+        ("chaos --data-dir /dev/null", "--data-dir: /dev/null is no empty directory"),
+        ("demo --rows 0", "--rows: must be at least 1"),
+        ("demo --http-port x", "--http-port: 'x' is not a whole number"),
+        ("bench memory --seconds x", "--seconds: 'x' is not a whole number"),
+        ("bench memory --repetitions 0", "--repetitions: must be at least 1"),
+    ],
+)
+def test_wrong_options_of_the_tools_are_one_line_and_exit_64_too(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *argv = words.split()
+    tool = {"chaos": chaos.main, "demo": demo.main, "bench": bench.main}[name]
+    with pytest.raises(SystemExit) as leaving:
+        tool(argv)
+    assert leaving.value.code == 64
+    found = capsys.readouterr().err
+    assert found.startswith(f"scripts/{name}: wrong_usage: ") and found.endswith(f"{said}\n")
 
 
 def test_an_address_that_is_none_is_a_wrong_option_and_nothing_was_tried(
