@@ -204,7 +204,7 @@ class Subscription:
                 timeout=bounds,
             ) as answer:
                 if answer.status != 200:
-                    raise of_problem(answer.status, await answer.json(content_type=None))
+                    raise of_problem(answer.status, msgspec.json.decode(await answer.read()))
                 self.connections += 1
                 async for line in _lines(answer.content):
                     said = msgspec.json.decode(line)

@@ -147,7 +147,7 @@ class Asking:
                 ) as answer,
             ):
                 content = await answer.read()
-                found = msgspec.json.decode(content) if content else {}
+                found = msgspec.json.decode(content, type=dict[str, Any]) if content else {}
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # aiohttp has sent a PUT or DELETE before, if that was on a connection that broke.
             kind = OutcomeUnknown if method in ("PUT", "DELETE") else Unavailable

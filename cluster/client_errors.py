@@ -114,8 +114,9 @@ _BY_STATUS: dict[int, type[ClientError]] = {
 }
 
 
-def of_problem(status: int, problem: Mapping[str, Any]) -> ClientError:
-    """The error that a problem answer tells of."""
+def of_problem(status: int, problem: object) -> ClientError:
+    """The error that a problem answer tells of; a proxy's may be no object, and tells nothing."""
+    problem = problem if isinstance(problem, Mapping) else {}
     code = str(problem.get("code", ""))
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status, Unavailable if status >= 500 else Refused)
     return kind(str(problem.get("detail", f"HTTP status {status}")), code, problem)

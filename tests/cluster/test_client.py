@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from cluster.backup.door import Door
 from cluster.client import Appended, Client, Event, Filter
 from cluster.client_asking import Attempts
 from cluster.client_errors import (
+    ClientError,
     Deleted,
     NotFound,
     OutcomeUnknown,
@@ -174,6 +176,28 @@ async def test_a_conflict_after_an_open_try_does_not_claim_that_nothing_was_stor
         with pytest.raises(WrongExpectedVersion) as caught:
             await client.append("s", [Event("A")], 1)
         assert caught.value.stored
+
+
+@pytest.mark.parametrize("content", [[], "no", None])
+@pytest.mark.parametrize("status", [200, 403, 502])
+async def test_what_a_proxy_says_that_is_no_object_is_an_error_of_the_tree(
+    content: Any, status: int
+):
+    async with nodes(Node((status, content))) as urls, Client(*urls, timeout_s=0.3) as client:
+        with pytest.raises(Unavailable):
+            await client.checkpoint("c")
+        with pytest.raises(OutcomeUnknown):
+            await client.append("s", [Event("A")])
+
+
+@pytest.mark.parametrize("content", [b"<html>", b'"no"', b"null", b"[]"])
+async def test_a_backup_ends_in_an_error_of_the_tree_whatever_a_proxy_says(content: bytes):
+    async def forbidden(request: web.Request) -> web.Response:
+        return web.Response(status=403, body=content)
+
+    async with nodes(Node(forbidden)) as urls, Door(urls, "s", 0.3) as door:
+        with pytest.raises(ClientError):
+            await door.ask("GET", "", [])
 
 
 async def test_time_that_runs_out_tells_what_is_certain():
@@ -353,8 +377,13 @@ async def test_a_subscription_goes_on_where_it_was_when_a_node_leaves():
 
 
 async def test_a_subscription_outlives_refusals():
+    async def by_proxy(request: web.Request) -> web.Response:
+        return web.Response(status=502, text="<html>")
+
     node = Node(
         problem(503, "not_ready"),
+        by_proxy,
+        (502, []),
         streaming(line("error", 0, problem(503, "slow_consumer")[1])),
         "break",
         streaming(line("event", 1, recorded(1))),
@@ -363,7 +392,7 @@ async def test_a_subscription_outlives_refusals():
         async for event in client.subscribe():
             assert event.position == 1
             break
-        assert len(node.asked) == 4
+        assert len(node.asked) == 6
 
 
 def test_a_node_that_failed_is_passed_over_for_a_while():
