@@ -109,7 +109,8 @@ def _told(notes: Notebook, about: dict[str, int], settled: asyncio.Future[bool])
         return
     error = settled.exception()
     if error is not None and not isinstance(error, ClientError):
-        raise error
+        notes.note("failed", **about, error=repr(error))
+        return
     notes.note("told", **about, counted=None if error else settled.result())
 
 

@@ -6,6 +6,7 @@ and are told whether that counted; who torments them writes down when (`consumer
     {"op": "got", "at", "received", "consumer", "position", "attempt", "stream", "number", "id"}
     {"op": "said", "at", "position", "attempt", "action"}        ack | retry | park | skip
     {"op": "told", "at", "position", "attempt", "counted"}       true | false | null: an error
+    {"op": "failed", "at", "position", "attempt", "error"}       in place of told: no client's error
     {"op": "left", "at", "consumer"}       cancelled, killed, frozen or thawed: what it has may be
                                            with others by now
     {"op": "fault", "at"}                  a node was killed or stopped, or is back; while faults go
@@ -24,6 +25,7 @@ with the delivery. With the events of the store and what is parked in the end, t
     misparked   what is parked was parked by a word or after its retries, is parked once, and is not
                 done besides
     miscounted  the subscription counts each wanted event once as acknowledged, skipped or parked
+    failed      no word ends in an error that a client does not promise
 
 "Did not count" is no proof where a node was killed meanwhile: the answer to a first try may have
 been lost. And a delivery may be older than its answer, by as long as a node takes to answer:
@@ -136,6 +138,9 @@ class _Judge:
             self._lost.setdefault(record["consumer"], []).append(at)
         elif kind == "got":
             self._got(record)
+        elif kind == "failed":
+            words = f"the word about delivery {record['attempt']} of {record['position']} ended in"
+            self._found.add("failed", f"{words} {record['error']}")
         else:
             delivery = self._seen[record["position"]][record["attempt"]]
             if kind == "said":

@@ -362,6 +362,8 @@ class Faults:
                     await asyncio.sleep(_WHOLE_AGAIN_S)
         except TimeoutError:
             self._ground.violations.append(f"{victim} was not whole within {_WHOLE_LIMIT_S:g} s")
+        except Exception as error:
+            self._ground.violations.append(f"{victim} may never have been whole: {error!r}")
         else:
             self._losses.whole(victim, loss)
 

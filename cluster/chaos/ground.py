@@ -94,7 +94,7 @@ class Ground:
                 return
             self._seen_ready.discard(node_id)
             await process.start()
-            self._keep(self._watch(process, process.pid))
+            self._keep(self._look_after(process, process.pid))
 
     async def kill(self, node_id: str) -> None:
         """End it with -9; returns when it is gone."""
@@ -152,6 +152,13 @@ class Ground:
             all(self.links.connected(*pair) for pair in combinations(group, 2))
             for group in combinations(able, needed)
         )
+
+    async def _look_after(self, process: NodeProcess, pid: int | None) -> None:
+        """One that cannot be watched on is a violation: nobody would see how it ends."""
+        try:
+            await self._watch(process, pid)
+        except Exception as error:
+            self.violations.append(f"{process.node.node_id} was not watched to its end: {error!r}")
 
     async def _watch(self, process: NodeProcess, pid: int | None) -> None:
         """Notice when the node is ready for the first time, and when it ends unasked.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.chaos.consumers import Notebook, _told
 from cluster.chaos.deliveries import FAULT_S, End, Judgement, ParkedEvent, Terms, Wanted, judge
 
 TERMS = Terms(ack_timeout_s=8.0, max_retries=1)
@@ -236,3 +240,15 @@ def test_totals_that_do_not_add_up(shared: Shared) -> None:
     shared.handle(4, 5, 6)
     assert shared.judged(acked=5).violations == {"miscounted": 1}
     assert shared.judged(acked=3, parked=2).violations == {"miscounted": 1}
+
+
+async def test_a_word_that_ends_in_no_clients_error(shared: Shared, tmp_path: Path) -> None:
+    shared.handle(4, 5, 6)
+    settled = asyncio.get_running_loop().create_future()
+    settled.set_exception(KeyError("stale"))
+    with Notebook(tmp_path / "notes") as notes:
+        _told(notes, {"position": 6, "attempt": 1}, settled)
+    shared.records.append(json.loads((tmp_path / "notes").read_text()))
+    found = shared.judged()
+    only(found, "failed")
+    assert found.examples["failed"] == ["the word about delivery 1 of 6 ended in KeyError('stale')"]

@@ -157,6 +157,41 @@ async def test_a_fault_that_cannot_be_carried_out_is_a_violation(
     assert len(here.violations) == 1 and "no such disk" in here.violations[0]
 
 
+async def test_a_node_that_cannot_be_watched_until_it_is_whole_is_a_violation() -> None:
+    async def ask(*_: str) -> None:
+        raise RuntimeError("no such node")
+
+    here = SimpleNamespace(nodes={"n1": None}, disks=False, violations=[], ask=ask)
+    drawn = faults.Faults(here, Losses(1, False), random.Random(1))  # type: ignore[arg-type]
+    drawn._heal({"n1": 1})
+    await asyncio.gather(*drawn._healing)
+    assert len(here.violations) == 1 and "no such node" in here.violations[0]
+
+
+async def test_a_node_that_cannot_be_started_again_is_a_violation() -> None:
+    class Process:
+        """One that ended by itself, and whose program is gone."""
+
+        node, pid = SimpleNamespace(node_id="n1"), 7
+        running = False
+
+        async def start(self) -> None:
+            if here.violations:
+                raise FileNotFoundError("no such program")
+
+        async def wait_ready(self, limit_s: float) -> None:
+            pass
+
+        async def wait_exit(self) -> int:
+            return 1
+
+    supervisor = SimpleNamespace(nodes={"n1": Process()})
+    here = ground.Ground(supervisor, None, False, None)  # type: ignore[arg-type]
+    await here.start("n1")
+    await asyncio.gather(*here._watchers)
+    assert len(here.violations) == 2 and "no such program" in here.violations[1]
+
+
 def test_a_disk_is_made_full_though_its_node_goes_on_writing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
