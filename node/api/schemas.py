@@ -353,7 +353,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "members": _list(_MEMBER),
             "waits_for": {**_list(_TEXT), "description": "Why this node is not ready, in words."},
             **_LINEAGE,
-            "refused": {**_map(_TEXT), "description": "Peers of other lineages, and why."},
+            "refused": {**_map(_TEXT), "description": "Peers that have no session, and why."},
         }
     ),
     "RecoveryReport": _all(

@@ -104,14 +104,18 @@ class Lineage:
 
     @property
     def refused(self) -> dict[str, str]:
-        """Peers that were refused at their last try for their lineage, and why, in words."""
+        """Peers that were refused at their last try, and why, in words."""
         return dict(self._refused)
 
-    def met(self, peer: str, other: Standing) -> str | None:
-        """Why a proven peer must not have a session; None if it may.
+    def refuses(self, peer: str, words: str) -> str:
+        """Remember why a peer is refused, until it may have a session; the last `_REFUSED_MAX`."""
+        self._refused[peer] = words
+        if len(self._refused) > _REFUSED_MAX:
+            del self._refused[next(iter(self._refused))]
+        return words
 
-        Remembered for the last `_REFUSED_MAX` peers that were refused.
-        """
+    def met(self, peer: str, other: Standing) -> str | None:
+        """Why a proven peer must not have a session; None if it may."""
         own = self.standing
         verdict = judge(own, other)
         if verdict is Verdict.SAME:
@@ -123,9 +127,7 @@ class Lineage:
             log.log(
                 logging.CRITICAL if hopeless else logging.WARNING, "refusing %s: %s", peer, words
             )
-        self._refused[peer] = words
-        if len(self._refused) > _REFUSED_MAX:
-            del self._refused[next(iter(self._refused))]
+        self.refuses(peer, words)
         if verdict is Verdict.OLD and self._last is None:
             self._last = own
             self._given_up(other)

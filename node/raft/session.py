@@ -6,15 +6,16 @@ are the handshake, all CBOR arrays of at most `HELLO_BYTES_MAX` bytes:
     dialler  -> acceptor   greeting
     acceptor -> dialler    [*greeting, proof]
     dialler  -> acceptor   [proof]
-    greeting               [magic, version, cluster, from, to, incarnation, nonce, standing]
+    greeting               [magic, version, cluster, from, to, incarnation, nonce, standing, seen]
 
 A proof is an HMAC-SHA256, keyed with the cluster secret, over the prover's side of the connection
 and both greetings: it binds both ids, incarnations, nonces and standings (see `lineage`), so it can
-be neither replayed nor used for another pair of nodes. Neither side looks at anything else before
-it has seen the other's proof. Who is refused after that (an old incarnation, another lineage) is
-refused by both sides: the dialler's proof is sent before it hangs up. After the handshake every
-frame is a message (see `messages`). Without TLS the messages themselves are neither secret nor
-signed: the raft port belongs on a private network.
+be neither replayed nor used for another pair of nodes. `seen` is the latest incarnation in which
+the other end has been seen: a process that is not the newest under its id learns it by that.
+Neither side looks at anything else before it has seen the other's proof. Who is refused after that
+(an old incarnation, another lineage) is refused by both sides: the dialler's proof is sent before
+it hangs up. After the handshake every frame is a message (see `messages`). Without TLS the messages
+themselves are neither secret nor signed: the raft port belongs on a private network.
 
 A node that joins does not know its cluster and lineage yet. It says so by an empty name, and takes
 both over from the first member that proves to know the secret. Two such nodes refuse one another.
@@ -39,7 +40,7 @@ from node.raft.lineage import Lineage, Standing, decoded
 from node.raft.messages import MalformedMessage, Message, decode
 
 MAGIC = "exesdb-raft"
-VERSION = 2
+VERSION = 3
 HELLO_BYTES_MAX = 1024
 NONCE_BYTES = 32
 JOINING = ""
@@ -70,6 +71,9 @@ class Identity(NamedTuple):
 
 class SessionOwner(Protocol):
     """The transport, as a session sees it."""
+
+    def incarnation(self, peer: str) -> int:
+        """The latest incarnation in which the peer has been seen; 0 if never."""
 
     def established(self, session: Session) -> str | None:
         """The peer is proven; a text refuses it, and says why."""
@@ -103,6 +107,10 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and _NAME(value) is not None
 
 
+def _is_incarnation(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**INCARNATION_BITS
+
+
 class Session(asyncio.Protocol):
     """One connection, dialled by us (`expected_peer` is given) or accepted (None)."""
 
@@ -115,6 +123,7 @@ class Session(asyncio.Protocol):
     ) -> None:
         self.peer = expected_peer or ""
         self.peer_incarnation = 0
+        self.peer_has_seen = 0  # of this node, the latest incarnation
         self.peer_cluster = JOINING
         self.peer_standing = Standing("", (), founded=False)
         self.up = False
@@ -252,6 +261,7 @@ class Session(asyncio.Protocol):
     def _establish(self) -> None:
         self.peer_cluster = self._peer_greeting[2]
         self.peer_standing = decoded(self._peer_greeting[7])
+        self.peer_has_seen = self._peer_greeting[8]
         refusal = self._owner.established(self)
         if refusal is not None:
             raise _Unwelcome(refusal)
@@ -269,12 +279,13 @@ class Session(asyncio.Protocol):
             me.incarnation,
             secrets.token_bytes(NONCE_BYTES),
             [standing.lineage, list(standing.ancestry), standing.founded],
+            self._owner.incarnation(peer),
         ]
 
     def _check_greeting(self, fields: list[Any]) -> None:
-        if len(fields) != 8 or fields[:2] != [MAGIC, VERSION]:
+        if len(fields) != 9 or fields[:2] != [MAGIC, VERSION]:
             raise HandshakeRefused("not a greeting of this version")
-        _, _, cluster, sender, receiver, incarnation, nonce, standing = fields
+        _, _, cluster, sender, receiver, incarnation, nonce, standing, seen = fields
         joining = [self._identity.joins, cluster == JOINING].count(True)
         if joining == 2 or (not joining and cluster != self._identity.cluster):
             raise HandshakeRefused(OTHER_CLUSTER)
@@ -282,7 +293,7 @@ class Session(asyncio.Protocol):
             raise HandshakeRefused("a greeting of nobody")
         if receiver != self._identity.node_id:
             raise HandshakeRefused(f"a greeting for {receiver if _is_name(receiver) else 'nobody'}")
-        if type(incarnation) is not int or not 0 <= incarnation < 2**INCARNATION_BITS:
+        if not (_is_incarnation(incarnation) and _is_incarnation(seen)):
             raise HandshakeRefused("no incarnation")
         if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
             raise HandshakeRefused("no nonce")

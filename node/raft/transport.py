@@ -138,6 +138,12 @@ class Transport:
                 "it has been seen in a later incarnation: another process runs under its id, or "
                 "its clock went back when its data directory was lost"
             )
+        if session.peer_has_seen > self._identity.incarnation:
+            words = (
+                "it has seen this node in a later incarnation, and refuses it: another process "
+                "runs under its id, or the clock went back when the data directory was lost"
+            )
+            return self._identity.lineage.refuses(peer, words)
         refusal = self._of_one_history(session)
         if refusal is not None:
             self.counters["lineages_refused"] += 1

@@ -17,6 +17,14 @@ DEFECTS = (
         (_SESSION,),
     ),
     Defect(
+        "older-process-does-not-learn-it",
+        "incarnation: who is not the newest under its id has no session",
+        "raft/transport.py",
+        "        if session.peer_has_seen > self._identity.incarnation:\n",
+        "        if session.peer_has_seen < 0:\n",
+        (_SESSION,),
+    ),
+    Defect(
         "another-lineage-is-heard",
         "lineage: nodes of different lineages have no session",
         "raft/transport.py",

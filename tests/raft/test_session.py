@@ -84,6 +84,8 @@ class TestHandshake:
             {"standing": ["x" * 33, [], True]},
             {"standing": ["", [], True]},
             {"standing": ["first", [], 1]},
+            {"seen": -1},
+            {"seen": "7"},
             {"more": 1},
         ],
         ids=str,
@@ -200,6 +202,28 @@ class TestHandshake:
             async with await Hand.dial(node.port) as older:
                 assert not await established(node, older, incarnation=6)
                 assert await older.closed()
+
+    @pytest.mark.parametrize("older", ["n1", "n2"])
+    async def test_the_older_process_under_an_id_learns_it_and_is_never_connected(
+        self, older: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The peer has seen a later one; n2 dials, so each side of a connection learns it."""
+        caplog.set_level(logging.INFO, "node.raft.transport")
+        ports = {"n1": free_port(), "n2": free_port()}
+        nodes = {
+            one: Node(one, ports[one], {other: f"127.0.0.1:{ports[other]}"}, incarnation=8)
+            for one, other in (("n1", "n2"), ("n2", "n1"))
+        }
+        peer = "n1" if older == "n2" else "n2"
+        nodes[peer].transport._incarnations[older] = 9
+        async with nodes["n1"], nodes["n2"]:
+            counters = nodes[older].transport.counters
+            await until(lambda: counters["connections_refused"] >= 4)
+        assert nodes["n1"].ears.told == nodes["n2"].ears.told == []
+        words = "it has seen this node in a later incarnation, and refuses it"
+        assert words in nodes[older].lineage.refused[peer]
+        told = [record for record in caplog.records if words in record.message]
+        assert len(told) == 1 and told[0].levelno == logging.WARNING
 
     async def test_messages_before_the_proof_are_not_heard(self) -> None:
         async with listening() as node, await Hand.dial(node.port) as hand:

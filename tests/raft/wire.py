@@ -129,6 +129,7 @@ class Hand:
             "incarnation": 7,
             "nonce": b"n" * 32,
             "standing": [STANDING.lineage, [], True],
+            "seen": 0,
         }
         return list((fields | changes).values())
 
