@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cluster.cli import options as shared
-from cluster.cli.ending import INTERRUPTED, WRONG_USAGE, Failure, complain, run
+from cluster.cli.ending import INTERRUPTED, WRONG_USAGE, Failure, complain, end_by_sigterm, run
 from cluster.cli.showing import say, say_json
 from cluster.client import ANY, Client, Event
 from cluster.client_errors import ClientError
@@ -109,6 +109,7 @@ async def _one(options: argparse.Namespace) -> None:
         shared.value(options.metadata, False, "metadata"),
         str(options.id or uuid.uuid4()),
     )
+    end_by_sigterm()
     async with shared.client(options) as client:
         try:
             done = await client.append(options.stream, [event], options.expect, options.durability)
@@ -160,6 +161,7 @@ class _Progress:
 
 
 async def _lines(options: argparse.Namespace) -> None:
+    end_by_sigterm()
     done = _Progress(options.expect)
     async with shared.client(options) as client:
         try:
@@ -203,7 +205,7 @@ def _perhaps(lines: list[Numbered]) -> str:
 
 
 def _interrupted(options: argparse.Namespace, what: str, fields: dict[str, Any]) -> None:
-    """Ctrl-C came while a request was under way: its outcome is open."""
+    """Ctrl-C or SIGTERM came while a request was under way: its outcome is open."""
     complain(options.prog, Failure(what, INTERRUPTED, "interrupted", fields), options.json)
 
 

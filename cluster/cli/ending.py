@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Coroutine, Mapping
 from typing import Any
@@ -87,7 +89,7 @@ def run(
 
     try:
         return shown(prog, done(), as_json)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return interrupted
     except UnicodeEncodeError as error:
         part = ascii(error.object[error.start : error.end])
@@ -97,6 +99,14 @@ def run(
         failure = failure_of(error)
         complain(prog, failure, as_json)
         return failure.exit_code
+
+
+def end_by_sigterm() -> None:
+    """From now on SIGTERM ends this task as Ctrl-C does, which can still say what it has done."""
+    task = asyncio.current_task()
+    assert task is not None
+    with contextlib.suppress(RuntimeError):  # only the main thread hears signals
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def shown(prog: str, work: Coroutine[Any, Any, int], as_json: bool = False) -> int:

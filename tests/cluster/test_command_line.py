@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -27,6 +28,7 @@ from tests.api.fakes import serving as serving_api
 from tests.cluster.fake_http import FakeServer, serving
 from tests.cluster.fake_store import FakeStore, serving_store
 from tests.cluster.test_recover_plan import report
+from tests.raft.wire import until
 
 PROJECT = Path(__file__).resolve().parents[2]
 STORE = "/v1/stores/my_store"
@@ -543,6 +545,30 @@ async def test_a_run_of_lines_that_breaks_off_says_where(
         sent = [event["event_id"] for event in json.loads(server.bodies[-1])["events"]]
     assert told["lines"] == [2, 4] and told.get("event_ids", sent) == sent
     assert ("event_ids" in told) == (code == 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_an_append_of_lines_with_what_was_stored(number: int) -> None:
+    async with serving({("POST", f"{STORE}/append"): (201, STORED)}) as server:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cluster", "append", "--lines", "-", "--url", server.url),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=PROJECT,
+        )
+        assert process.stdin is not None
+        process.stdin.write(b'{"event_type": "T", "stream": "s"}\n')
+        async with asyncio.timeout(20):
+            await until(lambda: server.bodies, 20)
+            server.answers[("POST", f"{STORE}/append")] = (504, {"code": "outcome_unknown"})
+            process.stdin.write(b'{"event_type": "T", "stream": "s"}\n')
+            await until(lambda: len(server.bodies) == 2)
+            process.send_signal(number)
+            out, err = await process.communicate()
+    assert (process.returncode, out) == (130, b"stored 1 events, the last at position 7\n")
+    words = b"lines 2 to 2 are perhaps stored, and nothing behind them"
+    assert err == b"exesdb append: interrupted: " + words + b"\n"
 
 
 async def test_who_interrupts_an_append_is_told_what_is_perhaps_stored(
