@@ -99,6 +99,7 @@ class MembershipChanges:
         self._waiting = waiting
         self._announced = self._log.committed.version
         self._reached: Mapping[str, str] = {}
+        self._doubted: tuple[Member, str] | None = None
         requests.serve(_TOPIC, self._serve)
 
     # --- asking ------------------------------------------------------------------------------
@@ -269,6 +270,9 @@ class MembershipChanges:
         """A peer told how far it is; one that is no member may not know it yet."""
         if peer in self._log.current.addresses:
             self._members.heard(peer, gossip)
+            learner = self._log.current.learner
+            if self._engine.leads and learner is not None and learner.id == peer:
+                self._compare(learner, gossip.raft_address)
         else:
             self.met(peer)
 
@@ -278,6 +282,20 @@ class MembershipChanges:
             self._log.learned(Membership.from_plain(message.committed))
         except MalformedMembership:
             log.warning("%s named members that are none", peer)
+
+    def _compare(self, learner: Member, address: str) -> None:
+        """Say so, once, where a node that is being added calls itself by another address.
+
+        It may well have two, so it is counted all the same.
+        """
+        if address == learner.raft_address or self._doubted == (learner, address):
+            return
+        self._doubted = learner, address
+        log.warning(
+            "%s is added at %s and says that it is at %r: if the members cannot reach it where it "
+            "is added, remove it and add it where it is",
+            *(*learner, address),
+        )
 
     def _announce(self) -> None:
         self._announced = self._log.committed.version

@@ -158,6 +158,23 @@ class TestAdding:
 
         simulate(scenario)
 
+    @pytest.mark.parametrize("address", ["n4:1", "mistyped:1"])
+    def test_one_that_is_added_elsewhere_than_it_says_is_counted_with_a_warning(
+        self, address: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, spares=1)
+            leader = await ready(cluster)
+            await cluster.start("n4")
+            membership = await cluster[leader].add_member("n4", address, 5000)
+            assert "n4" in membership.voter_ids
+            await cluster.settled()
+            cluster.check()
+
+        simulate(scenario)
+        words = f"n4 is added at {address} and says that it is at 'n4:1'"
+        assert caplog.text.count(words) == (address != "n4:1")
+
     def test_from_one_node_to_three(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(1, spares=2)
