@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from cluster import topology
+from cluster.bench.ports import free_ports
 from node.config.options import Config
 from node.config.values import Address
 from node.core import commands
@@ -25,6 +27,7 @@ from node.persistence.faults import FileFault, OnlyCopyDamaged
 from node.persistence.state_file import NodeIdentity, StateFile
 from node.raft.messages import Message
 from node.raft.ports import Listener
+from node.raft.replica import EXIT_DIVERGED
 from node.service import Info, Service, World
 from tests.raft.harness import event
 
@@ -261,3 +264,30 @@ def test_a_signal_before_the_node_runs_ends_it_as_a_stop_does(tmp_path: Path, nu
         process.stderr.read()
         assert process.wait(30) == 0
     assert not (tmp_path / "n").exists()
+
+
+_DEFECTIVE = """
+from node.__main__ import main
+from node.core.state import State
+
+whole = State.apply
+
+def apply(self, index, term, commands):
+    whole(self, index, term, commands)
+    if commands:
+        raise AssertionError("a defect")
+
+State.apply = apply
+main()
+"""
+
+
+def test_a_node_that_cannot_apply_an_entry_ends_and_says_so(tmp_path: Path) -> None:
+    """It would hold another state than the others and call it the same."""
+    http_port, raft_port = free_ports(2)
+    (node,) = topology.local(1, tmp_path, http_port=http_port, raft_port=raft_port).nodes
+    program = [sys.executable, "-c", _DEFECTIVE, *node.argv[len(node.program) :]]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == EXIT_DIVERGED == 71
+    assert "could not be applied, the process ends" in ended.stderr
+    assert "AssertionError: a defect" in ended.stderr
