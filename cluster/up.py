@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster.access import DEFAULT_URLS
-from cluster.cli.ending import WRONG_USAGE, Failure, ended
+from cluster.cli.ending import WRONG_USAGE, Failure, ended, shown
 from cluster.cli.options import Parser
 from cluster.supervisor import PROJECT, NodeFailed, NodeProcess, PortBusy, Supervisor, how_it_ended
 from cluster.topology import NODES_MAX, LocalNode, Topology, local
@@ -107,7 +107,7 @@ def main(argv: list[str], prog: str = PROG) -> int:
             prog=prog,
             as_json=options.json,
         )
-        return asyncio.run(up.run())
+        return shown(prog, up.run(), options.json)
     except ValueError as error:
         return ended(options, Failure(str(error), WRONG_USAGE, "wrong_usage"))
     except PortBusy as error:

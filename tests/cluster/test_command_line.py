@@ -503,6 +503,12 @@ async def test_no_table_without_room_for_it_is_a_traceback(
         assert (code, said) == (1, f"scripts/{words[0]}: {NO_ROOM}")
 
 
+async def test_a_cluster_whose_start_cannot_be_told_is_not_started(tmp_path: Path) -> None:
+    words = ("cluster.up", "--data-dir", str(tmp_path / "data"))
+    assert await without_room(*words) == (1, f"scripts/cluster: {NO_ROOM}")
+    assert not (tmp_path / "data").exists()
+
+
 async def without_room(*words: str) -> tuple[int | None, str]:
     """How a command ends whose output goes to a full disk, and what it says of that."""
     full = os.open("/dev/full", os.O_WRONLY)
