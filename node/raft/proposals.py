@@ -119,6 +119,7 @@ class Proposals:
         self._unsent: deque[int] = deque()
         self._foreign: deque[_Foreign] = deque()
         self._foreign_bytes = 0
+        self._passed_over = False  # the last entry had no room for foreign ones: they go first
         self._in_flight: deque[int] = deque()
         self._in_flight_term = 0
         self._applied_term = 0
@@ -213,7 +214,7 @@ class Proposals:
 
     def _begin_reign(self) -> None:
         """This node leads a new term: what it opens with goes before all that waits."""
-        self._in_flight_term = self._engine.term
+        self._in_flight_term, self._passed_over = self._engine.term, False
         # What is left of an earlier reign may have been cut off, and would block this one.
         self._in_flight.clear()
         for command in self.opening():
@@ -225,6 +226,14 @@ class Proposals:
     def _next_groups(self) -> Iterator[Group]:
         """The groups of the next entry, within its bounds; at least one command if there is one."""
         room = _Room(self._settings)
+        if self._passed_over:
+            yield from self._foreign_groups(room)
+        yield from self._own_group(room)
+        # There are always some of our own where consumers ask here: few of theirs fill an entry.
+        self._passed_over = not self._passed_over and not room.left and bool(self._foreign)
+        yield from self._foreign_groups(room)
+
+    def _own_group(self, room: _Room) -> Iterator[Group]:
         own = Group(self._settings.node_id, self._incarnation, [], [])
         while self._unsent and room.left:
             sequence = self._unsent.popleft()
@@ -237,7 +246,6 @@ class Proposals:
             room.take(pending.command)
         if own.commands:
             yield own
-        yield from self._foreign_groups(room)
 
     def _foreign_groups(self, room: _Room) -> Iterator[Group]:
         groups: dict[tuple[str, int], Group] = {}

@@ -82,6 +82,45 @@ class TestGroupCommit:
 
         simulate(scenario)
 
+    def test_others_get_into_an_entry_although_the_leader_s_own_would_fill_each(self) -> None:
+        """Consumers at the leader always have some fetches waiting, of which few fill an entry."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+
+            async def consume(name: str) -> None:
+                while True:
+                    await cluster[leader].propose(asked.fetch(STORE, 1, name, "c", 1), 60_000)
+
+            consumers = [asyncio.ensure_future(consume(f"s-{at}")) for at in range(30)]
+            await asyncio.sleep(0.1)
+            before = cluster[leader].counters()["entries_proposed"]
+            await asyncio.wait_for(cluster.append(cluster.followers()[0]), 5)
+            assert cluster[leader].counters()["entries_proposed"] - before <= 6
+            for consumer in consumers:
+                consumer.cancel()
+
+        simulate(scenario)
+
+    def test_others_do_not_keep_the_leader_s_own_out_of_an_entry(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            follower = cluster.followers()[0]
+
+            async def consume(name: str) -> None:
+                while True:
+                    await cluster[follower].propose(asked.fetch(STORE, 1, name, "c", 1), 60_000)
+
+            consumers = [asyncio.ensure_future(consume(f"s-{at}")) for at in range(60)]
+            await asyncio.sleep(0.1)
+            await asyncio.wait_for(cluster.append(leader), 5)
+            for consumer in consumers:
+                consumer.cancel()
+
+        simulate(scenario)
+
     def test_a_command_over_the_entry_s_bytes_goes_alone(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(3, entry_bytes_max=1)
