@@ -7,6 +7,7 @@ it is through: the bound on strangers would hold for those only that have a cert
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable, Coroutine
@@ -48,9 +49,16 @@ class Door:
         found = await loop.getaddrinfo(host, port, type=kind, flags=flags)
         try:
             for family, address in dict.fromkeys((one[0], one[4]) for one in found):
-                listening = socket.create_server(address, family=family, backlog=_BACKLOG)
+                try:
+                    listening = socket.create_server(address, family=family, backlog=_BACKLOG)
+                except OSError as error:
+                    if error.errno != errno.EAFNOSUPPORT:
+                        raise
+                    continue  # localhost is ::1, too, even where the kernel has no IPv6
                 listening.setblocking(False)
                 self._sockets.append(listening)
+            if not self._sockets:
+                raise OSError(errno.EAFNOSUPPORT, f"this machine has no address like {host}")
         except BaseException:
             await self.close()
             raise

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import random
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -556,6 +558,36 @@ class TestTls:
                 await until(lambda: node.ears.told == [("connected", "n2", 1)])
             for hand in kept:
                 await hand.close()
+
+    async def test_a_name_may_have_addresses_of_a_kind_that_the_machine_has_not(
+        self, contexts: tuple[ssl.SSLContext, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So it is with localhost, where the kernel was started without IPv6."""
+        server, client = contexts
+        create = socket.create_server
+
+        def without_ipv6(address: Any, *, family: int, **changes: Any) -> socket.socket:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            return create(address, family=family, **changes)
+
+        async def both(*_: Any, **__: Any) -> list[Any]:
+            found = (socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port))
+            return [(family, socket.SOCK_STREAM, 6, "", address) for family, address in found]
+
+        port = free_port()
+        node = Node("n1", port, {}, server_tls=server, client_tls=client)
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "create_server", without_ipv6)
+            patch.setattr(asyncio.get_running_loop(), "getaddrinfo", both)
+            await node.transport.start(node.ears)
+        try:
+            async with Node(
+                "n2", free_port(), {"n1": f"127.0.0.1:{port}"}, server_tls=server, client_tls=client
+            ):
+                await until(lambda: node.ears.told == [("connected", "n2", 1)])
+        finally:
+            await node.transport.stop()
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
     async def test_a_port_that_is_taken_is_an_error(
