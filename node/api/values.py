@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 import cbor2
 import msgspec
 
-from node.core.items import BIG_KEYS_MAX, big_integers
+from node.core.items import BIG_KEYS_MAX, Decoders, TooManyBigKeys, big_integers
 
 INTEGER_BITS_MAX = 14_000  # JSON readers, Python's among them, stop at 4,300 digits
 
@@ -74,16 +74,25 @@ def decode_cbor(body: bytes, nesting_max: int) -> Any:
 
     Raises `NotPlain` with words for the client.
     """
+    try:
+        return _decoded(body, nesting_max, _WITHOUT_BIG_KEYS)
+    except TooManyBigKeys:  # most have none, and need no count of their own
+        return _decoded(body, nesting_max, _REFUSED_TAGS | big_integers(BIG_KEYS_MAX))
+
+
+def _decoded(body: bytes, nesting_max: int, decoders: Decoders) -> Any:
     decoder = cbor2.CBORDecoder(
         BytesIO(body),
         tag_hook=_refuse_tag,
-        semantic_decoders=_REFUSED_TAGS | big_integers(BIG_KEYS_MAX),
+        semantic_decoders=decoders,
         max_depth=nesting_max,
         allow_duplicate_keys=False,
     )
     try:
         value = decoder.decode()
     except Exception as error:  # cbor2 has its own errors, and lets some of Python's through
+        if decoders is _WITHOUT_BIG_KEYS and isinstance(error.__cause__, TooManyBigKeys):
+            raise error.__cause__ from None
         raise NotPlain(f"malformed CBOR: {_root(error)}") from None
     try:
         decoder.read(1)
