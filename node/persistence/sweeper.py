@@ -124,7 +124,8 @@ class Sweeper:
             while at > 0 and len(positions) < _ROWS:
                 positions.append(at)
                 at = swept.find(1, at + 1)
-            await self._write(store, positions)
+            if not await self._write(store, positions):
+                return
 
     def _let_go(self, frames: Collection[bytes]) -> None:
         self._held.extend(frames)
@@ -132,8 +133,8 @@ class Sweeper:
         if self._held_bytes >= _HELD_BYTES:
             self._held, self._held_bytes = [], 0
 
-    async def _write(self, store: Store, positions: list[int]) -> None:
-        """Bring husks to the disk, if it takes as long as it may."""
+    async def _write(self, store: Store, positions: list[int]) -> bool:
+        """Bring husks to the disk, if it takes as long as it may; whether others may follow."""
         while self._database is not None and positions and self._is_there(store):
             try:
                 error = await self._in_thread(self._database.sweep, store, positions)
@@ -141,11 +142,12 @@ class Sweeper:
                 # It is written anew, from memory, where the husks are by now.
                 self._complain(f"what is left of removed events of store {store.name}", str(damage))
                 self._ledger.doubted(store, str(damage))
-                return
+                return False
             if error is None:
-                return
+                return True
             self._complain(f"what is left of removed events of store {store.name}", str(error))
             await asyncio.sleep(_AGAIN_S)
+        return False
 
     async def _give_back(self, store: Store) -> None:
         while self._database is not None and self._is_there(store):

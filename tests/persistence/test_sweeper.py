@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 from contextlib import closing
@@ -161,6 +162,32 @@ async def test_a_file_that_sweeping_finds_damaged_holds_up_no_other_and_is_writt
         assert worker.store_status("alpha")["persisted_position"] == 0
         await flush(worker, history)
         assert husks_in(path) == 1_000
+        assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_damaged_file_is_not_swept_on_while_it_waits_to_be_written_anew(
+    directory: DataDirectory, disk: FailingDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try would doubt it again, also the one that ends when the new file is being written."""
+    history = removing()
+    tries, sweeping = [], Database.sweep
+
+    def counted(database: Database, store: Store, positions: list[int]) -> str | None:
+        tries.append(positions[0])
+        return sweeping(database, store, positions)
+
+    monkeypatch.setattr(Database, "sweep", counted)
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        history.truncate("alpha", "old", 1_000)
+        disk.fail("alpha", "DELETE FROM events WHERE position IN", error=corruption())
+        await flush(worker, history)
+        await until(lambda: worker.store_status("alpha")["persisted_position"] == 0)
+        await asyncio.sleep(0.1)
+        assert len(tries) == 1, "of 1,000 rows, 300 at a time"
+        disk.repair()
+        await flush(worker, history)
+        assert husks_in(path_of(directory, history)) == 1_000
         assert reloaded(directory) == contents(history.state)
 
 
