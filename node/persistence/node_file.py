@@ -102,9 +102,13 @@ class NodeFile:
         return entries
 
     def move(self, cut: Cut, changed: Iterable[StoreEntry], gone: Iterable[str]) -> None:
-        """Move the cut, in one transaction. On any exception close the file and open it again."""
+        """Move the cut, in one transaction. On any exception close the file and open it again.
+
+        Raises what opening does: a row that is missing already must not be left out for good.
+        """
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
+        self.cut()
         for name in gone:
             execute("DELETE FROM stores WHERE name = ?", (name,))
             execute("DELETE FROM durabilities WHERE name = ?", (name,))

@@ -594,3 +594,19 @@ def replace(history: History, store: Store) -> None:
     history.state.stores = {**history.state.stores, store.name: store}
     history.state.applied_index += 1
     history.state.on_change(store.name)
+
+
+async def test_a_store_that_the_list_has_lost_is_not_left_out_of_the_next_one(
+    history: History, directory: DataDirectory
+) -> None:
+    """A node that began without it would take itself for complete."""
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        cut = worker.persisted_index
+        with closing(sqlite3.connect(directory.node_path)) as other, other:
+            other.execute("DELETE FROM stores WHERE name = 'alpha'")
+        history.append("beta")
+        with pytest.raises(PersistenceFailed, match="lacks the entry of a store"):
+            await flush(worker, history)
+        assert worker.persisted_index == cut
+    assert load_state(directory).lost
