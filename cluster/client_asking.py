@@ -3,6 +3,9 @@
 What a client does (`client`, `client_snapshots`, `client_subscriptions`) stands on `_ask`, and on
 `_read`, which asks each node for at least what this client was told before, so that it never misses
 what it did itself.
+
+A request may go over a `Line`, so that who no longer waits can hang up, and still hear what the
+node has said by then.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +31,49 @@ CONNECT_S = 2.0
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.02, 1.0
 _TRY_MIN_S = 1.0
 _TRY_MAX_S = 300.0  # a node refuses to wait longer
+
+
+class Line:
+    """The connection of one request, for who may have to end it before its answer is there."""
+
+    def __init__(self) -> None:
+        self.connection: aiohttp.connector.Connection | None = None
+
+    def use(self) -> None:
+        """The next request of this task goes over this line."""
+        _line.set(self)
+
+    def hang_up(self) -> bool:
+        """Say to the node that nothing more is coming; it ends the connection, and an answer that
+        was on its way comes before that. Whether there is such an end to wait for."""
+        if self.connection is None:
+            return False
+        transport, protocol = self.connection.transport, self.connection.protocol
+        if transport is None or protocol is None:
+            return True  # all of the answer is there
+        protocol.force_close()  # nobody else speaks on it
+        if transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()
+        return True
+
+
+_line: ContextVar[Line | None] = ContextVar("_line", default=None)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Notes in the line of a task which connection its request got."""
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  # aiohttp's
+    ) -> aiohttp.connector.Connection:
+        connection = await super().connect(req, traces, timeout)
+        line = _line.get()
+        if line is not None:
+            line.connection = connection
+        return connection
 
 
 class Attempts:
@@ -82,7 +129,7 @@ class Asking:
     async def __aenter__(self) -> Self:
         bounds = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
         self._http = aiohttp.ClientSession(
-            timeout=bounds, connector=aiohttp.TCPConnector(limit=0), read_bufsize=2**18
+            timeout=bounds, connector=_Connector(limit=0), read_bufsize=2**18
         )
         return self
 

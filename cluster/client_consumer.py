@@ -25,8 +25,9 @@ it by then. What you do not settle is no longer counted once its deadline is ove
 
 **Leaving** the context sends the last words, and lets go of the rest, so that other consumers have
 it at once: what was fetched ahead is given back untried, what the program had and did not settle is
-to be tried again. If no node takes these words within the client's `timeout_s`, the events come
-again after their deadline.
+to be tried again. A fetch that is under way is hung up on: what its node has answered by then is
+given back too, the rest the node takes back itself. If no node takes these words within the
+client's `timeout_s`, the events come again after their deadline.
 
 Several tasks may share a consumer: each `async for` gets deliveries of its own.
 """
@@ -41,7 +42,7 @@ from itertools import takewhile
 from types import TracebackType
 from typing import Any, Literal
 
-from cluster.client_asking import Asking, Attempts
+from cluster.client_asking import Asking, Attempts, Line
 from cluster.client_errors import OutcomeUnknown, Unavailable
 from cluster.client_events import Recorded
 
@@ -49,6 +50,7 @@ IN_FLIGHT, IN_FLIGHT_MAX = 20, 1_000
 
 _WAIT_MS = 10_000  # how long a node waits before it answers that there is nothing
 _FETCH_S = 5.0  # and how long it may take beside that
+_HANG_UP_S = 1.0  # how long the last answer of a fetch may be on its way to who leaves
 _SETTLED_MAX = 1_000  # ids a request
 
 Action = Literal["retry", "park", "skip", "give_back"]
@@ -113,7 +115,8 @@ class Consumer:
         self._arrived, self._looked, self._said = (asyncio.Event() for _ in range(3))
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: Exception | None = None
-        self._left = False
+        self._line: Line | None = None  # that of the fetch that is under way
+        self._leaving = self._left = False
 
     async def __aenter__(self) -> Consumer:
         found = await self._client._ask("GET", self._path, [("consistency", "leader")])
@@ -129,6 +132,9 @@ class Consumer:
     ) -> None:
         fetching, sending = self._tasks
         try:
+            self._leaving = True
+            if self._line is not None and self._line.hang_up():
+                await asyncio.wait({fetching}, timeout=_HANG_UP_S)
             fetching.cancel()
             await asyncio.wait({fetching})
             untried = {delivery.id for delivery in self._ahead}
@@ -153,11 +159,11 @@ class Consumer:
     async def __anext__(self) -> Delivery:
         while True:
             self._drop_overdue()
+            if self._leaving:
+                raise StopAsyncIteration
             if self._ahead:
                 self._looked.set()
                 return self._ahead.popleft()
-            if self._left:
-                raise StopAsyncIteration
             if self._failure is not None:
                 raise self._failure
             self._arrived.clear()
@@ -174,13 +180,15 @@ class Consumer:
         """Fetch where it is wanted, at whichever node, until that is refused for good."""
         attempts = Attempts(float("inf"), self._client._chance)
         try:
-            while True:
+            while not self._leaving:
                 room = await self._until_wanted()
                 url = self._client._routing.pick(for_append=False)
                 try:
                     await self._fetch(url, room)
                     attempts = Attempts(float("inf"), self._client._chance)
                 except (Unavailable, OutcomeUnknown) as error:
+                    if self._leaving:
+                        return
                     self._client._routing.failed(url)
                     await attempts.failed(error)
         except Exception as error:
@@ -207,9 +215,14 @@ class Consumer:
 
     async def _fetch(self, url: str, room: int) -> None:
         body = {"consumer": self.name, "max": room, "wait_ms": _WAIT_MS}
-        found = await self._client._once(
-            "POST", url, f"{self._path}/fetch", [], body, _FETCH_S, _WAIT_MS / 1000
-        )
+        self._line = Line()
+        self._line.use()
+        try:
+            found = await self._client._once(
+                "POST", url, f"{self._path}/fetch", [], body, _FETCH_S, _WAIT_MS / 1000
+            )
+        finally:
+            self._line = None
         until = asyncio.get_running_loop().time() + self._ack_timeout_s
         for plain in found["events"]:
             delivery = Delivery(self, plain, until)

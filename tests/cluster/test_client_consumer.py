@@ -171,6 +171,38 @@ async def test_who_leaves_sends_the_last_words_and_gives_back_the_rest(client: C
         assert sorted(each.event.position for each in again) == [3, 4, 5]
 
 
+async def test_who_leaves_gives_back_the_answer_that_was_on_its_way(node: Node, client: Client):
+    await client.create_subscription(NAME, max_retries=0)
+    one = node.state.stores["main"].subscriptions.by_name[NAME]
+    for turns in range(24):
+        async with client.consume(NAME, "c1") as consumer:
+            ended = asyncio.create_task(anext(consumer, None))
+            await asyncio.sleep(0.01)
+            before = one.counts.delivered
+            appending = asyncio.create_task(appended(client, f"s-{turns}"))
+            while one.counts.delivered == before:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if ended.done():
+                assert (had := ended.result()) is not None and await had.ack()
+        await appending
+        if not (ended.done() and ended.result()):
+            assert await ended is None
+            await eventually(lambda: not one.in_flight, 0.5)
+    assert not one.parked
+
+
+async def test_leaving_is_not_held_up_by_a_fetch_without_an_end(node: Node, client: Client):
+    await client.create_subscription(NAME)
+    began = asyncio.get_running_loop().time()
+    async with client.consume(NAME, "c1") as consumer:
+        ended = asyncio.create_task(anext(consumer, None))
+        await asyncio.sleep(0.05)
+    assert await ended is None
+    assert asyncio.get_running_loop().time() - began < 0.5
+
+
 async def test_leaving_uses_up_no_retries_of_what_was_fetched_ahead(client: Client):
     await appended(client, "s", "t")
     await client.create_subscription(NAME, max_retries=0)
