@@ -403,6 +403,8 @@ class Subscription:
             self.clock_us = max(self.clock_us, now_us)
             return
         self.clock_us = now_us
+        self.fetched_us = min(self.fetched_us, now_us)
+        self.progressed_us = min(self.progressed_us, now_us)
         self.in_flight = {
             position: handed._replace(handed_us=min(handed.handed_us, now_us))
             for position, handed in self.in_flight.items()

@@ -97,6 +97,18 @@ async def test_a_refusal_after_long_silence_is_no_stall(node: Node, passes: Pass
     assert await stalled(node) is None
 
 
+async def test_a_clock_that_was_far_ahead_hides_no_stall(node: Node, passes: Pass):
+    await made(node)
+    await node.append("s")
+    passes(48 * 3_600)
+    await node.ask("POST", ONE + "/ack", json={"delivery_ids": ids(await fetched(node))})
+    passes(-48 * 3_600)
+    await node.append("s")
+    await fetched(node)
+    passes(61)
+    assert await stalled(node) == "not_acknowledged"
+
+
 async def test_too_much_is_parked(node: Node, monkeypatch: pytest.MonkeyPatch):
     for module in (subscriptions, core):
         monkeypatch.setattr(module, "PARKED_MAX", 1)
