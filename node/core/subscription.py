@@ -34,7 +34,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from node.core.filters import Matcher
@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # a store holds its subscriptions
 EVALUATED_MAX = 5_000
 DECODED_BYTES_MAX = 256 * 1024  # some milliseconds of every node's time
 FETCH_BYTES_MAX = 4 * 1024 * 1024
+MOVED_MAX = 1_000  # deliveries that a command takes back
 PARKED_MAX = 10_000
 CLOCK_BACK_US = 3_600 * 1_000_000
 
@@ -199,7 +200,7 @@ class Subscription:
         """Hand out up to `max_events`: what waits first, then what the scan finds."""
         self._advance(now_us)
         self.fetched_us = self.clock_us
-        self._expire()
+        more_is_over = self._expire()
         matcher = Matcher(store, self.definition.wanted)
         limit = min(max_events, self.room)
         turn = _Round(store, matcher, consumer, limit)
@@ -207,6 +208,7 @@ class Subscription:
         if not turn.over:
             self._scan(turn)
         has_more = turn.exhausted and len(turn.deliveries) < limit
+        has_more = has_more or (more_is_over and len(turn.deliveries) < max_events)
         return Fetched(self.uid, turn.deliveries, has_more)
 
     def _serve_ready(self, turn: _Round) -> None:
@@ -361,12 +363,14 @@ class Subscription:
         self._release(position, handed)
         return True
 
-    def _expire(self) -> None:
-        """Take back what was not settled in time."""
+    def _expire(self) -> bool:
+        """Take back what was not settled in time, the oldest first; whether there is more of it."""
         latest = self.clock_us - self._timeout_us
         over = takewhile(lambda item: item[1].handed_us <= latest, self.in_flight.items())
-        for position, handed in list(over):
+        taken = list(islice(over, MOVED_MAX + 1))
+        for position, handed in taken[:MOVED_MAX]:
             self._fail(position, handed)
+        return len(taken) > MOVED_MAX
 
     def _fail(self, position: int, handed: Handed) -> None:
         """Try again, or give up."""

@@ -199,3 +199,49 @@ def test_a_subscription_keeps_its_rules_in_random_histories(monkeypatch):
         except BaseException:
             print(f"seed {seed}")
             raise
+
+
+class Asked:
+    """A subscription of everything, with as much in flight as may be."""
+
+    def __init__(self, streams: list[str]) -> None:
+        self.state, self.index = State(), 0
+        self.do(commands.create_store("main", 1))
+        frames = [frame(number) for number, _ in enumerate(streams)]
+        many = list(zip(streams, frames, strict=True))
+        self.do(commands.append_many("main", 1, many, [], None))
+        definition = Definition(Filter(), 0, TIMEOUT_MS, 1, asked.IN_FLIGHT_MAX)
+        self.do(asked.subscribe("main", 1, "s", definition))
+        self.one = self.state.stores["main"].subscriptions.by_name["s"]
+
+    def do(self, encoded: bytes) -> Any:
+        self.index += 1
+        [outcome] = self.state.apply(self.index, 1, [encoded])
+        self.state.check()
+        return outcome
+
+    def fetch(self, now_us: int, most: int = 1_000) -> Fetched:
+        outcome = self.do(asked.fetch("main", now_us, "s", "c", most))
+        assert isinstance(outcome, Fetched)
+        return outcome
+
+    def park(self) -> int:
+        """Park all that is handed out now; how many."""
+        fetched = self.fetch(1)
+        parked = [(Delivery(fetched.uid, *one), asked.PARK) for one in fetched.deliveries]
+        self.do(asked.settle("main", 1, "s", parked))
+        return len(parked)
+
+
+def test_a_command_takes_back_a_bounded_number_of_deliveries(monkeypatch):
+    monkeypatch.setattr(subscription, "MOVED_MAX", 10)
+    all_of_it = Asked([f"s-{number}" for number in range(25)])
+    one = all_of_it.one
+    assert len(all_of_it.fetch(1).deliveries) == 25
+    fetched = all_of_it.fetch(1 + TIMEOUT_US, 12)
+    assert [position for position, _ in fetched.deliveries] == list(range(1, 11))
+    assert fetched.has_more and len(one.in_flight) == 25
+    all_of_it.do(asked.settle("main", 1 + TIMEOUT_US, "s", []))
+    assert one.waiting == 10
+    assert len(all_of_it.fetch(1 + TIMEOUT_US, 20).deliveries) == 15
+    assert one.waiting == 0
