@@ -30,10 +30,12 @@ from node.core import subscription_commands as asked
 from node.core.fields import NUMBER_MAX
 from node.core.outcomes import Replayed, Subscribed, Unsubscribed
 from node.core.store import Store
-from node.core.subscription import BY_CONSUMER, PARKED_MAX, Subscription
+from node.core.subscription import BY_CONSUMER, MOVED_MAX, PARKED_MAX, Subscription
 from node.errors import (
+    ExesdbError,
     InvalidCount,
     InvalidRequest,
+    OutcomeUnknown,
     PayloadTooLarge,
     StoreMissing,
     SubscriptionExists,
@@ -201,11 +203,21 @@ class SubscriptionRoutes:
             )
         if not all(0 <= position <= NUMBER_MAX for position in positions):
             raise InvalidRequest("positions: not all of them are positions", parameter="positions")
-        command = asked.replay(store, self._clock(), name, positions)
-        outcome, _ = await self._replica.propose(command, request.parameters["timeout_ms"])
-        if not isinstance(outcome, Replayed):
-            raise refusal(outcome)
-        return _answer(request, 200, {"replayed": outcome.events})
+        replayed = 0
+        for _ in range(-(-PARKED_MAX // MOVED_MAX)):  # all that were parked when it came
+            command = asked.replay(store, self._clock(), name, positions)
+            try:
+                outcome, _ = await self._replica.propose(command, request.parameters["timeout_ms"])
+            except ExesdbError as error:
+                if replayed:
+                    raise OutcomeUnknown("not all of them are replayed; ask again") from error
+                raise
+            if not isinstance(outcome, Replayed):
+                raise refusal(outcome)
+            replayed += outcome.events
+            if not outcome.has_more:
+                break
+        return _answer(request, 200, {"replayed": replayed})
 
 
 def status(one: Subscription, store: Store, now_us: int) -> dict[str, Any]:

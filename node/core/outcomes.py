@@ -220,9 +220,10 @@ class Settled(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """So many parked events will be delivered again."""
+    """So many parked events will be delivered again; `has_more` says to ask for the rest."""
 
     events: int
+    has_more: bool = False
 
 
 class BarrierPassed(NamedTuple):

@@ -14,7 +14,8 @@ in flight or waits to be tried again.** A parked event no longer holds up its st
 The scan never stops for a busy stream, and keeps no list of what it passes by: where it meets an
 event of a busy stream it notes in the stream's line that it is `behind`, and the line is later
 served from the stream's own list of positions. So what a slow event holds up is its own stream, and
-the memory is bounded by what is in flight, waiting and parked.
+the memory is bounded by what is in flight, waiting and parked: a replay lets no more wait than may
+be parked.
 
 **Time** is what commands carry: the greatest that was seen. Deliveries are judged by it when a
 command is applied, so that all nodes agree; nothing happens between commands. One node whose clock
@@ -47,7 +48,7 @@ if TYPE_CHECKING:  # a store holds its subscriptions
 EVALUATED_MAX = 5_000
 DECODED_BYTES_MAX = 256 * 1024  # some milliseconds of every node's time
 FETCH_BYTES_MAX = 4 * 1024 * 1024
-MOVED_MAX = 1_000  # deliveries that a command takes back
+MOVED_MAX = 1_000  # deliveries that a command takes back, parked events that it lets go on
 PARKED_MAX = 10_000
 CLOCK_BACK_US = 3_600 * 1_000_000
 
@@ -324,21 +325,27 @@ class Subscription:
         return Settled(stale)
 
     def replay(self, store: Store, now_us: int, positions: Sequence[int]) -> Replayed:
-        """Let parked events be handed out again, with all their retries; all with no positions."""
+        """Let parked events be handed out again, with all their retries; all with no positions.
+
+        No more than `MOVED_MAX` at once, the first ones first; nor more than may wait.
+        """
         self._advance(now_us)
         chosen = sorted(self.parked.keys() & set(positions) if positions else self.parked)
-        removed = 0
-        for position in chosen:
-            parked = self.parked.pop(position)
+        room, removed, replayed = PARKED_MAX - self.waiting, 0, 0
+        for position in chosen[:MOVED_MAX]:
             if not store.kept(position):
+                del self.parked[position]
                 removed += 1
-                continue
-            ordinal = next(store.rows(position - 1, position))[1]
-            line = self.lines.setdefault(ordinal, Line())
-            insort(line.waiting, Waiting(position, parked.attempt, 0))
-            if not line.in_flight:
-                self.ready[ordinal] = None
-        return Replayed(len(chosen) - removed)
+            elif replayed < room:
+                replayed += 1
+                parked = self.parked.pop(position)
+                ordinal = next(store.rows(position - 1, position))[1]
+                line = self.lines.setdefault(ordinal, Line())
+                insort(line.waiting, Waiting(position, parked.attempt, 0))
+                if not line.in_flight:
+                    self.ready[ordinal] = None
+        has_more = removed + replayed == MOVED_MAX < len(chosen)
+        return Replayed(replayed, has_more)
 
     def _settle(self, delivery: Delivery, action: int) -> bool:
         """Whether the delivery was in flight, and now is not."""

@@ -8,9 +8,12 @@ from typing import Any
 import cbor2
 import pytest
 
+from node.api import subscriptions
 from node.api.desks import Desk
 from node.core import commands
+from node.core import subscription as core
 from node.core.subscription_commands import FETCH
+from node.errors import NoLeader
 from tests.api import fakes
 from tests.api.fakes import NOW_US, Answered, Node, eventually
 
@@ -64,6 +67,35 @@ async def test_a_refused_event_comes_again_and_is_parked_and_replayed(node: Node
     assert places(await fetched(node)) == []
     assert (await node.ask("POST", ONE + "/parked/replay")).body == {"replayed": 1}
     assert places(await fetched(node)) == [1]
+
+
+async def test_all_that_is_parked_is_replayed_by_a_few_commands(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (core, subscriptions):
+        monkeypatch.setattr(module, "MOVED_MAX", 2)
+    for number in range(5):
+        await node.append(f"s-{number}")
+    await made(node)
+    refused = {"delivery_ids": ids(await fetched(node)), "action": "park"}
+    await node.ask("POST", ONE + "/nack", json=refused)
+    assert (await node.ask("POST", ONE + "/parked/replay")).body == {"replayed": 5}
+    await node.ask(
+        "POST", ONE + "/nack", json={**refused, "delivery_ids": ids(await fetched(node))}
+    )
+    propose, proposed = node.replica.propose, 0
+
+    async def once(command: bytes, timeout_ms: int) -> Any:
+        nonlocal proposed
+        proposed += 1
+        if proposed == 2:
+            raise NoLeader("?")
+        return await propose(command, timeout_ms)
+
+    monkeypatch.setattr(node.replica, "propose", once)
+    answer = await node.ask("POST", ONE + "/parked/replay")
+    assert (answer.status, answer.code) == (504, "outcome_unknown"), "two of them are replayed"
+    assert (await node.ask("GET", ONE)).body["waiting"] == 2
 
 
 async def test_what_is_given_back_untried_is_no_failure(node: Node):

@@ -107,8 +107,10 @@ class Reference:
         self._advance(now_us)
         chosen = [one for one in self.of(PARKED) if not positions or one in positions]
         kept = [one for one in chosen if not self.events[one].removed]
-        assert outcome == Replayed(len(kept))
-        for position in chosen:
+        room = subscription.PARKED_MAX - len(self.of(WAITING))
+        least = min(len(kept), room - len(self.of(GONE)))  # some of which are not dropped yet
+        assert least <= outcome.events <= min(len(kept), max(0, room)) and not outcome.has_more
+        for position in set(chosen) - set(kept[outcome.events :]):
             one = self.events[position]
             one.status, one.failures = GONE if one.removed else WAITING, 0
 

@@ -245,3 +245,36 @@ def test_a_command_takes_back_a_bounded_number_of_deliveries(monkeypatch):
     assert one.waiting == 10
     assert len(all_of_it.fetch(1 + TIMEOUT_US, 20).deliveries) == 15
     assert one.waiting == 0
+
+
+def test_a_replay_of_all_goes_on_where_it_ended(monkeypatch):
+    monkeypatch.setattr(subscription, "MOVED_MAX", 10)
+    all_of_it = Asked([f"s-{number}" for number in range(25)])
+    assert all_of_it.park() == 25
+    outcomes = [all_of_it.do(asked.replay("main", 1, "s", [])) for _ in range(4)]
+    assert outcomes == [(10, True), (10, True), (5, False), (0, False)]
+
+
+def test_no_more_wait_than_may_be_parked(monkeypatch):
+    monkeypatch.setattr(subscription, "PARKED_MAX", 6)
+    streams = [f"s-{at // 5}" for at in range(40)]
+    all_of_it = Asked(streams)
+    one, store = all_of_it.one, all_of_it.state.stores["main"]
+    for _ in range(8):  # a stream each: park it, replay it, and hold its first event
+        for _ in range(5):
+            fetched = all_of_it.fetch(1, 1)
+            parked = [(Delivery(fetched.uid, *one), asked.PARK) for one in fetched.deliveries]
+            all_of_it.do(asked.settle("main", 1, "s", parked))
+        all_of_it.do(asked.replay("main", 1, "s", []))
+        all_of_it.fetch(1, 1)
+        assert one.waiting <= subscription.PARKED_MAX
+    done: set[int] = set()
+    for _ in range(60):  # whatever was refused comes in the end
+        all_of_it.do(asked.replay("main", 1, "s", []))
+        all_of_it.fetch(1)
+        held = [
+            (Delivery(one.uid, at, each.attempt), asked.ACK) for at, each in one.in_flight.items()
+        ]
+        done.update(at for (_, at, _), _ in held)
+        all_of_it.do(asked.settle("main", 1, "s", held))
+    assert len(done) == store.position and not one.parked

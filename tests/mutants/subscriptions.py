@@ -119,8 +119,8 @@ DEFECTS = (
         "removed-event-is-replayed",
         "a replay tells how many events will come again",
         "core/subscription.py",
-        "                removed += 1\n",
-        "                removed += 0\n",
+        "        return Replayed(replayed, has_more)\n",
+        "        return Replayed(replayed + removed, has_more)\n",
         (_CORE,),
     ),
     Defect(
