@@ -140,7 +140,11 @@ class Consumption:
         """Send what was handed out, in pieces."""
         if fetched.uid != self._uid:
             self._uid, self._in_flight = fetched.uid, {}
-        one, store = await desk.subscription()
+        try:
+            one, store = await desk.subscription()
+        except BaseException:
+            self._desks.give_back(self._store_name, self._name, fetched)
+            raise
         kept = self._desks.kept(store, self._name, fetched)
         now_us = self._desks.clock()
         for position, attempt in kept.deliveries:

@@ -7,8 +7,10 @@ import random
 from typing import Any
 
 import cbor2
+import pytest
 
 from node.api import desks, socket_consumers
+from node.core.outcomes import Fetched
 from node.core.subscription import Subscription
 from node.core.subscription_commands import FETCH, SETTLE
 from node.errors import NoLeader
@@ -90,6 +92,26 @@ async def test_what_is_there_and_what_comes_is_delivered_and_acknowledged(node: 
             *(200, {"settled": 0, "stale": [second[5], "1-1-1"]}),
         )
     assert (subscription(node).counts.acked, len(subscription(node).parked)) == (1, 1)
+
+
+async def test_what_a_node_that_stops_can_deliver_no_more_is_given_back(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    await made(node, max_retries=0)
+    take = desks.Desk.take
+
+    async def take_and_stop(desk: desks.Desk, *wish: Any) -> Fetched:
+        fetched = await take(desk, *wish)
+        desk._desks.arrivals.stop()
+        return fetched
+
+    monkeypatch.setattr(desks.Desk, "take", take_and_stop)
+    async with talking(node) as client:
+        await consume(client, 1)
+        await node.append("s")
+        assert (await client.final(1))[0] == 503
+    await eventually(lambda: not subscription(node).in_flight, 1)
+    assert (subscription(node).counts.delivered, len(subscription(node).parked)) == (1, 0)
 
 
 async def test_no_more_is_in_flight_than_the_credit(node: Node):
