@@ -144,8 +144,11 @@ class SubscriptionRoutes:
         """`GET /v1/stores/{store}/subscriptions`."""
         store = await self._levels.store(request, store_name)
         found = sorted(store.subscriptions.by_name.items())
-        described = [status(one, store, self._clock()) for _, one in found]
-        return _answer(request, 200, {"subscriptions": described})
+        pacer, statuses = Pacer(), []
+        for _, one in found:
+            statuses.append(status(one, store, self._clock()))
+            await pacer.breathe()
+        return _answer(request, 200, {"subscriptions": statuses})
 
     async def one(self, request: Request, store_name: str, name: str) -> Answer:
         """`GET /v1/stores/{store}/subscriptions/{name}`."""

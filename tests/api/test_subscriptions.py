@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import cbor2
@@ -96,6 +97,33 @@ async def test_all_that_is_parked_is_replayed_by_a_few_commands(
     answer = await node.ask("POST", ONE + "/parked/replay")
     assert (answer.status, answer.code) == (504, "outcome_unknown"), "two of them are replayed"
     assert (await node.ask("GET", ONE)).body["waiting"] == 2
+
+
+async def test_a_list_of_busy_subscriptions_lets_others_have_their_turns(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    for number in range(20):
+        await node.ask("PUT", f"/v1/stores/main/subscriptions/s-{number}", json={})
+    status, began = subscriptions.status, list[int]()
+
+    def dear(*told: Any) -> dict[str, Any]:
+        began.append(turns)
+        time.sleep(0.01)  # as it takes with 10,000 deliveries in flight
+        return status(*told)
+
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(subscriptions, "status", dear)
+    counting = asyncio.create_task(count_turns())
+    listed = await node.ask("GET", "/v1/stores/main/subscriptions")
+    counting.cancel()
+    assert len(listed.body["subscriptions"]) == len(set(began)) == 20
 
 
 async def test_what_is_given_back_untried_is_no_failure(node: Node):
