@@ -8,27 +8,42 @@ An event whose data is a map changes the state under each of its keys:
     anything else        is put there as it is
 
 A tag is a map with that one member; `$sum` of anything but a number is no tag. Maps inside a value
-are values. Nothing here fails, whatever is in the events.
+are values. A key that is an integer and the text of its digits are one key, as in JSON: the state
+has the one that came first. Nothing here fails, whatever is in the events.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 _PUT = ("$overwrite", "$replace")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,4214}", re.ASCII).fullmatch
+_KEY_BITS_MAX = 14_000  # which are 4,215 digits; beyond 4,300 Python writes none
 
 
 def fold(state: dict[Any, Any], data: Mapping[Any, Any]) -> None:
     """Let the data of one event change the state."""
     for key, value in data.items():
         tag, inner = _tag(value)
+        key = key if key in state else _as_known(state, key)
         if tag == "$sum":
             before = state.get(key, 0)
             state[key] = _sum(before if is_number(before) else 0, inner)
         else:
             state[key] = inner
+
+
+def _as_known(state: Mapping[Any, Any], key: Any) -> Any:
+    """The key of the state that is the same in JSON, if there is one."""
+    other: Any = None
+    if type(key) is int and key.bit_length() <= _KEY_BITS_MAX:
+        other = str(key)
+    elif type(key) is str and _INTEGER(key):
+        other = int(key)
+    return key if other is None or other not in state else other
 
 
 def is_number(value: object) -> bool:

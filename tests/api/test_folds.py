@@ -74,3 +74,25 @@ async def test_a_long_fold_goes_on_from_what_was_recorded():
         assert rounds == 3
         found = (await node.ask("GET", FOLD + "?limit=2")).body
         assert (found["version"], found["folded"], found["is_end"]) == (1, 2, False)
+
+
+async def test_keys_that_are_the_same_in_json_are_one_key(node: Node):
+    for key in (1, "1", -7, "-7", "01"):
+        body = {"events": [{"event_type": "A", "data": {key: {"$sum": 2}}}]}
+        await node.ask(
+            *("POST", "/v1/stores/main/streams/s/events"),
+            data=cbor2.dumps(body),
+            headers={"Content-Type": "application/cbor"},
+        )
+    answer = await node.ask("GET", FOLD)
+    assert answer.raw.count(b'"1":') == 1
+    assert answer.body["state"] == {"1": 4, "-7": 4, "01": 2}
+    for media in ("json", "cbor"):  # so it can be recorded, to go on from there
+        accept = {"Accept": f"application/{media}"}
+        folded = (await node.ask("GET", FOLD, headers=accept)).body
+        recorded = await node.ask(
+            *("PUT", "/v1/stores/main/snapshots/o-1/s/4"),
+            data=cbor2.dumps({"source_type": "O", "data": folded["state"]}),
+            headers={"Content-Type": "application/cbor"},
+        )
+        assert recorded.status in (200, 201), recorded.body
