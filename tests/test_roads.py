@@ -28,6 +28,7 @@ from node.persistence import schema, store_file
 from node.persistence.breaker import Breaker
 from node.persistence.database import CyclePlan, Database
 from node.persistence.directory import DataDirectory
+from node.persistence.faults import StoreDamaged
 from node.persistence.ledger import Ledger
 from node.persistence.loader import load_state
 from node.raft import (
@@ -178,7 +179,7 @@ class Node:
 
     def write(self, plan: CyclePlan) -> None:
         # Such a file takes the place of one that counts until the cut moves: a crash loses both.
-        assert not any(one.anew for one in plan.stores), "histories are the same"
+        assert self.may_have_lost or not any(one.anew for one in plan.stores), "one history"
         self.ledger.settle(plan, self.database.run(plan))
 
     def die(self) -> None:
@@ -215,7 +216,10 @@ class Node:
                 stream, events_max = store.stream_list[ordinal], self.chance.choice([1, 3, 100])
                 swept += store.sweep(stream, until, events_max, 1 << 40)
             if not self.is_writing and self.database is not None and self.chance.random() < 0.8:
-                self.database.sweep(store, sorted(swept))
+                try:
+                    self.database.sweep(store, sorted(swept))
+                except StoreDamaged as damage:  # as the sweeper does
+                    self.ledger.doubted(store, str(damage))
 
     async def be_filled(self, others: list[Node]) -> None:
         """Until it succeeds, perhaps, from one or another that is ahead."""
