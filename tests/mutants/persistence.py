@@ -139,11 +139,11 @@ DEFECTS = (
         (_LOADER,),
     ),
     Defect(
-        "checkpoint-not-verified",
-        "checksums: a flipped bit in a checkpoint is damage",
-        "persistence/store_file.py",
-        "            if row_checksum(name, raft_index, position) != checksum:\n",
-        "            if checksum is None:\n",
+        "checkpoints-not-verified",
+        "checksums: a flipped bit in a checkpoint is damage, and one that is missing",
+        "persistence/loader.py",
+        "        checkpoints=checksum_of(checkpoints),\n",
+        "        checkpoints=file.mark.contents.checkpoints,\n",
         (_LOADER,),
     ),
     Defect(
