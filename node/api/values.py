@@ -34,7 +34,13 @@ from typing import Any, NoReturn
 import cbor2
 import msgspec
 
-from node.core.items import BIG_KEYS_MAX, Decoders, TooManyBigKeys, big_integers
+from node.core.items import (
+    BIG_KEYS_MAX,
+    REFUSED_TAGS,
+    Decoders,
+    TooManyBigKeys,
+    big_integers,
+)
 
 INTEGER_BITS_MAX = 14_000  # JSON readers, Python's among them, stop at 4,300 digits
 
@@ -52,13 +58,8 @@ def _refuse_tag(*_: object) -> NoReturn:
     raise NotPlain("tags are not allowed in a body, except big integers (2 and 3)")
 
 
-# cbor2 gives these tags a meaning of its own: dates, regular expressions, shared references (which
-# can build a value that holds itself). Each gets the refusal in its place; the hook has the rest.
-_TAGS_OF_CBOR2 = (
-    *(0, 1, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54),
-    *(100, 256, 258, 260, 261, 1004, 43000, 55799),
-)
-_REFUSED_TAGS = {tag: _refuse_tag for tag in _TAGS_OF_CBOR2}
+# Dates, regular expressions, shared references (which can build a value that holds itself).
+_REFUSED_TAGS: Decoders = dict.fromkeys(REFUSED_TAGS, _refuse_tag)
 _WITHOUT_BIG_KEYS = _REFUSED_TAGS | big_integers(0)
 
 _SEAL_VALUE = os.urandom(16)

@@ -28,9 +28,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from node.core import portion
 from node.core.lives import Life
@@ -46,6 +47,8 @@ from node.raft.library import now
 from node.raft.requests import Requests
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _WINDOW = 16
 _QUEUED_S = 0.1  # an answer that takes so much longer than the fastest one waits behind others
@@ -190,21 +193,18 @@ class FillReceiver:
         brought = self._staged_snapshots.setdefault(one.uid, {})
 
         async def ask(topic: str, of_store: list[Any]) -> Any:
-            self._used_at = now()
-            return await self._ask(link.source, topic, [link.number, link.at, *of_store])
+            return await self._question(link, topic, *of_store)
 
         def alarm(text: str) -> None:
             self._alarm(f"store {one.name}, beside {link.source}: {text}")
 
         known = len(brought)
         try:
-            made = await fill_snapshots.bring(ask, one.snapshots, own, brought, alarm)
-        except ValueError as error:
-            raise FillRefused(f"{link.source}: {error}") from error
+            bringing = fill_snapshots.bring(ask, one.snapshots, own, brought, alarm)
+            return await _or_refused(link, bringing)
         finally:
             fresh = list(brought.values())[known:]
             self.counters["fill_bytes_received"] += sum(len(found.content) for found in fresh)
-        return made
 
     async def _bring_subscriptions(
         self, link: _Link, one: Offered, store: Store
@@ -212,44 +212,27 @@ class FillReceiver:
         """Its subscriptions as offered; those that did not change are this node's own."""
         live = self._state.stores.get(one.name)
         same = live if live is not None and live.origin is store.origin else None
-
-        async def ask(places: list[int]) -> Any:
-            self._used_at = now()
-            return await self._ask(
-                link.source, "fill_subscriptions", [link.number, link.at, places]
-            )
-
-        try:
-            return await fill_subscriptions.bring(ask, one.subscriptions, store, same)
-        except ValueError as error:
-            raise FillRefused(f"{link.source}: {error}") from error
+        ask = partial(self._question, link, "fill_subscriptions")
+        bringing = fill_subscriptions.bring(ask, one.subscriptions, store, same)
+        return await _or_refused(link, bringing)
 
     async def _bring_checkpoints(self, link: _Link, one: Offered) -> dict[str, tuple[int, int]]:
         """Its checkpoints as offered."""
-
-        async def ask(first: int) -> Any:
-            self._used_at = now()
-            return await self._ask(link.source, "fill_checkpoints", [link.number, link.at, first])
-
-        try:
-            return await fill_checkpoints.bring(ask, one.checkpoints)
-        except ValueError as error:
-            raise FillRefused(f"{link.source}: {error}") from error
+        ask = partial(self._question, link, "fill_checkpoints")
+        return await _or_refused(link, fill_checkpoints.bring(ask, one.checkpoints))
 
     async def _bring_lives(self, link: _Link, one: Offered) -> list[Life]:
         """How its streams live, as offered; nothing where that is what this node has."""
         live = self._state.stores.get(one.name)
         if live is not None and live.uid == one.uid and fill_lives.fits(live.lives, one.lives):
             return live.lives.all()
+        ask = partial(self._question, link, "fill_lives")
+        return await _or_refused(link, fill_lives.bring(ask, one.lives))
 
-        async def ask(first: int) -> Any:
-            self._used_at = now()
-            return await self._ask(link.source, "fill_lives", [link.number, link.at, first])
-
-        try:
-            return await fill_lives.bring(ask, one.lives)
-        except ValueError as error:
-            raise FillRefused(f"{link.source}: {error}") from error
+    async def _question(self, link: _Link, topic: str, *of_store: Any) -> Any:
+        """The source's answer to a question about the store that is under way."""
+        self._used_at = now()
+        return await self._ask(link.source, topic, [link.number, link.at, *of_store])
 
     async def _load_lives(self, store: Store, one: Offered, lives: list[Life]) -> None:
         """Load them into a store that was brought; another fill cannot go on with it then."""
@@ -418,6 +401,14 @@ async def _chunks(link: _Link, after: int, until: int) -> AsyncGenerator[Chunk, 
         for _, answer in asked:
             answer.cancel()
         await asyncio.gather(*(answer for _, answer in asked), return_exceptions=True)
+
+
+async def _or_refused(link: _Link, bringing: Awaitable[T]) -> T:
+    """What is brought; an answer that makes no sense ends the fill."""
+    try:
+        return await bringing
+    except ValueError as error:
+        raise FillRefused(f"{link.source}: {error}") from error
 
 
 def _events_a_chunk(taken: Portion) -> int:

@@ -1,13 +1,15 @@
-"""Clusters of fake nodes."""
+"""Clusters of fake nodes, and a client of an API that is served here."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.bench.ports import free_ports
+from cluster.client import Client
 from cluster.topology import LocalNode, Topology, local
+from tests.api.fakes import Node, serving
 
 FAKE = Path(__file__).with_name("fake_node.py")
 
@@ -34,3 +36,17 @@ def fake_topology(tmp_path: Path) -> MakeTopology:
         )
 
     return make
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    """An API without a network behind it."""
+    async with serving() as served:
+        yield served
+
+
+@pytest.fixture
+async def client(node: Node) -> AsyncIterator[Client]:
+    """A client of it."""
+    async with Client(f"127.0.0.1:{node.port}", store="main", timeout_s=5) as made:
+        yield made

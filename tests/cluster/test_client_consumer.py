@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import textwrap
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,21 +16,9 @@ from cluster.client_errors import InvalidRequest, NotFound, SubscriptionExists, 
 from cluster.client_errors import OutcomeUnknown as ClientOutcomeUnknown
 from node.errors import NoLeader, OutcomeUnknown
 from tests.api import fakes
-from tests.api.fakes import Node, eventually, serving
+from tests.api.fakes import Node, eventually
 
 NAME = "mails"
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[Node]:
-    async with serving() as served:
-        yield served
-
-
-@pytest.fixture
-async def client(node: Node) -> AsyncIterator[Client]:
-    async with Client(f"127.0.0.1:{node.port}", store="main", timeout_s=5) as made:
-        yield made
 
 
 async def appended(client: Client, *streams: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,6 @@ from tests.api.fakes import Node, serving
 from tests.cluster.test_backup_beside import everything, restore, take
 
 DOTS = (".", "..")
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[Node]:
-    async with serving() as served:
-        yield served
-
-
-@pytest.fixture
-async def client(node: Node) -> AsyncIterator[Client]:
-    async with Client(f"127.0.0.1:{node.port}", store="main", timeout_s=5) as made:
-        yield made
 
 
 @pytest.mark.parametrize("name", DOTS)

@@ -15,6 +15,15 @@ from tests.raft.test_rebuilding import order, reports
 from tests.raft.virtual_time import simulate
 
 
+async def wiped_comes_back(cluster: Cluster, victim: str) -> None:
+    """A voter that lost its disk waits for nobody who is not there."""
+    cluster.crash(victim)
+    cluster.wipe(victim)
+    await cluster.start(victim)
+    await cluster.settled()
+    cluster.check()
+
+
 def test_a_fill_ends_what_was_heard_of_a_membership_that_came_to_nothing() -> None:
     """A wiped voter would wait for ever for a node that was never added."""
 
@@ -35,12 +44,7 @@ def test_a_fill_ends_what_was_heard_of_a_membership_that_came_to_nothing() -> No
         cluster.links.heal()
         await cluster.settled()
         assert cluster[away].filling.receiver.counters["fill_events_received"]
-        victim = other if leader == one else one
-        cluster.crash(victim)
-        cluster.wipe(victim)
-        await cluster.start(victim)
-        await cluster.settled()
-        cluster.check()
+        await wiped_comes_back(cluster, other if leader == one else one)
 
     simulate(scenario)
 
@@ -148,10 +152,6 @@ def test_a_membership_that_a_killed_leader_kept_and_never_had_in_its_log_is_forg
         await cluster.settled()
         assert not cluster[leader]._recovery.was_needed
         victim = next(one for one in cluster.followers() if one != leader)
-        cluster.crash(victim)
-        cluster.wipe(victim)
-        await cluster.start(victim)
-        await cluster.settled()
-        cluster.check()
+        await wiped_comes_back(cluster, victim)
 
     simulate(scenario)
