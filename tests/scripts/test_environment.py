@@ -1,6 +1,7 @@
 """The set-up that every script begins with. `python3.11` is a stub here that installs nothing."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,26 @@ STUB = """#!/bin/bash
 # Says what it was asked for; leaves programs given with -c to the real Python.
 case "$1 $2" in
     "-c "*) exec "$STUB_REAL" "$@" ;;
-    "-m venv") echo venv >> "$STUB_LOG"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+    "-m venv")
+        echo venv >> "$STUB_LOG"; echo "$0" >> "$STUB_LOG.made-with"
+        mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
     "-m pip") echo "$*" >> "$STUB_LOG"; exit "${STUB_PIP_EXIT:-0}" ;;
     *) echo "$*" ;;
 esac
 """
 
 TOO_OLD = "#!/bin/bash\nexit 1\n"
+
+SLOW = STUB.replace('"-c "*) exec', '"-c "*) PYTHONTRACEMALLOC=1 exec')
+"""The real Python, but it remembers where each object was made: twice as slow."""
+
+WITHOUT_ENSUREPIP = STUB.replace(
+    '"$@"', "-c \"import sys; sys.modules['ensurepip'] = None; $2\"", 1
+)
+"""As Debian's Python without the package python3-venv."""
+
+TOOLS = ("bash", "cat", "cmp", "cp", "dirname", "mkdir")
+"""What the scripts use besides Python. The rest of this machine, its Pythons too, is not seen."""
 
 
 class Machine:
@@ -32,20 +46,25 @@ class Machine:
         self.log.touch()
         self.programs = directory / "bin"
         self.programs.mkdir()
+        self.tools = directory / "tools"
+        self.tools.mkdir()
+        for name in TOOLS:
+            (self.tools / name).symlink_to(shutil.which(name) or name)
         for name in ("python3.11", "python3"):
             self.install(name, STUB if name == python else TOO_OLD)
         self.environ = {
-            "PATH": f"{self.programs}:/usr/bin:/bin",
+            "PATH": f"{self.programs}:{self.tools}",
             "HOME": str(directory),
             "EX_ESDB_VENV": str(self.venv),
             "STUB_LOG": str(self.log),
             "STUB_REAL": sys.executable,
         }
 
-    def install(self, name: str, text: str) -> None:
-        """Put a program where it is found first."""
-        (self.programs / name).write_text(text)
-        (self.programs / name).chmod(0o755)
+    def install(self, name: str, text: str, directory: Path | None = None) -> None:
+        """Put a program where it is found first, or into another directory of the path."""
+        path = (directory or self.programs) / name
+        path.write_text(text)
+        path.chmod(0o755)
 
     def begin(self, script: str, *argv: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -59,6 +78,11 @@ class Machine:
         process = self.begin(script, *argv)
         out, err = process.communicate(timeout=30)
         return process.returncode, out, err
+
+    @property
+    def made_with(self) -> list[str]:
+        """The Pythons that made the environment."""
+        return Path(f"{self.log}.made-with").read_text().splitlines()
 
     @property
     def installations(self) -> list[str]:
@@ -132,6 +156,26 @@ def test_without_a_python_that_is_new_enough_the_script_says_what_is_missing(
     machine.install("python3.11", TOO_OLD)
     code, out, err = machine.run("status")
     assert (code, out) == (3, "") and "Python 3.11 or newer is needed" in err
+
+
+def test_of_two_pythons_the_faster_one_is_taken(machine: Machine) -> None:
+    machine.install("python3.11", SLOW)
+    machine.install("python3.11", STUB, machine.tools)
+    assert machine.run("status")[0] == 0
+    assert machine.made_with == [str(machine.tools / "python3.11")]
+
+
+def test_the_first_one_is_taken_when_no_other_is_faster(machine: Machine) -> None:
+    machine.install("python3.11", SLOW, machine.tools)
+    assert machine.run("status")[0] == 0
+    assert machine.made_with == [str(machine.programs / "python3.11")]
+
+
+def test_a_python_that_cannot_make_environments_is_the_last_choice(machine: Machine) -> None:
+    machine.install("python3.11", WITHOUT_ENSUREPIP)
+    machine.install("python3.11", SLOW, machine.tools)
+    assert machine.run("status")[0] == 0
+    assert machine.made_with == [str(machine.tools / "python3.11")]
 
 
 @pytest.mark.parametrize("name", ["test", "lock"])
