@@ -27,6 +27,9 @@ from node.errors import ExesdbError, PersistenceDisabled, ReadBarrierTimeout
 
 NOW_US = 1_795_464_000_123_456  # 2026-11-23T20:00:00.123456Z
 
+NOBODY = 1
+"""A port at which nobody listens. A client that was told an address follows it."""
+
 
 class Member(NamedTuple):
     id: str
@@ -69,6 +72,7 @@ class FakeReplica:
         self.barriers: list[str] = []
         self.before_barrier: Callable[[], None] = lambda: None
         self.wait_for_ever = False
+        self.http_port = NOBODY
         self._queue: list[tuple[bytes, asyncio.Future[tuple[Outcome, int]]]] = []
         self._moved = asyncio.Event()
 
@@ -136,11 +140,11 @@ class FakeReplica:
 
     def status(self) -> Status:
         at = self.applied_index
-        members = [
-            Member("n1", "http://127.0.0.1:8101", "127.0.0.1:7101", "leader", at, at, 0, None)
-        ]
+        own = f"http://127.0.0.1:{self.http_port}"
+        members = [Member("n1", own, "127.0.0.1:7101", "leader", at, at, 0, None)]
+        peers_url = f"http://127.0.0.1:{NOBODY}"
         members += [
-            Member(peer, "http://127.0.0.1:8102", "127.0.0.1:7102", "follower", at, at, 0, 7)
+            Member(peer, peers_url, "127.0.0.1:7102", "follower", at, at, 0, 7)
             for peer in self.peers
         ]
         members += [Member(peer, "", "", "unreachable", 0, 0, 0, None) for peer in self.silent]
@@ -368,7 +372,7 @@ async def serving(default_durability: str = "replicated", **limits: Any):
     )
     state.on_change = api.arrivals.arrived
     replica.apply(commands.create_store("main", NOW_US))
-    port = await api.start("127.0.0.1", 0)
+    port = replica.http_port = await api.start("127.0.0.1", 0)
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         try:
             yield Node(api, replica, worker, override, info, state, port, session, peer_results)

@@ -11,7 +11,7 @@ from node.errors import (
     MemberRecovering,
     MembershipChangeOpen,
 )
-from tests.api.fakes import Node, serving
+from tests.api.fakes import NOBODY, Node, serving
 
 
 async def test_the_cluster_is_shown_as_this_node_sees_it(node: Node):
@@ -20,7 +20,7 @@ async def test_the_cluster_is_shown_as_this_node_sees_it(node: Node):
     assert (answer.body["node_id"], answer.body["leader"], answer.body["term"]) == ("n1", "n1", 3)
     assert answer.body["members"][1] == {
         "id": "n2",
-        "http_address": "http://127.0.0.1:8102",
+        "http_address": f"http://127.0.0.1:{NOBODY}",
         "raft_address": "127.0.0.1:7102",
         "role": "follower",
         "commit_index": 1,
