@@ -40,6 +40,7 @@ class Changes:
         self._links = simulation.links
         self._awaited: Callable[[Carried], bool] | None = None
         self._came: asyncio.Future[Carried] | None = None
+        self._seen_now: list[Carried] = []
         self._links.watchers.append(self._on_message)
 
     def kinds(self, others: int) -> list[Callable[[], Awaitable[None]]]:
@@ -149,10 +150,14 @@ class Changes:
         director, simulation, chance = self._director, self._simulation, self._chance
         if not await director.all_well():
             return
-        before = simulation.chronicle.membership.voter_ids
-        carried = await self._carried(
-            simulation.operator.change, lambda one: one.membership.voter_ids != before, 4.0
-        )
+        newest = simulation.chronicle.membership
+        before = newest.voter_ids
+
+        def is_news(one: Carried) -> bool:
+            # Who lags is sent old memberships as well.
+            return one.membership.version > newest.version and one.membership.voter_ids != before
+
+        carried = await self._carried(simulation.operator.change, is_news, 4.0)
         if carried is None:
             return
         now = carried.membership.voter_ids
@@ -185,12 +190,25 @@ class Changes:
         return came.result() if came.done() else None
 
     def _on_message(self, sender: str, receiver: str, message: Message) -> None:
-        if self._awaited is None or self._came is None or not isinstance(message, AppendEntries):
+        if self._awaited is None or not isinstance(message, AppendEntries):
             return
-        for membership in _memberships_in(message):
-            carried = Carried(sender, receiver, membership)
-            if not self._came.done() and self._awaited(carried):
+        seen = [Carried(sender, receiver, one) for one in _memberships_in(message)]
+        if seen and not self._seen_now:
+            asyncio.get_running_loop().call_soon(self._judge)
+        self._seen_now += seen
+
+    def _judge(self) -> None:
+        """All that came at one moment, in an order of its own: theirs is that of a set."""
+        seen, self._seen_now = sorted(self._seen_now, key=_order), []
+        for carried in seen:
+            if self._awaited is None or self._came is None or self._came.done():
+                return
+            if self._awaited(carried):
                 self._came.set_result(carried)
+
+
+def _order(carried: Carried) -> tuple[str, str, int]:
+    return carried.sender, carried.receiver, carried.membership.version
 
 
 def _memberships_in(message: AppendEntries) -> Iterator[Membership]:
