@@ -37,6 +37,7 @@ from node.errors import (
     MembershipChangeOpen,
     NoLeader,
     OutcomeUnknown,
+    Overloaded,
     ReadBarrierTimeout,
 )
 from node.raft import entries
@@ -166,7 +167,9 @@ class MembershipChanges:
 
     async def _remove(self, member_id: str, deadline: float) -> Membership:
         if member_id not in self._log.current.addresses:
-            raise MemberMissing("that is no member", member=member_id)
+            if member_id not in self._log.committed.addresses:
+                raise MemberMissing("that is no member", member=member_id)
+            return await self._removed(member_id, deadline)  # its removal may come to nothing yet
         if self._log.current.voter_ids == {member_id}:
             raise LastMember("the last member cannot be removed", member=member_id)
         if member_id == self._settings.node_id:
@@ -174,6 +177,9 @@ class MembershipChanges:
             return await self._change([_REMOVE, member_id, ""], deadline)
         self._check_quiet(member_id, self._log.current.without(member_id))
         self._take_step({one: at for one, at in self._voters().items() if one != member_id})
+        return await self._removed(member_id, deadline)
+
+    async def _removed(self, member_id: str, deadline: float) -> Membership:
         await self._until(lambda: member_id not in self._log.committed.addresses, deadline)
         return self._log.committed
 
@@ -233,7 +239,8 @@ class MembershipChanges:
     async def _wait(self, holds: Any, deadline: float) -> None:
         try:
             await self._waiting.until(holds, _left_ms(deadline), "a membership")
-        except ReadBarrierTimeout:
+        except (ReadBarrierTimeout, Overloaded):
+            # So many reads may wait here: what is in the log by now is not refused for that.
             log.debug("a change of the membership takes longer than its request waits")
 
     # --- the way of time ---------------------------------------------------------------------

@@ -185,6 +185,24 @@ DEFECTS = (
         (f"{_CHANGES}::TestRemoving",),
     ),
     Defect(
+        "removal-under-way-is-done",
+        "A9: who asks for a removal that is under way waits until it is certain",
+        "raft/membership_change.py",
+        "            if member_id not in self._log.committed.addresses:\n",
+        "            if member_id not in self._log.current.addresses:\n",
+        (f"{_CHANGES}::TestRemoving::test_who_asks_again_waits_for_a_removal_that_is_under_way",),
+    ),
+    Defect(
+        "change-in-the-log-is-refused",
+        "A9: a change that is in the log is not refused because too many wait",
+        "raft/membership_change.py",
+        "        except (ReadBarrierTimeout, Overloaded):\n",
+        "        except ReadBarrierTimeout:\n",
+        (
+            f"{_CHANGES}::TestRemoving::test_where_too_many_wait_for_this_node_the_outcome_is_unknown",
+        ),
+    ),
+    Defect(
         "learner-never-stands",
         "A9, cold start: where only a learner's log reaches the floor, it stands",
         "raft/election.py",

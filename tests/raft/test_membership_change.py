@@ -22,6 +22,7 @@ from node.errors import (
 )
 from node.raft import entries
 from node.raft.messages import AppendEntries, Message
+from node.raft.waiting import WAITING_MAX
 from tests.raft.harness import Cluster
 from tests.raft.virtual_time import simulate
 
@@ -325,6 +326,48 @@ class TestRemoving:
                 await cluster[leader].remove_member(other, 2000)
             cluster.links.watchers.pop()
             await cluster.settled()
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_who_asks_again_waits_for_a_removal_that_is_under_way(self) -> None:
+        """It was told that there is no such member, and the removal came to nothing."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await ready(cluster)
+            gone, left = cluster.followers()
+            cluster.links.blackholes |= {(leader, gone), (leader, left)}
+            for _ in range(2):
+                with pytest.raises(OutcomeUnknown):
+                    await cluster[leader].remove_member(gone, 100)
+            assert cluster[leader].leads
+            cluster.links.cut(leader)
+            await cluster.led(gone, left)
+            cluster.links.heal()
+            await changed(cluster, "123")
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_where_too_many_wait_for_this_node_the_outcome_is_unknown(self) -> None:
+        """It was refused as certainly not done, when it was in the log."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await ready(cluster)
+            gone = cluster.followers()[0]
+            reads = [
+                asyncio.ensure_future(cluster[leader].wait_applied(10**9, 60_000))
+                for _ in range(WAITING_MAX)
+            ]
+            await asyncio.sleep(0)
+            with pytest.raises(OutcomeUnknown):
+                await cluster[leader].remove_member(gone, 2000)
+            await cluster.until(lambda: removed(cluster, gone))
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
             cluster.check()
 
         simulate(scenario)
