@@ -252,6 +252,11 @@ class MembershipChanges:
         known = committed.version > 0 and own not in committed.addresses
         return known and own not in self._log.current.addresses
 
+    @property
+    def silent(self) -> bool:
+        """Whether this node speaks with nobody: it is no member, and has nothing to ask either."""
+        return self.outside and self._recovery.may_obey()
+
     def tick(self) -> None:
         """Let the members know, keep sessions with them, and take the next step if it is time."""
         if self._log.committed.version > self._announced:
@@ -313,8 +318,8 @@ class MembershipChanges:
         self._waiting.advanced()
 
     def _reach(self) -> None:
-        wanted = {} if self.outside else dict(self._log.current.addresses)
-        if self._recovery.active and not self.outside:
+        wanted = {} if self.silent else dict(self._log.current.addresses)
+        if self._recovery.active and not self.silent:
             wanted = {**self._settings.peers, **self._recovery.addresses(), **wanted}
         wanted.pop(self._settings.node_id, None)
         if wanted != self._reached:

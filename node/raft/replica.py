@@ -384,8 +384,7 @@ class Replica:
         """Let every part do what is due."""
         self._turn_scheduled = False
         self._attention.look()
-        asks = not (self._changes.outside and self._recovery.may_obey())
-        if self._recovery.active and asks:
+        if self._recovery.active and not self._changes.silent:
             self._recovery.tick()
             if not self._recovery.active:
                 self._members.say()  # a change of members may wait for it

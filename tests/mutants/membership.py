@@ -203,6 +203,16 @@ DEFECTS = (
         ),
     ),
     Defect(
+        "blank-stranger-dials-nobody",
+        "A9: a blank node goes on dialling those whom it has to ask",
+        "raft/membership_change.py",
+        "        wanted = {} if self.silent else",
+        "        wanted = {} if self.outside else",
+        (
+            f"{_CHANGES}::TestAdding::test_a_new_node_that_does_not_know_the_leader_is_counted_although_a_voter_is_down",
+        ),
+    ),
+    Defect(
         "learner-never-stands",
         "A9, cold start: where only a learner's log reaches the floor, it stands",
         "raft/election.py",

@@ -25,6 +25,7 @@ class Links:
     def __init__(self, members: Sequence[str], seed: int) -> None:
         self.delay_s: Callable[[random.Random], float] = lambda _: 0.001
         self.loss = 0.0
+        self.only_dialled = False  # else everybody has a session with everybody
         self.blackholes: set[tuple[str, str]] = set()
         self.watchers: list[Callable[[str, str, Message], bool | None]] = []
         self.sent: Counter[str] = Counter()
@@ -113,6 +114,11 @@ class Links:
             self._chances[link] = random.Random(f"{self._seed}/{link}")
         return self._chances[link]
 
+    def dialled(self) -> None:
+        """Somebody dials others than before."""
+        if self.only_dialled:
+            asyncio.get_running_loop().call_soon(self._connect_all)
+
     def _connect_all(self) -> None:
         for at, one in enumerate(self._members):
             for other in self._members[at + 1 :]:
@@ -123,6 +129,8 @@ class Links:
 
     def _connect(self, pair: tuple[str, str], one: str, other: str) -> None:
         ends = self._ports[one], self._ports[other]
+        if self.only_dialled and not (other in ends[0].wanted or one in ends[1].wanted):
+            return
         if any([here.refuses(there) for here, there in (ends, ends[::-1])]):
             return
         self._number += 1
@@ -175,8 +183,9 @@ class Port:
         self._links.detach(self)
 
     def reach(self, addresses: Mapping[str, str]) -> None:
-        """Everybody has a session with everybody; `wanted` is only looked at."""
+        """Sessions that are up stay, as with the real transport."""
         self.wanted = dict(addresses)
+        self._links.dialled()
 
     def send(self, peer: str, message: Message) -> bool:
         return self._listener is not None and self._links.send(self.node_id, peer, message)

@@ -176,6 +176,31 @@ class TestAdding:
         words = f"n4 is added at {address} and says that it is at 'n4:1'"
         assert caplog.text.count(words) == (address != "n4:1")
 
+    def test_a_new_node_that_does_not_know_the_leader_is_counted_although_a_voter_is_down(
+        self,
+    ) -> None:
+        """It learned that it is no member yet, and dialled nobody any more: the leader could not
+        say since when it has its disk, so it waited for the one that is down."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3, spares=2)
+            leader = await ready(cluster)
+            await add(cluster, "n4")
+            await cluster[leader].remove_member("n4", 5000)
+            down = cluster.followers()[0]
+            cluster.crash(down, "n4")
+            cluster.links.only_dialled = True
+            cluster.links.cut_pair("n5", leader)
+            await cluster.start("n5")
+            await cluster.until(lambda: cluster["n5"]._changes.outside)
+            cluster.links.heal()
+            await asyncio.sleep(1)
+            await add(cluster, "n5")
+            await cluster.settled()
+            cluster.check()
+
+        simulate(scenario)
+
     def test_from_one_node_to_three(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(1, spares=2)
