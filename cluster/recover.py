@@ -9,7 +9,8 @@ come back, it is refused, and its data are moved aside. So the plan is refused w
 could go on without it, and asked again of each node before it obeys.
 
 It can be interrupted at any point and run again with the same arguments: it then gives the same
-plan to those that do not have it yet.
+plan to those that do not have it yet. If a survivor is lost meanwhile, it is to be named missing,
+too: this run finishes the plan with it, and another one makes the next one without it.
 
 Exit codes: 0 done and there is a leader; 1 refused, or not finished; 2 no node could be reached;
 3 not needed; 64 wrong options.
@@ -205,6 +206,10 @@ async def _carry_out(
             _complain(f"{node_id}: {reason}\nnot finished; run it again once that is mended")
             return 1
         console.print(f"{node_id} has the plan and restarts", highlight=False)
+    if plan.lost:
+        lost = ",".join(plan.lost)
+        _complain(f"not finished: it was begun with {lost}; run it again with --missing {lost}")
+        return 1
     leader = await led(plan, urls)
     if leader is None:
         _complain(f"no leader after {_LEADER_S:g} s; every survivor must run: see their logs")

@@ -13,7 +13,9 @@ members, should one return, are strangers from then on. So a plan needs that
 
 The new lineage is a digest of the old one, the survivors and the missing. So a plan that was
 interrupted between two nodes is found again, and finished, by making it anew: those that have it
-already say so by their lineage. The furthest log among the survivors is what the cluster goes on
+already say so by their lineage. Where a survivor is lost meanwhile, the others can go on together
+only in the lineage that some follow already: so that plan is finished first, with the lost one in
+it, and the next one gives it up. The furthest log among the survivors is what the cluster goes on
 with; the nodes see to that themselves, and need all survivors for it (a cold start).
 """
 
@@ -53,7 +55,9 @@ class Report(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is to be done: `todo` are the survivors that do not have it yet."""
+    """What is to be done: `todo` are the survivors that do not have it yet, `lost` those that are
+    missing since it was begun.
+    """
 
     lineage: str
     parent: str
@@ -62,6 +66,7 @@ class Plan(NamedTuple):
     missing: tuple[str, ...]
     furthest: str
     todo: tuple[str, ...]
+    lost: tuple[str, ...] = ()
 
     def order(self) -> dict[str, Any]:
         """What is sent to each survivor."""
@@ -98,7 +103,9 @@ def make(reports: Sequence[Report], silent: Collection[str], missing: Collection
     # Those who had heard of a missing one may all have the plan already: its lineage names them.
     _check_members(reports, members.keys() | set(missing if after else ()), missing)
     _check_needed(before, missing)
-    survivors = {report.node_id: members[report.node_id] for report in reports}
+    lost = _lost(parent, after, missing)
+    survivors = {one: members[one] for one in (*(report.node_id for report in reports), *lost)}
+    missing = set(missing).difference(lost)
     plan = Plan(
         lineage=_lineage(parent, survivors, missing),
         parent=parent,
@@ -107,6 +114,7 @@ def make(reports: Sequence[Report], silent: Collection[str], missing: Collection
         missing=tuple(sorted(missing)),
         furthest=max(reports, key=lambda report: (report.log, report.node_id)).node_id,
         todo=tuple(sorted(report.node_id for report in before)),
+        lost=lost,
     )
     _check_same(plan, after)
     return plan
@@ -220,6 +228,15 @@ def _check_needed(before: Sequence[Report], missing: Collection[str]) -> None:
             f"all members answer ({_names(newest.voters)}): they make a cold start by themselves",
             unneeded=True,
         )
+
+
+def _lost(parent: str, after: Sequence[Report], missing: Collection[str]) -> tuple[str, ...]:
+    """Who is missing and was a survivor when the plan was begun that some have already."""
+    for report in after[:1]:
+        lost = report.voters.keys() & set(missing)
+        if report.lineage == _lineage(parent, report.voters.keys(), set(missing) - lost):
+            return tuple(sorted(lost))
+    return ()
 
 
 def _check_same(plan: Plan, after: Sequence[Report]) -> None:

@@ -166,6 +166,27 @@ async def test_interrupted_between_two_survivors_it_is_finished_by_another_run(
     assert "has the plan " in screen
 
 
+async def test_where_a_survivor_is_lost_that_has_the_plan_it_is_said_how_to_go_on(
+    capsys: Any,
+) -> None:
+    members = ("n1", "n2", "n3", "n4", "n5")
+    survivors = [FakeSurvivor(one, members=members, recovering=True) for one in members[:3]]
+    first, _, third = survivors
+    first.leader_afterwards = survivors[1].leader_afterwards = third.leader_afterwards = None
+    third.refusal = "n4 is connected with this node"
+    async with alive(*survivors) as urls:
+        assert (await recovered(urls, "--missing", "n4,n5", "--yes"))[0] == 1
+        third.refusal = None
+        capsys.readouterr()
+        code, _ = await recovered(urls[1:], "--missing", "n1,n4,n5", "--yes")
+        assert (code, third.orders) == (1, first.orders)
+        assert "run it again with --missing n1" in capsys.readouterr().err
+        survivors[1].leader_afterwards = third.leader_afterwards = "n2"
+        code, _ = await recovered(urls[1:], "--missing", "n1", "--yes")
+    assert code == 0
+    assert third.orders[-1]["voters"].keys() == {"n2", "n3"}
+
+
 async def test_a_server_that_is_no_node_is_no_answer(capsys: Any) -> None:
     stranger = FakeSurvivor("n1")
     stranger.said = {"hello": "world"}

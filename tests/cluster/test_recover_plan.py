@@ -90,6 +90,21 @@ class TestPlans:
             make([older, newer], [], ["n3"])
         assert make([older, newer], [], ["n3", "n4"]).version == 5
 
+    def test_where_a_survivor_is_lost_that_has_the_plan_it_is_finished_and_another_made(
+        self,
+    ) -> None:
+        """The survivors with and without it can go on together only in its lineage."""
+        survivors = [report(one, FIVE, recovering=True) for one in ("n1", "n2", "n3")]
+        begun = make(survivors, [], ["n4", "n5"])
+        left = [following(begun, "n2"), survivors[2]]
+        with pytest.raises(NoPlan, match="n1 is a member too"):
+            make(left, [], ["n4", "n5"])
+        finishing = make(left, [], ["n1", "n4", "n5"])
+        assert finishing.order() == begun.order()
+        assert (finishing.todo, finishing.lost) == (("n3",), ("n1",))
+        then = make([following(begun, "n2"), following(begun, "n3")], [], ["n1"])
+        assert (then.parent, then.voters.keys(), then.lost) == (begun.lineage, {"n2", "n3"}, ())
+
     def test_the_order_of_answers_changes_nothing(self) -> None:
         survivors = [report("n1", FIVE), report("n2", FIVE)]
         one = make(survivors, [], ["n3", "n4", "n5"])

@@ -184,6 +184,34 @@ class TestInterrupted:
 
         simulate(scenario)
 
+    def test_if_a_survivor_is_lost_half_way_the_others_go_on_with_what_one_of_them_alone_has(
+        self,
+    ) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(7)
+            leader = await cluster.ready()
+            first, second, third, *others = cluster.followers()
+            cluster.links.cut(first, second)
+            command = cluster.command()
+            await cluster.append(leader, command)
+            await cluster.until(lambda: cluster.holds(third, command))
+            dead = [leader, *others]
+            cluster.crash(*dead)
+            cluster.links.heal()
+            await asyncio.sleep(3)
+            plan = make(reports(cluster, [first, second, third]), [], dead)
+            for node_id in (first, second):
+                assert await cluster.override(node_id, order(plan)) is None
+            cluster.crash(first)
+            finishing = make(reports(cluster, [second, third]), [], [*dead, first])
+            assert (finishing.todo, finishing.lost) == ((third,), (first,))
+            assert await cluster.override(third, order(finishing)) is None
+            await rebuilt(cluster, [second, third], [first])
+            assert cluster.holds(second, command) and cluster.holds(third, command)
+            cluster.check()
+
+        simulate(scenario)
+
     def test_if_the_missing_return_half_way_the_old_cluster_goes_on_and_is_not_disturbed(
         self,
     ) -> None:
