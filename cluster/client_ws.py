@@ -8,7 +8,7 @@
             print(said.kind, said.position, [recorded(one).type for one in said.records])
 
 `append` sends without waiting and gives a future: thousands may be under way, and those of one turn
-of the event loop share a message, as do their answers. What `node/api/socket_messages.py` documents
+of the event loop share messages, as do their answers. What `node/api/socket_messages.py` documents
 is all there is to it; `ask` and `tell` send any other request.
 
 It is one connection to one node, and knows no other: when it is lost, everything under way ends in
@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -37,6 +37,7 @@ UNDER_WAY_MAX = 4_096
 """Requests without an answer; `append` refuses a further one, `room` waits until there is room."""
 
 _MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+_TOGETHER_BYTES_MAX = 1024 * 1024  # a node ends who sends a message above its `body_bytes_max`
 _CONNECT_S = 5.0
 _EVENTS_WAITING_MAX = 10_000
 
@@ -229,25 +230,29 @@ class Pipeline:
                 await self._more.wait()
                 self._more.clear()
                 requests, self._unsent = self._unsent, []
-                await self._socket.send_bytes(self._message(requests))
+                for message in self._messages(requests):
+                    await self._socket.send_bytes(message)
         except ConnectionError as error:
             self._end(f"the connection was lost: {error}")
 
-    def _message(self, requests: Sequence[Sequence[Any]]) -> bytes:
-        """One message that holds them, but those that cannot be written, which end unsent."""
-        try:
-            return cbor2.dumps(requests)
-        except Exception:  # whatever a program gave us; one of them, at least: who is told?
-            good = []
-            for request in requests:
-                try:
-                    cbor2.dumps(request)
-                except Exception as error:
-                    words = f"cannot be written as CBOR: {error}"
-                    self._take(request[1], 400, {"code": "invalid_request", "detail": words})
-                else:
-                    good.append(request)
-            return cbor2.dumps(good)
+    def _messages(self, requests: Iterable[Sequence[Any]]) -> Iterator[bytes]:
+        """Messages that hold them in order, but those that cannot be written, which end unsent."""
+        written: list[bytes] = []
+        size = 0
+        for request in requests:
+            try:
+                one = cbor2.dumps(request)
+            except Exception as error:  # whatever a program gave us
+                words = f"cannot be written as CBOR: {error}"
+                self._take(request[1], 400, {"code": "invalid_request", "detail": words})
+                continue
+            if written and size + len(one) > _TOGETHER_BYTES_MAX:
+                yield _array(written)
+                written, size = [], 0
+            written.append(one)
+            size += len(one)
+        if written:
+            yield _array(written)
 
     async def _read(self) -> None:
         async for message in self._socket:
@@ -345,3 +350,8 @@ class Subscription:
         while self._waiting >= _EVENTS_WAITING_MAX and not self._ended:
             self._taken.clear()
             await self._taken.wait()
+
+
+def _array(items: Sequence[bytes]) -> bytes:
+    """One CBOR array of what is encoded already."""
+    return b"\x9a" + len(items).to_bytes(4, "big") + b"".join(items)

@@ -15,6 +15,7 @@ from cluster.client_errors import (
     WrongExpectedVersion,
 )
 from cluster.client_ws import UNDER_WAY_MAX, connect, recorded
+from node.api.limits import ApiLimits
 from tests.api.fakes import Node, eventually, serving
 
 
@@ -114,6 +115,16 @@ async def test_what_cannot_be_written_is_refused_alone(node: Node):
         assert not refused.value.stored
         with pytest.raises(InvalidRequest):
             await anext(followed)
+
+
+async def test_no_more_goes_into_one_message_than_a_node_takes(node: Node):
+    """What one turn of the event loop has to say may be more than a node reads at once."""
+    async with connect(address(node), "main") as pipeline, asyncio.timeout(30):
+        event = b"x" * (ApiLimits().body_bytes_max // 20)
+        appends = [pipeline.append("s", [Event("A", event)]) for _ in range(20)]
+        appends.append(pipeline.append("t", [Event("B")]))
+        stored = await asyncio.gather(*appends)
+        assert [one.positions for one in stored] == [[position] for position in range(1, 22)]
 
 
 async def test_the_bound_is_refused_and_can_be_waited_for(node: Node):
