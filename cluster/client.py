@@ -9,9 +9,10 @@
 
 **Appending.** Every event has its id before it is sent for the first time. So a request whose
 answer never came is simply sent again, to another node: the store recognises the ids. A node that
-says nothing is given up after half of the time that is left. Retries end after `timeout_s`, with a
-growing pause between them that no two clients share. What is then left open is told by the error
-(`client_errors`): `Unavailable` was certainly not stored, and `OutcomeUnknown` perhaps.
+says nothing is given up after half of the time that is left, and passed over for a while by later
+calls. Retries end after `timeout_s`, with a growing pause between them that no two clients share.
+What is then left open is told by the error (`client_errors`): `Unavailable` was certainly not
+stored, and `OutcomeUnknown` perhaps.
 
 **Reading your own writes.** Reads ask each node for at least the Raft index of this client's last
 append, so that a client never misses what it wrote itself, whichever node it asks.

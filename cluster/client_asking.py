@@ -150,13 +150,14 @@ class Asking:
         Everything that is asked may be repeated: appends are known by their event ids, a snapshot
         that is recorded again replaces itself, and a delivery is settled once.
         """
-        attempts = Attempts(self._timeout_s, self._chance)
+        attempts, loop = Attempts(self._timeout_s, self._chance), asyncio.get_running_loop()
         while True:
             url = await self._node(method != "GET", attempts.try_s() / 2)
+            began = loop.time()
             try:
                 return await self._once(method, url, path, query, body, attempts.try_s())
             except (Unavailable, OutcomeUnknown) as error:
-                self._routing.failed(url)
+                self._routing.failed(url, loop.time() - began)
                 await attempts.failed(error)
             except ClientError as error:
                 error.stored = error.stored or attempts.perhaps_stored
@@ -212,6 +213,8 @@ class Asking:
     async def _node(self, for_change: bool, look_s: float) -> str:
         if for_change and self._routing.stale:
             url = self._routing.pick(for_append=False)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
             try:
                 async with (
                     asyncio.timeout(min(CONNECT_S, look_s)),
@@ -219,7 +222,7 @@ class Asking:
                 ):
                     self._routing.learned(await answer.json())
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
-                self._routing.failed(url)
+                self._routing.failed(url, loop.time() - began)
         return self._routing.pick(for_change)
 
     def _url(self, node: str, path: str) -> URL:

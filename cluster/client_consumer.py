@@ -178,18 +178,20 @@ class Consumer:
 
     async def _fetch_on(self) -> None:
         """Fetch where it is wanted, at whichever node, until that is refused for good."""
-        attempts = Attempts(float("inf"), self._client._chance)
+        attempts, loop = Attempts(float("inf"), self._client._chance), asyncio.get_running_loop()
         try:
             while not self._leaving:
                 room = await self._until_wanted()
                 url = self._client._routing.pick(for_append=False)
+                began = loop.time()
                 try:
                     await self._fetch(url, room)
                     attempts = Attempts(float("inf"), self._client._chance)
                 except (Unavailable, OutcomeUnknown) as error:
                     if self._leaving:
                         return
-                    self._client._routing.failed(url)
+                    lost_s = loop.time() - began - _WAIT_MS / 1000
+                    self._client._routing.failed(url, lost_s)
                     await attempts.failed(error)
         except Exception as error:
             self._failure = error

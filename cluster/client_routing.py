@@ -3,7 +3,9 @@
 A client knows the addresses that it was given, and learns the others, and who leads, from the nodes
 themselves. Appends go to the leader, which saves a hop; reads and everything else go round all
 nodes. A node that could not be reached, or said that it cannot serve, is passed over for
-`_AVOIDED_S`, unless no other is left.
+`_AVOIDED_S`, unless no other is left. One that is frozen, or down with its machine, costs whoever
+asks it a time-out: it is passed over so long that this takes a tenth of the time, at most
+`_AVOIDED_S_MAX`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-_AVOIDED_S = 2.0
+_AVOIDED_S, _AVOIDED_S_MAX = 2.0, 60.0
 _FRESH_S = 30.0
 _NODES_MAX = 64
 
@@ -51,9 +53,10 @@ class Routing:
         self._next += 1
         return choices[self._next % len(choices)]
 
-    def failed(self, url: str) -> None:
-        """The node could not be reached, or cannot serve now."""
-        self._avoided[url] = self._clock() + _AVOIDED_S
+    def failed(self, url: str, lost_s: float = 0.0) -> None:
+        """The node could not be reached, or cannot serve now; it took so long to learn that."""
+        avoided_s = max(_AVOIDED_S, min(10 * lost_s, _AVOIDED_S_MAX))
+        self._avoided[url] = max(self._avoided.get(url, 0.0), self._clock() + avoided_s)
         if url == self._leader:
             self._leader = None
 

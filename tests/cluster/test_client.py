@@ -407,6 +407,40 @@ def test_a_node_that_failed_is_passed_over_for_a_while():
     assert routing.pick(True) in routing.urls
 
 
+def test_a_node_is_passed_over_the_longer_the_more_time_it_costs():
+    moment = [0.0]
+    routing = Routing(["a:1", "b:2"], lambda: moment[0])
+    costs_s, asked = 8.0, 0
+    while moment[0] < 600:
+        if routing.pick(False) == "http://b:2":
+            moment[0] += costs_s
+            routing.failed("http://b:2", costs_s)
+            asked += 1
+        moment[0] += 0.1
+    assert 2 <= asked <= 10
+    routing.failed("http://b:2", 3_600)
+    routing.failed("http://b:2")
+    assert {routing.pick(False) for _ in range(9)} == {"http://a:1"}
+    moment[0] += 61
+    assert {routing.pick(False) for _ in range(9)} == set(routing.urls)
+
+
+async def test_a_node_that_says_nothing_does_not_hold_up_call_after_call():
+    """So it is with a frozen one: without more ado it is asked anew all the time."""
+
+    async def silent(_: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    frozen, well, loop = Node(silent), Node((200, {"version": 0})), asyncio.get_running_loop()
+    async with nodes(frozen, well) as urls, Client(*urls, timeout_s=2) as client:
+        until = loop.time() + 4.5
+        while loop.time() < until:
+            await client.version("s")
+            await asyncio.sleep(0.02)
+        assert len(frozen.asked) == 1
+
+
 def test_a_leader_that_failed_is_no_leader_any_more():
     routing = Routing(["a:1"], lambda: 0.0)
     members = [{"id": "n1", "http_address": "a:1"}, {"id": "n2", "http_address": "b:2"}]
