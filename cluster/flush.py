@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
@@ -117,7 +118,7 @@ def table(rows: list[Row], title: str) -> Table:
         made.add_column(heading, justify="right")
     made.add_column("result")
     for row in rows:
-        result = f"[red]{row.error}[/]" if row.error else "[green]on disk[/]"
+        result = f"[red]{escape(row.error)}[/]" if row.error else "[green]on disk[/]"
         made.add_row(row.node, *map(_shown, row[1:-1]), result)
     return made
 
@@ -143,7 +144,7 @@ async def run(options: argparse.Namespace, console: Console) -> int:
         return ended(options, Failure(f"{reply.url} says: {reason}"))
     else:
         title = f"flush of {options.store or 'all stores'} via {reply.url}"
-        console.print(whole(table(results, title), console, prose=("result",)))
+        console.print(whole(table(results, escape(title)), console, prose=("result",)))
     return 0 if reply.status == 200 and not any(row.error for row in results) else 1
 
 

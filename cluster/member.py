@@ -16,6 +16,7 @@ import sys
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
@@ -100,7 +101,7 @@ def _list(reply: Reply, console: Console) -> int:
         table.add_column(heading)
     for member in reply.body.get("members", []):
         counted = "yes" if member.get("voter") else "no"
-        table.add_row(member["id"], member["raft_address"], member["role"], counted)
+        table.add_row(member["id"], escape(member["raft_address"]), member["role"], counted)
     console.print(whole(table, console))
     return 0 if reply.body.get("leader") else 1
 
@@ -126,7 +127,7 @@ async def _change(options: argparse.Namespace, urls: list[str], console: Console
             _complain(f"not done in time; {_later(options) if perhaps else f'refused: {words}'}")
             return 1
         if words != said:
-            console.print(f"{options.id}: {words}")
+            console.print(f"{options.id}: {words}", markup=False)
         said = words
         await asyncio.sleep(_AGAIN_S)
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -155,7 +156,7 @@ def table(reply: Reply) -> Table:
         role = Text(row.role, style=_COLOURS.get(row.role, "yellow"))
         contact = "-" if row.last_contact_ms is None else f"{row.last_contact_ms:,.0f} ms"
         numbers = [_shown(number) for number in row[3:6]]
-        made.add_row(row.node, role, row.http_address, *numbers, contact)
+        made.add_row(row.node, role, escape(row.http_address), *numbers, contact)
     return made
 
 

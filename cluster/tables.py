@@ -2,6 +2,9 @@
 
 A table whose cells all fit is shown as it is, with headings of several lines where that helps. One
 that does not fit is shown row by row instead, each figure on a line of its own behind its heading.
+
+Cells and titles are markup: what comes from elsewhere has to be escaped, or an address such as
+`[fd00::1]:8101` loses what stands in its brackets.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from cluster.access import DEFAULT_URLS
 from cluster.cli.ending import WRONG_USAGE, Failure, ended, shown
@@ -193,7 +194,7 @@ class Up:
             exit_code = await process.wait_exit()
             self._console.print(f"[yellow]{name} {how_it_ended(exit_code)}.[/]", end=" ")
             if not self._restart:
-                self._console.print(f"To start it again:\n  {command_line(process.node)}")
+                self._console.print(f"To start it again:\n  {escape(command_line(process.node))}")
                 return
             deaths = 1 if clock() - started > _STEADY_S else deaths + 1
             pause_s = min(self._restart_s * 2 ** (deaths - 1), RESTART_S_MAX)
@@ -240,7 +241,9 @@ def banner(topology: Topology, store: str, prog: str = PROG) -> str:
     url = topology.nodes[0].url
     stream = f"{url}/v1/stores/{store}/streams/greetings/events"
     event = '{"events": [{"event_type": "greeted", "data": {"hello": "world"}}]}'
-    nodes = "\n".join(f"  {each.node_id}  {each.url}   {each.data_dir}" for each in topology.nodes)
+    nodes = "\n".join(
+        f"  {each.node_id}  {each.url}   {escape(str(each.data_dir))}" for each in topology.nodes
+    )
     count = len(topology.nodes)
     tools = "scripts/" if prog == PROG else "exesdb "
     urls = ",".join(each.url for each in topology.nodes)

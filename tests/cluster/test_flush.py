@@ -52,6 +52,14 @@ async def test_a_node_that_failed_is_named_with_its_reason_and_exit_1() -> None:
     assert "n3 did not answer in 100 ms" in row
 
 
+async def test_what_stands_in_brackets_is_part_of_the_reason() -> None:
+    problem = PROBLEM | {"detail": "no answer of n3 at [fd00::3]:7101, nor [/run/n3]"}
+    body = {"code": "partial_success", "nodes": {"n1": DONE}, "failed": {"n3": problem}}
+    async with serving({ALL: (207, body)}) as server:
+        _, screen = await flushed("--url", server.url)
+    assert problem["detail"] in screen
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [

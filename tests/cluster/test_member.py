@@ -134,3 +134,15 @@ async def test_the_members_are_listed_and_who_is_counted() -> None:
     assert code == 0
     (line,) = [line for line in screen.splitlines() if "n4" in line]
     assert line.split()[-2] == "no"
+
+
+async def test_an_address_in_brackets_is_shown_whole() -> None:
+    row = {"id": "n1", "raft_address": "[fd00::1]:7101", "role": "leader", "voter": True}
+    body = {"node_id": "n1", "leader": "n1", "members": [row]}
+    async with serving({("GET", "/v1/cluster"): (200, body)}) as server:
+        _, screen = await ran("list", "--url", server.url)
+    assert "[fd00::1]:7101" in screen
+    busy = {"code": "membership_change_open", "detail": "n5 at [fd00::5]:7101 is being added"}
+    async with serving({("POST", MEMBERS): (409, busy)}) as server:
+        _, screen = await ran("add", "n4", "h:1", "--url", server.url, "--timeout", "0.2")
+    assert "[fd00::5]:7101" in screen

@@ -69,6 +69,13 @@ async def test_each_member_is_a_row_with_its_lags() -> None:
     assert third == ["n3", "unreachable", "n3:8101", "-", "-", "-", "-"]
 
 
+async def test_an_address_in_brackets_is_shown_whole() -> None:
+    members = [member("n1", "leader", http_address="[fd00::1]:8101")]
+    async with serving({PATH: (200, cluster("n1", "n1", *members))}) as server:
+        _, screen = await looked("--url", server.url)
+    assert "[fd00::1]:8101" in screen
+
+
 async def test_all_well_is_exit_0() -> None:
     async with serving({PATH: (200, cluster("n1", "n1", *THREE[1:]))}) as server:
         assert (await looked("--url", server.url))[0] == 0
