@@ -20,9 +20,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import io
 import os
 import signal
+import stat
 import sys
 from collections.abc import Coroutine, Mapping
 from typing import Any
@@ -107,6 +109,21 @@ def end_by_sigterm() -> None:
     assert task is not None
     with contextlib.suppress(RuntimeError):  # only the main thread hears signals
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+def end_with_reader() -> None:
+    """From now on this task ends, as by Ctrl-C, when nobody is left who could read our output.
+
+    Who follows may have nothing to write for long, and without a write would not notice.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    with contextlib.suppress(OSError):  # stdout is no file, as in a test
+        number = sys.stdout.fileno()
+        is_pipe = stat.S_ISFIFO(os.fstat(number).st_mode)
+        # The writing end of a pipe gets ready to be read only by the end of its last reader.
+        if is_pipe and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+            asyncio.get_running_loop().add_reader(number, task.cancel)
 
 
 def shown(prog: str, work: Coroutine[Any, Any, int], as_json: bool = False) -> int:

@@ -14,7 +14,7 @@ import sys
 
 from cluster.access import request, urls_or_default
 from cluster.cli import options as shared
-from cluster.cli.ending import DONE, Failure, accepted, run
+from cluster.cli.ending import DONE, Failure, accepted, end_with_reader, run
 from cluster.cli.showing import say_event
 from cluster.client import Client, Recorded
 from cluster.client_consumer import IN_FLIGHT
@@ -189,6 +189,7 @@ async def _consume(options: argparse.Namespace) -> None:
     left = options.limit
     if left == 0:
         return
+    end_with_reader()
     name = options.consumer or f"{socket.gethostname()}-{os.getpid()}"
     ahead = IN_FLIGHT if left is None else min(left, IN_FLIGHT)
     async with (
@@ -211,6 +212,7 @@ async def _follow(client: Client, after: int, options: argparse.Namespace) -> No
     left = options.limit
     if left == 0:
         return
+    end_with_reader()
     subscription = client.subscribe(after, shared.wanted(options), options.stream)
     try:
         async for event in subscription:

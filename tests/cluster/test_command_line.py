@@ -471,6 +471,28 @@ async def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
             assert (await process.stderr.read(), await process.wait()) == (b"", 0)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["subscribe"], ["tail", "-f"], ["subscribe", "--persistent", "jobs", "--consumer", "c"]],
+)
+async def test_who_follows_ends_with_its_reader_though_nothing_comes(words: list[str]) -> None:
+    async with a_node() as node:
+        url = f"http://127.0.0.1:{node.port}"
+        await node.ask("PUT", "/v1/stores/main/subscriptions/jobs", json={})
+        await node.append("s", 1)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cluster", *words, "--store", "main", "--url", url),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=PROJECT,
+        )
+        assert process.stdout is not None and process.stderr is not None
+        async with asyncio.timeout(20):
+            assert await process.stdout.readline()
+            process.stdout._transport.close()  # type: ignore[attr-defined]
+            assert (await process.stderr.read(), await process.wait()) == (b"", 0)
+
+
 @pytest.mark.parametrize("events", [1, 2_000])
 async def test_a_disk_without_room_for_the_output_is_one_line_and_exit_1(events: int) -> None:
     page = {"events": [event(n) for n in range(1, events + 1)], "next": events, "is_end": True}
