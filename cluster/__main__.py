@@ -12,7 +12,7 @@ import importlib
 import sys
 from typing import NamedTuple
 
-WRONG_USAGE = 64
+WRONG_USAGE, INTERRUPTED = 64, 130
 _ARGPARSE_USAGE = 2
 
 
@@ -75,9 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         said = f"there is no command {words[0]!r}" if words else "name a command"
         print(f"exesdb: {said}; exesdb --help lists them", file=sys.stderr)
         return WRONG_USAGE
-    function = getattr(importlib.import_module(command.module), command.function)
     try:
+        function = getattr(importlib.import_module(command.module), command.function)
         return int(function(words[1:], f"exesdb {words[0]}"))
+    except KeyboardInterrupt:  # while it was imported, which may take a second
+        return INTERRUPTED
     except SystemExit as leaving:  # argparse has no other way to end
         return WRONG_USAGE if leaving.code == _ARGPARSE_USAGE else int(leaving.code or 0)
 

@@ -54,6 +54,9 @@ examples:
 
 Ctrl-C stops all nodes; each writes what is not on disk yet, so nothing is lost. A node that dies is
 reported and started again after 3 s; --no-restart leaves it dead.
+
+exit codes: 0 all stopped cleanly, 1 a node did not start or had to be killed, 2 a port is in use,
+64 wrong options
 """
 
 

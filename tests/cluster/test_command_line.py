@@ -92,6 +92,17 @@ def test_every_command_explains_itself_with_examples(
     assert f"exesdb {name}" in said.split("\n\n", 1)[1]
 
 
+def test_who_interrupts_a_command_that_has_not_begun_sees_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    assert main(["read"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("name", ["backup", "restore"])
 def test_what_takes_longer_says_how_long_it_may_take(
     name: str, capsys: pytest.CaptureFixture[str]
