@@ -84,6 +84,7 @@ class Attempts:
         self._until = asyncio.get_running_loop().time() + timeout_s
         self._chance = chance
         self._pause_s = _PAUSE_FIRST_S
+        self._answered = ""
 
     def try_s(self) -> float:
         """How long the next try may take, in seconds; at least a little, so that one is made.
@@ -97,8 +98,12 @@ class Attempts:
     async def failed(self, error: ClientError) -> None:
         """Pause before the next try. Raises the error that tells how it stands if time is over."""
         self.perhaps_stored = self.perhaps_stored or error.stored
+        if error.code:
+            self._answered = error.detail
         pause_s = self._pause_s * (0.5 + self._chance.random())
         if asyncio.get_running_loop().time() + pause_s >= self._until:
+            if self._answered and not error.code:  # says more than that this node is away
+                error.detail += f"; another node said: {self._answered}"
             if self.perhaps_stored:
                 raise OutcomeUnknown(error.detail, "outcome_unknown", error.fields) from error
             raise error

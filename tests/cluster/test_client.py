@@ -146,6 +146,15 @@ async def test_another_node_is_asked_where_one_is_down():
         assert len(up.asked) == 4
 
 
+@pytest.mark.parametrize("kind", [Unavailable, OutcomeUnknown])
+async def test_who_cannot_be_reached_does_not_hide_what_another_node_says(kind: type[ClientError]):
+    attempts = Attempts(0.2, random.Random(1))
+    await attempts.failed(Unavailable("waits for n2", "not_ready"))
+    with pytest.raises(kind, match="n2: Connection refused; another node said: waits for n2"):
+        while True:
+            await attempts.failed(kind("n2: Connection refused"))
+
+
 async def test_appends_go_to_the_leader_that_a_node_names():
     follower, leader = Node((201, STORED)), Node((201, STORED))
     async with nodes(follower, leader):
