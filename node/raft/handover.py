@@ -89,7 +89,7 @@ class HandOver:
         if member is not None and not self._network.is_connected(member):
             raise NotReady(f"{member} is not connected")
         deadline = min(deadline, now() + self._settings.leader_wait_ms / 1000)
-        self._proposals.paused = True
+        self._proposals.pause()
         try:
             while now() < deadline and self._engine.leads:
                 target = member or self._furthest()
@@ -105,7 +105,7 @@ class HandOver:
                 await asyncio.sleep(_STEP_S)  # acks of what is in flight arrive
             raise NoLeader("no member could take over in time")
         finally:
-            self._proposals.paused = False
+            self._proposals.resume()
 
     def _furthest(self) -> str | None:
         peers = self._engine.membership.other_voters(self._settings.node_id)

@@ -106,7 +106,6 @@ class Proposals:
         overloaded: Callable[[], bool],
     ) -> None:
         self.counters: Counter[str] = Counter()
-        self.paused = False
         self.opening: Callable[[], Sequence[bytes]] = tuple
         self._engine = engine
         self._settings = settings
@@ -124,6 +123,8 @@ class Proposals:
         self._in_flight_term = 0
         self._applied_term = 0
         self._pump_scheduled = False
+        self._pauses = 0
+        self._ended_term = 0  # its leader leads no more
 
     # --- this node's submissions -------------------------------------------------------------
 
@@ -150,8 +151,9 @@ class Proposals:
             self._fill_entries()
         else:
             self._refuse_foreign()
-            if self._unsent and self._engine.leader is not None:
-                self._forward(self._engine.leader)
+            leader = self._engine.leader
+            if self._unsent and leader is not None and self._engine.term > self._ended_term:
+                self._forward(leader)
 
     def sweep(self) -> None:
         """End the submissions whose time is over; called several times a second."""
@@ -182,6 +184,14 @@ class Proposals:
             else:
                 self._end(sequence, NoLeader("the node is stopping"))
 
+    def pause(self) -> None:
+        """Propose nothing from now on, until as many have said `resume` as have said `pause`."""
+        self._pauses += 1
+
+    def resume(self) -> None:
+        """Propose again, once nobody else has paused it."""
+        self._pauses -= 1
+
     @property
     def waiting(self) -> int:
         """Submissions of this node that have no outcome yet."""
@@ -204,7 +214,7 @@ class Proposals:
         while (
             (self._unsent or self._foreign)
             and len(self._in_flight) < self._settings.entries_in_flight_max
-            and not self.paused
+            and not self._pauses
         ):
             groups = list(self._next_groups())
             if not groups:
@@ -326,6 +336,9 @@ class Proposals:
         """The leader did not take these: certainly not stored."""
         if message.incarnation != self._incarnation:
             return  # it speaks of an earlier life, whose numbers were others
+        if message.reason == _NOT_LEADING:
+            # Who has ceased to lead a term never leads it again, and is believed to for a while.
+            self._ended_term = max(self._ended_term, message.term)
         for sequence in message.sequences:
             pending = self._pending.get(sequence)
             if pending is None or pending.handed_term != message.term:

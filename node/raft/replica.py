@@ -171,7 +171,7 @@ class Replica:
 
     async def stop(self) -> None:
         """Close the raft port. After it this node says nothing more to anyone."""
-        self._proposals.paused = True
+        self._proposals.pause()
         self.filling.cancel()
         for task in self._timers:
             task.cancel()

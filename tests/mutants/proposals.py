@@ -43,6 +43,14 @@ DEFECTS = (
         (_STEPS,),
     ),
     Defect(
+        "who-leads-no-more-is-asked-again",
+        "A18: who has ceased to lead a term is handed nothing more in it",
+        "raft/proposals.py",
+        " and self._engine.term > self._ended_term:\n",
+        ":\n",
+        (_CERTAIN,),
+    ),
+    Defect(
         "handed-on-again-in-its-own-term",
         "A18: a command is handed on again only when an entry of a later term is applied",
         "raft/proposals.py",

@@ -476,6 +476,29 @@ class TestHandOver:
 
         simulate(scenario)
 
+    def test_of_two_hand_overs_at_once_the_first_to_end_lets_nothing_through(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, leader_wait_ms=400)
+            leader = await cluster.ready()
+            target, other = cluster.followers()
+            cluster.links.blackholes |= {(target, leader), (target, other)}
+            moving = [asyncio.ensure_future(cluster[leader].transfer_leadership(target, 60_000))]
+            await asyncio.sleep(0.3)
+            moving.append(
+                asyncio.ensure_future(cluster[leader].transfer_leadership(target, 60_000))
+            )
+            await asyncio.wait(moving, return_when=asyncio.FIRST_COMPLETED)
+            before = cluster[leader].counters()["entries_proposed"]
+            waiting = asyncio.ensure_future(cluster.append(leader, None, 5000))
+            await asyncio.sleep(0.1)
+            assert not moving[1].done()
+            assert cluster[leader].counters()["entries_proposed"] == before
+            outcome, _ = await waiting
+            assert isinstance(outcome, Appended), "once both are over"
+            await asyncio.gather(*moving, return_exceptions=True)
+
+        simulate(scenario)
+
     def test_nobody_can_be_given_leadership_who_is_no_member(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(3)

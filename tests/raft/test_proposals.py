@@ -13,7 +13,7 @@ from node.core import commands
 from node.core import subscription_commands as asked
 from node.core.outcomes import Appended
 from node.errors import ExesdbError, NoLeader, NotReady, OutcomeUnknown, Overloaded
-from node.raft.messages import AppendEntries, Propose, Refused
+from node.raft.messages import Ack, AppendEntries, Propose, Refused
 from tests.raft.harness import STORE, Cluster, event
 from tests.raft.stock import StockCluster
 from tests.raft.virtual_time import simulate
@@ -390,6 +390,32 @@ class TestCertainty:
 
         simulate(scenario)
 
+    def test_who_leads_no_more_is_not_asked_again_and_again_in_its_term(self) -> None:
+        """It has stepped down and nobody leads yet; its followers will notice only later."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            follower = cluster.followers()[0]
+            asked: list[int] = []
+
+            def passes(_: str, receiver: str, message: Any) -> bool:
+                if isinstance(message, Propose):
+                    asked.append(message.term)
+                return not (receiver == leader and isinstance(message, Ack))
+
+            cluster.links.watchers.append(passes)
+            await cluster.until(lambda: not cluster[leader].leads)
+            term = cluster[leader].status().term
+            assert cluster[follower]._engine.leader == leader
+            outcome, _ = await cluster.append(follower, None, 5000)
+            assert isinstance(outcome, Appended)
+            assert asked.count(term) == 1
+            await cluster.settled()
+            cluster.check()
+
+        simulate(scenario)
+
     def test_a_refusal_of_an_earlier_life_is_not_taken_for_one_of_this_life(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(3)
@@ -400,7 +426,7 @@ class TestCertainty:
             await cluster.settled()
             # The leader still holds a command of the earlier life, under the same number.
             proposals = cluster[leader]._proposals
-            proposals.paused = True
+            proposals.pause()
             said: list[tuple[str, Refused]] = []
             proposals._send = lambda peer, message: said.append((peer, message)) is None
             number = cluster[follower]._proposals._sequence + 1
