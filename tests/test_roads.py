@@ -55,11 +55,12 @@ SMALL = {
     columns: {"_STREAMS_A_STEP": 2, "_EVENTS_A_STEP": 5},
     recent: {"REMEMBERED_MIN": 7},
     lives: {"EXPIRED_STREAMS_MAX": 2},
-    snapshots: {"SERIES_BYTES_MAX": 150, "_GONE_MAX": 3},
+    snapshots: {"SERIES_BYTES_MAX": 150, "_GONE_MAX": 3, "DROPPED_MAX": 1},
     subscription: {
         "EVALUATED_MAX": 9,
         "DECODED_BYTES_MAX": 200,
         "FETCH_BYTES_MAX": 250,
+        "MOVED_MAX": 2,
         "PARKED_MAX": 5,
         "_SLICE_POSITIONS": 4,
     },

@@ -40,7 +40,8 @@ class SetMetadata(NamedTuple):
 
 
 class Expire(NamedTuple):
-    """Remove what is too old at this time, of some streams."""
+    """Remove what is too old at this time, of some streams, and some of the snapshots that are
+    beyond what is kept."""
 
     store: str
     now_us: int

@@ -13,7 +13,8 @@ moves it back: what was removed stays removed, whatever becomes of the limits.
                         leader sends when `next_due_us` has passed
 
 So time is data here as everywhere. An `Expire` goes over `EXPIRED_STREAMS_MAX` streams at most,
-those with the oldest events first.
+those with the oldest events first. It also lets go of snapshots that are beyond what their store
+keeps (see `snapshots`).
 
 A removed event still has its position: positions stay gapless as they were given out, and readers
 pass it by. Its id is remembered as long as any other, so that a repeated append has its original
@@ -172,7 +173,9 @@ class Lives:
             self._schedule(stream, store)
             self._note(Life(stream.ordinal, index, ALIVE, stream.first, stream.limits))
             streams += 1
-        return Expired(streams, self.removed - removed, self._is_due(now_us))
+        snapshots = store.snapshots.drop_surplus(index)
+        has_more = self._is_due(now_us) or store.snapshots.has_surplus
+        return Expired(streams, self.removed - removed, has_more, snapshots)
 
     def _is_due(self, now_us: int) -> bool:
         return bool(self._due) and self._due[0][0] <= now_us

@@ -159,7 +159,8 @@ class MetadataSet(NamedTuple):
 
 
 class Expired(NamedTuple):
-    """So many events of so many streams were too old and are removed.
+    """So many events of so many streams were too old and are removed, and so many snapshots that
+    were beyond what is kept.
 
     `has_more` says that the command ended at its own bound: another one removes more at once.
     """
@@ -167,6 +168,7 @@ class Expired(NamedTuple):
     streams: int
     events: int
     has_more: bool
+    snapshots: int = 0
 
 
 class Subscribed(NamedTuple):

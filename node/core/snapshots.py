@@ -10,6 +10,11 @@ here, alike on every node: the `kept` greatest versions (a setting of the store,
 set), of these no more than fit `SERIES_BYTES_MAX`, and always the greatest one. The smallest
 versions go first. One that would go at once is refused instead.
 
+Where fewer are to be kept from now on, one command lets go of `DROPPED_MAX` at most, or of
+`DROPPED_BYTES_MAX`; of what is left the leader's clock lets go (`Expire` commands, see `lives`), or
+whoever records another one of the series. Which series have more than they may follows from what
+there is, so it is known after a start, too.
+
 `place` is where in the replicated history a snapshot was recorded: the Raft index of the entry and
 the command's number in it. No two snapshots of a history have the same place, and what was recorded
 at a place never changes. The disk and the nodes that are filled know them by it.
@@ -42,6 +47,8 @@ from node.core.outcomes import (
 
 KEPT_MAX = 10_000
 SERIES_BYTES_MAX = 64 * 1024 * 1024
+DROPPED_MAX = 1_000
+DROPPED_BYTES_MAX = 4 * 1024 * 1024  # some milliseconds of every node's time, as are so many
 PLACE_BITS = 20  # an entry of the log holds fewer than 2**20 commands
 
 _GONE_MAX = 100_000
@@ -106,22 +113,22 @@ class _Series:
 class Snapshots:
     """The snapshots of one store.
 
-    `kept` is how many a series keeps, `bytes` the sum of the contents, `digest` the sum over all
-    snapshots, `changed_index` the Raft index of the last change, and `recorded_bytes` how much was
-    ever put in here.
+    `bytes` is the sum of the contents, `digest` the sum over all snapshots, `changed_index` the
+    Raft index of the last change, and `recorded_bytes` how much was ever put in here.
 
     What went is remembered for the disk until `forget_gone`, but no more than `_GONE_MAX` of it:
     memory without a disk must not grow by it.
     """
 
     def __init__(self) -> None:
-        self.kept = KEPT_MAX
         self.bytes = 0
         self.digest = 0
         self.changed_index = 0
         self.recorded_bytes = 0
+        self._kept = KEPT_MAX
         self._series: dict[Key, _Series] = {}
         self._keys: SortedList[Key] = SortedList()
+        self._surplus: SortedList[Key] = SortedList()  # of series with more than `kept`
         self._by_place: dict[int, Snapshot] = {}  # in order of place
         self._gone: dict[int, int] = {}  # place -> Raft index at which it went, in that order
         self._gone_known_after = 0
@@ -130,6 +137,23 @@ class Snapshots:
 
     def __len__(self) -> int:
         return len(self._by_place)
+
+    @property
+    def kept(self) -> int:
+        """How many a series keeps."""
+        return self._kept
+
+    @kept.setter
+    def kept(self, kept: int) -> None:
+        if kept != self._kept:
+            self._kept = kept
+            more = (key for key in self._keys if len(self._series[key].versions) > kept)
+            self._surplus = SortedList(more)
+
+    @property
+    def has_surplus(self) -> bool:
+        """Whether a series has more than it keeps."""
+        return bool(self._surplus)
 
     def all(self) -> list[Snapshot]:
         """All of them in order of place."""
@@ -189,11 +213,20 @@ class Snapshots:
         return SnapshotDeleted(source, stream, version)
 
     def keep(self, kept: int, index: int) -> None:
-        """Keep so many of each series from now on; what is beyond goes at once."""
+        """Keep so many of each series from now on, and begin to let go of what is beyond."""
         self.kept = kept
-        for series in list(self._series.values()):
-            for version in series.versions[:-kept]:
-                self._drop(series.by_version[version], index)
+        self.drop_surplus(index)
+
+    def drop_surplus(self, index: int) -> int:
+        """Let go of what series have beyond what they keep, within bounds; how many went."""
+        dropped = size = 0
+        while self._surplus and dropped < DROPPED_MAX and size < DROPPED_BYTES_MAX:
+            series = self._series[self._surplus[0]]
+            smallest = series.by_version[series.versions[0]]
+            self._drop(smallest, index)
+            dropped += 1
+            size += len(smallest.content)
+        return dropped
 
     def _falling(self, series: _Series | None, new: Snapshot) -> list[Snapshot] | None:
         """What has to go for a new one; None if that is the new one itself."""
@@ -204,7 +237,7 @@ class Snapshots:
         size = series.bytes + len(new.content) - len(replaced.content if replaced else b"")
         falling: list[Snapshot] = []
         for version in series.versions:
-            if count <= self.kept and size <= SERIES_BYTES_MAX:
+            if count <= self._kept and size <= SERIES_BYTES_MAX:
                 break
             if version >= new.version:
                 return falling if version == series.versions[-1] == new.version else None
@@ -219,6 +252,8 @@ class Snapshots:
             series = self._series[key] = _Series()
             self._keys.add(key)
         insort(series.versions, snapshot.version)
+        if len(series.versions) == self._kept + 1:
+            self._surplus.add(key)
         series.by_version[snapshot.version] = snapshot
         series.bytes += len(snapshot.content)
         self._by_place[snapshot.place] = snapshot
@@ -230,6 +265,8 @@ class Snapshots:
     def _drop(self, snapshot: Snapshot, index: int) -> None:
         key = snapshot[:2]
         series = self._series[key]
+        if len(series.versions) == self._kept + 1:
+            self._surplus.remove(key)
         del series.versions[bisect_left(series.versions, snapshot.version)]
         del series.by_version[snapshot.version]
         series.bytes -= len(snapshot.content)
@@ -242,7 +279,9 @@ class Snapshots:
         self.changed_index = index
         self._gone[snapshot.place] = index
         if len(self._gone) > _GONE_MAX:
-            self._gone_known_after = self._gone.pop(next(iter(self._gone)))
+            # All of it: to find the first one of a dictionary costs as much as went before it.
+            self._gone.clear()
+            self._gone_known_after = index
 
     # --- for the disk ------------------------------------------------------------------------
 
@@ -288,7 +327,8 @@ class Snapshots:
         held = 0
         for key, series in self._series.items():
             ones = [series.by_version[version] for version in series.versions]
-            assert ones and len(ones) == len(series.by_version) <= self.kept
+            assert ones and len(ones) == len(series.by_version)
+            assert (len(ones) > self.kept) == (key in self._surplus)
             assert series.versions == sorted(set(series.versions))
             assert series.bytes == sum(len(one.content) for one in ones)
             assert series.bytes <= SERIES_BYTES_MAX or len(ones) == 1
@@ -296,6 +336,7 @@ class Snapshots:
                 assert one[:3] == (*key, version) and self._by_place[one.place] is one
             held += len(ones)
         assert held == len(self._by_place), "snapshots are miscounted"
+        assert len(self._surplus) <= len(self._series)
         assert self.bytes == sum(len(one.content) for one in self._by_place.values())
         assert self.digest == sum(map(_digest, self._by_place.values())) % _DIGESTS
         assert not self._gone.keys() & self._by_place.keys()

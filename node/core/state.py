@@ -224,7 +224,7 @@ class State:
         elif isinstance(outcome, AppendedEach):
             changed = any(outcome.positions)
         elif isinstance(outcome, Expired):
-            changed = outcome.streams > 0
+            changed = outcome.streams > 0 or outcome.snapshots > 0
         else:
             changed = isinstance(outcome, _CHANGES)
         if changed:

@@ -2,7 +2,8 @@
 
 What is too old is decided in the log, by the time that an `Expire` carries. The leader sends one
 once an event is due, and the next one at once while there is more to remove. If it is not applied,
-or the leader dies, the next leader sees the same events due: nothing need be remembered.
+or the leader dies, the next leader sees the same events due: nothing need be remembered. The same
+commands let go of snapshots, bit by bit, where a store is to keep fewer of them.
 
 So events go within `_PAUSE_S` of their time, by the leader's clock. A leader whose clock is ahead
 removes them as much too soon: clocks must agree to a fraction of the ages that are asked for.
@@ -17,6 +18,7 @@ from typing import Protocol
 from node.core import life_commands
 from node.core.outcomes import Expired, Outcome
 from node.core.state import State
+from node.core.store import Store
 from node.errors import ExesdbError
 
 _PAUSE_S = 1.0
@@ -53,8 +55,7 @@ class Retention:
     async def _expire(self, name: str) -> bool:
         """Remove what is due of a store; whether there is more."""
         store, now_us = self._state.stores.get(name), self._now_us()
-        due_us = None if store is None else store.lives.next_due_us
-        if due_us is None or due_us > now_us:
+        if store is None or not _is_due(store, now_us):
             return False
         try:
             command = life_commands.expire(name, now_us)
@@ -62,3 +63,8 @@ class Retention:
         except ExesdbError:
             return False
         return isinstance(outcome, Expired) and outcome.has_more
+
+
+def _is_due(store: Store, now_us: int) -> bool:
+    due_us = store.lives.next_due_us
+    return (due_us is not None and due_us <= now_us) or store.snapshots.has_surplus

@@ -6,8 +6,10 @@ import random
 
 import pytest
 
-from node.core import commands, snapshots
+from node.core import commands, life_commands, snapshots
 from node.core.outcomes import (
+    Expired,
+    Outcome,
     SnapshotDeleted,
     SnapshotNotFound,
     SnapshotRecorded,
@@ -101,6 +103,50 @@ def test_a_smaller_number_to_keep_counts_at_once() -> None:
     assert state.stores["main"].durability == "persisted"
     apply(state, put(0))
     assert versions(state) == [0, 2, 3, 4]
+    state.check()
+
+
+def let_go_of(state: State, *command: bytes) -> tuple[list[int], Outcome]:
+    """Apply it, and the leader's clock until it says that all is done: how many went each time."""
+    held, went = state.stores["main"].snapshots, []
+    while True:
+        before = len(held)
+        (outcome,) = apply(state, *(command if not went else [life_commands.expire("main", 1)]))
+        state.check()
+        went.append(before - len(held))
+        if len(went) > 1 and not outcome.has_more:
+            return went, outcome
+
+
+def test_no_command_lets_go_of_more_snapshots_than_take_some_milliseconds() -> None:
+    state = started("main")
+    for source in ("o-1", "o-2", "o-3"):
+        apply(state, *(put(version, source) for version in range(900)))
+    went, outcome = let_go_of(state, commands.put_store("main", 1, None, 2))
+    assert went == [1_000, 1_000, 694] and outcome == Expired(0, 0, False, 694)
+    assert [versions(state, f"o-{n}") for n in (1, 2, 3)] == [[898, 899]] * 3
+    assert apply(state, life_commands.expire("main", 1)) == [Expired(0, 0, False)]
+
+
+def test_large_snapshots_go_a_few_at_a_time(monkeypatch) -> None:
+    monkeypatch.setattr(snapshots, "DROPPED_BYTES_MAX", 2 * len(CONTENT))
+    state = started("main")
+    apply(state, *map(put, range(6)))
+    went, _ = let_go_of(state, commands.put_store("main", 1, None, 1))
+    assert went == [2, 2, 1] and versions(state) == [5]
+
+
+def test_who_records_a_snapshot_does_not_wait_for_the_clock(monkeypatch) -> None:
+    monkeypatch.setattr(snapshots, "DROPPED_MAX", 1)
+    state = started("main")
+    apply(state, *map(put, range(5)), *(put(version, "o-2") for version in range(5)))
+    apply(state, commands.put_store("main", 1, None, 2))
+    assert apply(state, put(0)) == [SnapshotTooOld("o-1", "s", 0, 2)]
+    assert apply(state, put(7)) == [SnapshotRecorded(False)]
+    assert versions(state) == [4, 7] and versions(state, "o-2") == [0, 1, 2, 3, 4]
+    apply(state, commands.put_store("main", 1, None, 4))
+    assert versions(state, "o-2") == [1, 2, 3, 4]
+    assert apply(state, life_commands.expire("main", 1)) == [Expired(0, 0, False)]
     state.check()
 
 

@@ -53,6 +53,23 @@ async def test_snapshots_and_how_many_are_kept_come_back(directory: DataDirector
     assert reloaded(directory) == contents(history.state)
 
 
+async def test_a_node_that_was_loaded_goes_on_letting_go_of_what_is_beyond_the_kept(
+    directory: DataDirectory, monkeypatch
+) -> None:
+    monkeypatch.setattr(snapshots, "DROPPED_MAX", 2)
+    history = begun(*range(8))
+    history.keep_snapshots("alpha", 1)
+    async with working(history, directory, final_cycle=True):
+        pass
+    loaded = History(load_state(directory).state)
+    for left in (4, 2, 1, 1):
+        for one in (history, loaded):
+            one.expire("alpha")
+            one.state.check()
+            assert len(one.state.stores["alpha"].snapshots) == left
+        assert contents(loaded.state) == contents(history.state)
+
+
 async def test_what_went_leaves_the_file_once_the_cut_has_passed(directory: DataDirectory) -> None:
     history = begun(1, 2, 3)
     async with working(history, directory) as worker:

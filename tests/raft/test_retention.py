@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from node.core import commands, life_commands, lives
+from node.core import commands, life_commands, lives, snapshots
 from node.core.outcomes import Outcome
 from node.core.state import State
 from node.core.stream import Limits
@@ -58,12 +58,12 @@ def aging(monkeypatch: pytest.MonkeyPatch) -> Log:
     return Log(state)
 
 
-async def turns(log: Log, now_us: int, until_kept: int | None = None) -> None:
-    """Let it run until so many events are kept, or for a few rounds."""
+async def turns(log: Log, now_us: int, until: Callable[[], bool] | None = None) -> None:
+    """Let it run until something holds, or for a few rounds."""
     task = asyncio.ensure_future(Retention(log, log.state, lambda: now_us).run())
     async with asyncio.timeout(BOUND_S):
-        for _ in range(20) if until_kept is None else iter(int, 1):
-            if log.state.stores["main"].kept_events == until_kept:
+        for _ in range(20) if until is None else iter(int, 1):
+            if until is not None and until():
                 break
             await asyncio.sleep(0.002)
     task.cancel()
@@ -75,9 +75,23 @@ async def test_nothing_is_sent_before_an_event_is_due(aging: Log) -> None:
 
 
 async def test_what_is_due_goes_command_after_command(aging: Log) -> None:
-    await turns(aging, 6_000, until_kept=0)
+    await turns(aging, 6_000, until=lambda: not aging.state.stores["main"].kept_events)
     assert aging.proposed == 4
     assert aging.state.stores["main"].version("s3") == 0
+
+
+async def test_snapshots_beyond_what_is_kept_go_command_after_command(monkeypatch) -> None:
+    monkeypatch.setattr(retention, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(snapshots, "DROPPED_MAX", 2)
+    log = Log(started())
+    content = snapshots.encode_content("Order", b"\x01", b"\xf6")
+    puts = [commands.put_snapshot("main", 1, "o", "s", version, content) for version in range(8)]
+    log.state.apply(2, 1, [*puts, commands.put_store("main", 1, None, 1)])
+    held = log.state.stores["main"].snapshots
+    await turns(log, 1_000, until=lambda: len(held) == 1)
+    assert log.proposed == 3 and held.get("o", "s", 7) is not None
+    await turns(log, 1_000)
+    assert log.proposed == 3
 
 
 async def test_only_the_leader_sends_and_goes_on_after_a_refusal(aging: Log) -> None:
@@ -88,4 +102,4 @@ async def test_only_the_leader_sends_and_goes_on_after_a_refusal(aging: Log) -> 
     await turns(aging, 6_000)
     assert aging.proposed > 1
     aging.refuses = False
-    await turns(aging, 6_000, until_kept=0)
+    await turns(aging, 6_000, until=lambda: not aging.state.stores["main"].kept_events)
