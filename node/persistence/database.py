@@ -93,6 +93,7 @@ class Database:
         self._safe_cut = Cut()
         self._files: OrderedDict[int, StoreFile] = OrderedDict()
         self._marks: dict[int, int] = {}  # uid -> raft index of the last certain mark
+        self._listed: dict[str, StoreEntry] = {}  # what node.db has, or had before it was removed
         self._unlisted: dict[str, StoreEntry] = {}  # written, but not in node.db yet
         self._gone: dict[tuple[str, int], Path] = {}  # to be unlisted, then removed
         self._grown: dict[int, StoreFile] = {}  # written since their WAL was last looked at
@@ -106,6 +107,7 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             raise fault_of(self._directory.node_path, error) from error
         self._marks = {entry.uid: entry.cut_index for entry in entries}
+        self._listed = {entry.name: entry for entry in entries}
         return self._safe_cut, entries
 
     def run(self, plan: CyclePlan) -> CycleResult:
@@ -261,9 +263,14 @@ class Database:
     # --- the cut -----------------------------------------------------------------------------
 
     def _move_cut(self, cut: Cut, result: CycleResult) -> None:
+        gone = {name for name, _ in self._gone}
+        listed = {name: one for name, one in self._listed.items() if name not in gone}
+        listed |= self._unlisted
         try:
             node = self._node_file()
-            node.move(cut, self._unlisted.values(), [name for name, _ in self._gone])
+            # A file that was removed while the node ran is made anew, and has to have all of them.
+            changed = listed if node.cut() == Cut() else self._unlisted
+            node.move(cut, changed.values(), gone)
             if node.created:
                 sync_directory(self._directory.path)
                 node.created = False
@@ -272,6 +279,7 @@ class Database:
             result.node_error = f"{self._directory.node_path}: {error}"
             return
         self._safe_cut = cut
+        self._listed = listed
         self._unlisted.clear()
         result.cut_moved = True
         self._remove_gone()
@@ -286,6 +294,9 @@ class Database:
                 log.warning("Cannot remove %s of a deleted store: %s", path, error)
 
     def _node_file(self) -> NodeFile:
+        if self._node is not None and not self._node.path.exists():
+            log.error("%s was removed while the node ran; it is written anew", self._node.path)
+            self._close_node()
         if self._node is None:
             self._node = NodeFile(self._directory.node_path, self._connect)
         return self._node

@@ -115,6 +115,14 @@ DEFECTS = (
         (_LOADER,),
     ),
     Defect(
+        "list-made-anew-lacks-stores",
+        "a node never takes itself for complete without one of its stores",
+        "persistence/database.py",
+        "            changed = listed if node.cut() == Cut() else self._unlisted\n",
+        "            changed = self._unlisted\n",
+        (_WORKER,),
+    ),
+    Defect(
         "cut-not-verified",
         "checksums: a flipped bit in the cut is damage",
         "persistence/node_file.py",

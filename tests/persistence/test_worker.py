@@ -16,7 +16,7 @@ from node.errors import (
     PersistenceTimeout,
     ReadBarrierTimeout,
 )
-from node.persistence.directory import DataDirectory
+from node.persistence.directory import SQLITE_COMPANIONS, DataDirectory
 from node.persistence.loader import load_state
 from node.persistence.worker import Worker
 from tests.persistence.failing_disk import FailingDisk, corruption
@@ -595,6 +595,25 @@ def replace(history: History, store: Store) -> None:
     history.state.stores = {**history.state.stores, store.name: store}
     history.state.applied_index += 1
     history.state.on_change(store.name)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_node_database_that_vanishes_is_written_anew_with_all_stores(
+    history: History, directory: DataDirectory, fails: bool
+) -> None:
+    disk = FailingDisk()
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        for companion in ("", *SQLITE_COMPANIONS):
+            directory.node_path.with_name(f"node.db{companion}").unlink(missing_ok=True)
+        history.append("alpha")
+        if fails:
+            disk.fail("node.db", "REPLACE INTO cut")
+            with pytest.raises(PersistenceFailed):
+                await flush(worker, history)
+            disk.repair()
+        await flush(worker, history)
+    assert reloaded(directory) == contents(history.state)
 
 
 async def test_a_store_that_the_list_has_lost_is_not_left_out_of_the_next_one(
