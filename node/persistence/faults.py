@@ -2,7 +2,7 @@
 
     FileFault
     ├── DirectoryInUse        another process holds the data directory
-    ├── FormatTooNew          written by a newer version of this program; start that one
+    ├── OtherFormat           written by another version of this program; start that one
     ├── FilesUnreadable       the system refuses (permissions, a full disk); nothing was moved
     ├── StateFileDamaged      both copies of the state file; a person has to decide
     ├── OnlyCopyDamaged       a database, and there is no other member that could fill this node
@@ -30,8 +30,8 @@ class DirectoryInUse(FileFault):
     """Another process runs on this data directory. Two of them would destroy it."""
 
 
-class FormatTooNew(FileFault):
-    """The file has a format version that this program does not know."""
+class OtherFormat(FileFault):
+    """The file has another format than this program reads. Files are left where they are."""
 
 
 class FilesUnreadable(FileFault):

@@ -74,7 +74,7 @@ def load_state(
 ) -> LoadedState:
     """Load everything. Blocks, about 2 s a million events; logs its progress.
 
-    Raises FilesUnreadable or FormatTooNew, having renamed nothing, and OnlyCopyDamaged where an
+    Raises FilesUnreadable or OtherFormat, having renamed nothing, and OnlyCopyDamaged where an
     empty start would not be filled by anybody (`only_copy`).
     """
     started = clock()

@@ -58,7 +58,7 @@ class StoreEntry(NamedTuple):
 class NodeFile:
     """The open node.db. Belongs to the thread that opened it.
 
-    Raises sqlite3.Error, OSError, StoreDamaged, FormatTooNew.
+    Raises sqlite3.Error, OSError, StoreDamaged, OtherFormat.
     """
 
     def __init__(self, path: Path, connect: Connect) -> None:

@@ -18,9 +18,9 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from node.persistence.faults import FilesUnreadable, FormatTooNew, StoreDamaged
+from node.persistence.faults import FilesUnreadable, OtherFormat, StoreDamaged
 
-FORMAT = 2
+FORMAT = 3
 STORE_FILE = 0x45584553  # "EXES"
 NODE_FILE = 0x4558454E  # "EXEN"
 
@@ -159,7 +159,7 @@ def configured(connection: sqlite3.Connection) -> sqlite3.Connection:
 def ensure_tables(connection: sqlite3.Connection, path: Path, kind: int, tables: str) -> bool:
     """Create the tables in an empty file, or see that it is of our kind; True if it was empty.
 
-    Raises StoreDamaged if it is something else, FormatTooNew if a newer version wrote it.
+    Raises StoreDamaged if it is something else, OtherFormat if another version wrote it.
     """
     if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
         connection.execute("BEGIN IMMEDIATE")
@@ -172,8 +172,9 @@ def ensure_tables(connection: sqlite3.Connection, path: Path, kind: int, tables:
     if connection.execute("PRAGMA application_id").fetchone()[0] != kind:
         raise StoreDamaged(path, "is a database, but not the kind that belongs here")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > FORMAT:
-        raise FormatTooNew(path, f"has format {version}; this version knows {FORMAT}")
+    if version != FORMAT:
+        # What another version meant by its sums would look like damage, and be set aside.
+        raise OtherFormat(path, f"has format {version}; this version knows {FORMAT}")
     return False
 
 

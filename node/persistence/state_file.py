@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from node.persistence.directory import DataDirectory, replace_durably
-from node.persistence.faults import FilesUnreadable, FormatTooNew, StateFileDamaged
+from node.persistence.faults import FilesUnreadable, OtherFormat, StateFileDamaged
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # in format 1 every node had a lineage of its own, which meant nothing
+FORMAT = 2
 _BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 Plain = list[Any]  # a membership in terms of JSON
@@ -93,7 +93,7 @@ class StateFile:
     def load(self) -> NodeIdentity | None:
         """The newest identity that is whole; None if there is no state file at all.
 
-        Raises StateFileDamaged if there are copies and none is whole, FormatTooNew, and
+        Raises StateFileDamaged if there are copies and none is whole, OtherFormat, and
         FilesUnreadable if the system will not let us read one.
         """
         copies = [path for path in self._paths if path.exists()]
@@ -151,10 +151,8 @@ def _read_copy(path: Path) -> tuple[int, NodeIdentity] | None:
         log.error("%s is damaged; the other copy has to do, and the next promise repairs it", path)
         return None
     body = json.loads(line)
-    if body["format"] > FORMAT:
-        raise FormatTooNew(path, f"has format {body['format']}; this version knows {FORMAT}")
+    if body["format"] != FORMAT:
+        raise OtherFormat(path, f"has format {body['format']}; this version knows {FORMAT}")
     known = {field.name: body[field.name] for field in fields(NodeIdentity) if field.name in body}
     known["ancestry"] = tuple(known.get("ancestry", ()))
-    if body["format"] == 1:
-        known |= {"lineage": body["cluster_id"], "founded": True}
     return body["sequence"], NodeIdentity(**known)

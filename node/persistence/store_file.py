@@ -112,7 +112,7 @@ class StoreFile:
     """An open store file. Belongs to the thread that opened it.
 
     Opening creates the file if need be, and rolls it back to the mark at `mark_index` (0: to
-    nothing). Raises sqlite3.Error, OSError, StoreDamaged, FormatTooNew.
+    nothing). Raises sqlite3.Error, OSError, StoreDamaged, OtherFormat.
     """
 
     def __init__(self, path: Path, mark_index: int, connect: Connect) -> None:

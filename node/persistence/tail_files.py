@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.persistence.directory import DataDirectory, replace_durably, sync_directory
-from node.persistence.faults import FilesUnreadable, FormatTooNew
+from node.persistence.faults import FilesUnreadable, OtherFormat
 from node.persistence.tail_format import (
     CLOSED,
     GAP,
@@ -95,7 +95,7 @@ class TailFiles:
     def load(self, life: int, cut: int) -> LoadedTail:
         """What the tail of a life holds from the cut on.
 
-        Raises FormatTooNew and FilesUnreadable. Damage is no exception: what stands before it is
+        Raises OtherFormat and FilesUnreadable. Damage is no exception: what stands before it is
         read, and `flaw` names it.
         """
         replay = Replay()
@@ -135,7 +135,7 @@ class TailFiles:
         except OSError as error:
             raise FilesUnreadable(path, f"cannot be read: {error}") from error
         except TooNew as error:
-            raise FormatTooNew(path, str(error)) from error
+            raise OtherFormat(path, str(error)) from error
 
     def _paths(self, life: int) -> list[Path]:
         found = (path for place in self._places for path in place.glob(f"{life}-*{_SUFFIX}"))

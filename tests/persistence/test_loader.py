@@ -11,7 +11,7 @@ import pytest
 from node.persistence import loader
 from node.persistence.database import Database
 from node.persistence.directory import DataDirectory
-from node.persistence.faults import FilesUnreadable, FormatTooNew
+from node.persistence.faults import FilesUnreadable, OtherFormat
 from node.persistence.loader import load_state
 from tests.persistence.histories import History, contents
 from tests.persistence.workers import flush, reloaded, working
@@ -159,7 +159,7 @@ async def test_any_flipped_bit_of_a_store_is_found_or_harmless(directory: DataDi
         try:
             loaded = load_state(directory)
             assert loaded.lost or contents(loaded.state) == expected
-        except FormatTooNew:
+        except OtherFormat:
             pass
         for file in (*directory.stores_path.iterdir(), *directory.path.glob("node.db*")):
             file.unlink()
@@ -266,15 +266,16 @@ async def test_a_file_that_never_became_part_of_the_cut_is_set_aside(
 
 
 @pytest.mark.parametrize("which", ["node", "store"])
-async def test_a_newer_format_stops_the_start_and_moves_nothing(
-    directory: DataDirectory, which: str
+@pytest.mark.parametrize("format", [2, 4])
+async def test_another_format_stops_the_start_and_moves_nothing(
+    directory: DataDirectory, which: str, format: int
 ) -> None:
     history = await persisted(directory)
     path = directory.node_path if which == "node" else path_of(directory, history, "beta")
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute(f"PRAGMA user_version = {format}")
     before = sorted(directory.path.rglob("*"))
-    with pytest.raises(FormatTooNew, match="format 3; this version knows 2"):
+    with pytest.raises(OtherFormat, match=f"format {format}; this version knows 3"):
         load_state(directory)
     assert sorted(directory.path.rglob("*")) == before
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from node.persistence.directory import DataDirectory
-from node.persistence.faults import FormatTooNew, StateFileDamaged
+from node.persistence.faults import OtherFormat, StateFileDamaged
 from node.persistence.state_file import NodeIdentity, StateFile, kernel_boot_id
 
 IDENTITY = NodeIdentity("cluster", "n1", 3, 7, "n2", "boot", False, "lineage")
@@ -71,13 +70,14 @@ def test_two_damaged_copies_are_an_error_that_names_them(directory: DataDirector
         StateFile(directory).save(NEWER)
 
 
-def test_the_format_of_a_newer_version_is_refused(
-    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("format", [1, 3])
+def test_the_format_of_another_version_is_refused(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch, format: int
 ) -> None:
-    monkeypatch.setattr("node.persistence.state_file.FORMAT", 3)
+    monkeypatch.setattr("node.persistence.state_file.FORMAT", format)
     StateFile(directory).save(IDENTITY)
     monkeypatch.undo()
-    with pytest.raises(FormatTooNew, match="format 3"):
+    with pytest.raises(OtherFormat, match=f"format {format}; this version knows 2"):
         StateFile(directory).load()
 
 
@@ -117,17 +117,3 @@ def test_a_disk_without_room_is_told_with_the_name_of_the_file(
 
 def test_the_boot_id_is_the_same_while_the_machine_is_up() -> None:
     assert kernel_boot_id() == kernel_boot_id()
-
-
-def test_format_1_is_read_and_its_random_lineage_is_passed_over(directory: DataDirectory) -> None:
-    old = {
-        **{"format": 1, "sequence": 4, "cluster_id": "cluster", "node_id": "n1", "incarnation": 3},
-        **{"term": 7, "vote": "n2", "boot_id": "boot", "clean": True, "lineage": "drawn by chance"},
-    }
-    line = json.dumps(old).encode()
-    for path in directory.state_paths:
-        path.write_bytes(line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n")
-    found = StateFile(directory).load()
-    assert found is not None
-    assert (found.lineage, found.ancestry, found.founded) == ("cluster", (), True)
-    assert found.term == 7

@@ -6,7 +6,7 @@ import pytest
 
 from node.persistence import tail_format
 from node.persistence.directory import DataDirectory
-from node.persistence.faults import FormatTooNew
+from node.persistence.faults import OtherFormat
 from node.persistence.tail_files import LoadedTail, TailFiles
 from node.persistence.tail_format import (
     CLOSED,
@@ -236,5 +236,5 @@ class TestDamage:
         monkeypatch.setattr(tail_format, "FORMAT", 2)
         files.write(LIFE, CUT, ENTRIES, last=True)
         monkeypatch.undo()
-        with pytest.raises(FormatTooNew, match="format 2"):
+        with pytest.raises(OtherFormat, match="format 2"):
             files.load(LIFE, CUT)
