@@ -117,6 +117,7 @@ def _query_parameter(parameter: Parameter) -> dict[str, Any]:
 def _responses(route: Route) -> dict[str, Any]:
     responses = {str(reply.status): _reply(route, reply) for reply in route.replies}
     kinds = [*_ANY_REQUEST, *(_ANY_BODY if route.body else ()), *route.problems]
+    kinds += (kind for parameter in route.parameters for kind in parameter.problems)
     by_status: dict[int, dict[str, type[ExesdbError]]] = {}
     for kind in kinds:
         by_status.setdefault(kind.status, {})[kind.code] = kind

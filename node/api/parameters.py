@@ -25,7 +25,8 @@ Values = Mapping[str, Any]
 class Parameter:
     """One query parameter. `parse` gets the decoded text and raises a `RequestError`.
 
-    `as_json` tells that the text is JSON, of which `schema` speaks.
+    `as_json` tells that the text is JSON, of which `schema` speaks. `problems` are the errors that
+    `parse` raises beside `InvalidRequest` and those that its route names.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Parameter:
     default: Any = None
     repeats_max: int = 1
     as_json: bool = False
+    problems: tuple[type[RequestError], ...] = ()
 
 
 def parse_query(query: str, known: Mapping[str, Parameter], defaults: Values) -> Values:
@@ -100,7 +102,8 @@ def integer(
     schema: dict[str, Any] = {"type": "integer", "minimum": minimum, "maximum": maximum}
     if default is not None:
         schema["default"] = default
-    return Parameter(name, description, schema, parse, default)
+    problems = () if too_large is None else (too_large,)
+    return Parameter(name, description, schema, parse, default, problems=problems)
 
 
 def page_limit(limits: ApiLimits, error: type[RequestError], default: int = 100) -> Parameter:
@@ -167,4 +170,5 @@ def timeout(limits: ApiLimits, default_ms: int = 5_000) -> Parameter:
         default=min(default_ms, limits.timeout_ms_max),
         minimum=1,
         maximum=limits.timeout_ms_max,
+        too_large=PayloadTooLarge,
     )

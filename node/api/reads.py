@@ -346,5 +346,6 @@ def _scan_parameters(limits: ApiLimits) -> tuple[Parameter, ...]:
             "Wait this long for a matching event if there is none, in milliseconds.",
             default=0,
             maximum=limits.wait_ms_max,
+            too_large=PayloadTooLarge,
         ),
     )

@@ -29,7 +29,7 @@ from node.core import commands
 from node.core.commands import ANY
 from node.core.frames import ABSENT
 from node.core.outcomes import Appended
-from node.errors import InvalidEvent, InvalidRequest
+from node.errors import InvalidEvent, InvalidRequest, PayloadTooLarge
 
 _TIMEOUT_MS = 5_000
 
@@ -156,7 +156,8 @@ class SocketAppends:
         if given is None:
             return self._timeout_ms
         if given > self._limits.timeout_ms_max:
-            raise InvalidRequest(f"timeout_ms: must be from 1 to {self._limits.timeout_ms_max}")
+            limit = self._limits.timeout_ms_max
+            raise PayloadTooLarge(f"timeout_ms: at most {limit}", limit=limit, actual=given)
         return given
 
     def _add(

@@ -206,8 +206,10 @@ async def test_one_bad_event_fails_its_own_request_only(client: Client):
         ["unknown", 10],
         ["append", 11, "s", [event()], 0],
         ["append", 12, "s", [event()], 0],
+        ["append", 13, "s", [event()], None, None, 300_001],
     )
-    codes = {number: await client.final(number) for number in range(1, 13)}
+    codes = {number: await client.final(number) for number in range(1, 14)}
+    assert codes[13][0] == 413 and codes[13][1]["actual"] == 300_001
     assert [codes[number][0] for number in (1, 11, 12)] == [201, 201, 409]
     assert codes[12][1]["expected"] == 0 and codes[12][1]["current"] == 1
     assert [codes[n][1]["code"] for n in (2, 3, 9)] == ["invalid_event"] * 3

@@ -119,7 +119,7 @@ async def test_a_client_that_leaves_frees_its_place(node: Node):
     await eventually(lambda: node.api.arrivals.reads == 0)
 
 
-@pytest.mark.parametrize("query", ["wait_ms=60001", "wait_ms=-1", "wait_ms=10&direction=backward"])
+@pytest.mark.parametrize("query", ["wait_ms=-1", "wait_ms=10&direction=backward"])
 async def test_a_wait_that_makes_no_sense_is_refused(node: Node, query):
     assert (await node.ask("GET", f"{TARGET}?{query}")).code == "invalid_request"
 
