@@ -99,7 +99,8 @@ class Door:
         assert task is not None
         self._connections[task] = ""
         # Only `reset` and `close` cancel, and both want just the end of this connection.
-        with contextlib.suppress(asyncio.CancelledError, OSError, TimeoutError, ValueError):
+        ends = (asyncio.CancelledError, OSError, TimeoutError, ValueError, cbor2.CBORError)
+        with contextlib.suppress(*ends):
             async with asyncio.timeout(GREETING_S):
                 greeting = await _greeting(reader)
             dialler = self._dialler(greeting)
