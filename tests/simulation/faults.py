@@ -288,9 +288,10 @@ class Director:
         keepers, slow = self._keepers_of(leader)
         links.cut(*slow)
         await asyncio.sleep(chance.uniform(0.1, 1.0))
-        victim = self._nodes[keepers[0] if keepers else leader]
-        await self._take_memory(victim)
-        await self.start(victim)
+        victim = self._nodes.get(keepers[0] if keepers else leader)
+        if victim is not None:  # its removal may have been under way
+            await self._take_memory(victim)
+            await self.start(victim)
         await asyncio.sleep(chance.choice([0.0, 0.003, 0.01, 0.05, 0.3]))
         links.heal()
         links.cut(leader, *keepers[1:])

@@ -20,6 +20,8 @@ SEEDS += [(33, 3), (122, 3)]  # changes that are struck; voters that forget in a
 # 302436: a new node missed the word that it is a member, and took no log that says so.
 # 900674: a scenario of the harness took an old membership that was sent to one who lags for news.
 SEEDS += [(30160, 3), (31286, 3), (202098, 3), (301814, 3), (302436, 3), (900674, 3)]
+# 901969: a scenario of the harness needed a member whose removal was under way.
+SEEDS += [(901969, 5)]
 # These have found something once: as they were then, before there were consumers.
 AS_THEN: dict[str, object] = {
     "consumers": [],
