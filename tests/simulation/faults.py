@@ -406,9 +406,9 @@ class Director:
         self._loop.call_later(pause_s, self._voter_ends, sender, context=self._context)
 
     def _voter_ends(self, voter: str) -> None:
-        node = self._nodes[voter]
+        node = self._nodes.get(voter)
         how = self._voters_end or "kill"
-        if node.up and self.may_end([node], "power" if how == "stop" else how):
+        if node is not None and node.up and self.may_end([node], "power" if how == "stop" else how):
             self.note("voters")
             self._loop.create_task(self.end_and_start(node, how))
 
