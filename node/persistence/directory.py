@@ -24,6 +24,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -209,9 +210,21 @@ def sync_directory(path: Path) -> None:
     """Make the names in a directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an `OSError` name the file or directory, which only what is given a path does itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def replace_durably(path: Path, content: bytes) -> None:
@@ -222,14 +235,10 @@ def replace_durably(path: Path, content: bytes) -> None:
     old or the new bytes.
     """
     draft = path.with_name(path.name + ".new")
-    try:
-        with open(draft, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = str(draft)  # which only `open` says by itself
-        raise
+    with naming(draft), open(draft, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     draft.rename(path)
     sync_directory(path.parent)
 

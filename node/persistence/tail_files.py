@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.persistence.directory import DataDirectory, replace_durably, sync_directory
+from node.persistence.directory import DataDirectory, naming, replace_durably, sync_directory
 from node.persistence.faults import FilesUnreadable, OtherFormat
 from node.persistence.tail_format import (
     CLOSED,
@@ -159,7 +159,8 @@ class TailFiles:
         else:
             path = self.live / _name(life, sequence)
             draft = path.with_suffix(".new")
-            draft.write_bytes(content)
+            with naming(draft):
+                draft.write_bytes(content)
             draft.rename(path)
         return path
 
@@ -169,8 +170,9 @@ class TailFiles:
         draft = path.with_suffix(".new")
         file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
-            _write_zeros(file, size)
-            mapped = mmap.mmap(file, size)
+            with naming(draft):
+                _write_zeros(file, size)
+                mapped = mmap.mmap(file, size)
         finally:
             os.close(file)
         _touch(mapped)

@@ -62,7 +62,7 @@ DEFECTS = (
         "promise-without-fsync",
         "promise before word: bytes are on disk before the name points at them",
         "persistence/directory.py",
-        "            os.fsync(file.fileno())\n",
+        "        os.fsync(file.fileno())\n",
         "",
         ("persistence/test_directory.py",),
     ),

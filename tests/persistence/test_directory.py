@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from node.persistence.directory import DataDirectory, replace_durably
+from node.persistence.directory import DataDirectory, replace_durably, sync_directory
 from node.persistence.faults import DirectoryInUse, FilesUnreadable
 
 HOLD = """
@@ -139,3 +140,14 @@ def test_what_was_set_aside_is_named_also_after_a_restart_until_it_is_removed(
         assert again.aside == named[1:]
         again.quarantine()
         assert again.aside == ["quarantined-19700101T000000Z"]
+
+
+def test_a_directory_that_finds_no_room_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("node.persistence.directory.os.fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        sync_directory(tmp_path)

@@ -57,6 +57,16 @@ def test_what_is_written_comes_back(files: TailFiles) -> None:
     assert entries_and_flaw(files, cut=100) == ([], None)
 
 
+def test_a_disk_without_room_is_told_with_the_name_of_the_file(files: TailFiles) -> None:
+    """It may be the last line of a node that cannot start, and an operator has several disks."""
+    for sequence in (1, 2):
+        (files.path / f"{LIFE}-{sequence:06d}.new").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: '.*/{LIFE}-000001\.new'"):
+        files.write(LIFE, CUT, ENTRIES)
+    with pytest.raises(OSError, match=rf"No space left on device: '.*/{LIFE}-000002\.new'"):
+        files.create(LIFE, 2, 4096)
+
+
 def test_the_entry_at_the_cut_comes_too_so_that_the_log_can_compare(files: TailFiles) -> None:
     files.write(LIFE, CUT, ENTRIES, last=True)
     assert files.load(LIFE, 12).entries == ENTRIES[2:]
