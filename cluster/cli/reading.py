@@ -100,6 +100,8 @@ def tail(argv: list[str], prog: str = "exesdb tail") -> int:
     options = made.parse_args(argv)
     if options.events > 10_000:
         made.error("-n is at most 10000: use read")
+    if options.limit is not None and not options.follow:
+        made.error("--limit is for --follow: say how many with -n")
     return run(prog, _tail(options), options.json, DONE if options.follow else 130)
 
 

@@ -42,6 +42,8 @@ def main(argv: list[str], prog: str = "exesdb snapshot") -> int:
         made.error("name a source and a stream, or give --list")
     if (options.record is not None or options.delete) and options.version is None:
         made.error("--record and --delete need the version")
+    if options.list and options.version is not None:
+        made.error("--list goes with no version")
     if options.up_to is not None and (options.version is not None or options.list):
         made.error("--up-to is for reading the newest")
     return run(prog, _work(options), options.json)
