@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
-from cluster.cli.ending import Failure, ended, shown
+from cluster.cli.ending import ended, refused, shown
 from cluster.cli.options import Parser
 from cluster.client_values import quoted
 from cluster.tables import whole
@@ -137,11 +137,10 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     except Unreachable as error:
         return ended(options, error)
     results = rows(reply)
+    if not results:
+        return ended(options, refused(reply))
     if options.json:
         console.print_json(json.dumps(reply.body))
-    elif not results:
-        reason = reply.body.get("detail") or reply.body.get("code") or f"status {reply.status}"
-        return ended(options, Failure(f"{reply.url} says: {reason}"))
     else:
         title = f"flush of {options.store or 'all stores'} via {reply.url}"
         console.print(whole(table(results, escape(title)), console, prose=("result",)))

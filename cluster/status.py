@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
-from cluster.cli.ending import Failure, ended, shown
+from cluster.cli.ending import Failure, ended, refused, shown
 from cluster.cli.options import Parser
 from cluster.tables import whole
 
@@ -185,16 +185,15 @@ async def run(options: argparse.Namespace, console: Console) -> int:
         return ended(options, error)
     if options.leader:
         return _say_leader(options, reply)
+    if reply.status != 200:
+        return ended(options, refused(reply))
     if options.json:
         console.print_json(json.dumps(reply.body))
-    elif reply.status == 200:
+    else:
         console.print(whole(table(reply), console))
         for note in notes(reply.body):
             console.print(note, highlight=False, markup=False, soft_wrap=True)
-    else:
-        detail = reply.body.get("detail") or reply.body.get("code") or f"status {reply.status}"
-        return ended(options, Failure(f"{reply.url} says: {detail}"))
-    return 0 if reply.status == 200 and healthy(reply.body) else 1
+    return 0 if healthy(reply.body) else 1
 
 
 def _say_leader(options: argparse.Namespace, reply: Reply) -> int:

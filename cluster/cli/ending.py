@@ -172,6 +172,13 @@ def failure_of(error: ClientError | Unreachable | Failure) -> Failure:
     )
 
 
+def refused(reply: Reply) -> Failure:
+    """What a node refused, for a command all of whose refusals end with the same exit code."""
+    error = of_problem(reply.status, reply.body)
+    detail = f"{reply.url} says: {reply.body.get('detail') or error.code or reply.status}"
+    return Failure(detail, word=error.code or "failed", fields=failure_of(error).fields)
+
+
 def complain(prog: str, failure: Failure, as_json: bool) -> None:
     """One line on stderr."""
     if as_json:

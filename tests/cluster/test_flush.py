@@ -81,6 +81,17 @@ async def test_a_refusal_is_exit_1_and_says_why(
     assert reason in screen + capsys.readouterr().err
 
 
+async def test_a_refusal_is_an_object_on_stderr_where_json_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    body = {"code": "store_not_found", "detail": "there is no such store", "store": "x"}
+    async with serving({ALL: (404, body)}) as server:
+        code, screen = await flushed("--url", server.url, "--json")
+    said = json.loads(capsys.readouterr().err)
+    assert (code, screen, said["error"], said["store"]) == (1, "", "store_not_found", "x")
+    assert said["detail"] == f"{server.url} says: there is no such store"
+
+
 async def test_any_node_will_do() -> None:
     async with serving({ALL: (200, {"nodes": {"n1": DONE}})}) as server:
         code, _ = await flushed("--url", "http://127.0.0.1:9", "--url", server.url)

@@ -120,6 +120,15 @@ async def test_a_refusal_is_exit_1_and_says_why(capsys: pytest.CaptureFixture[st
     assert "still loading" in capsys.readouterr().err
 
 
+async def test_a_refusal_is_an_object_on_stderr_where_json_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with serving({PATH: (503, {"code": "not_ready", "detail": "still loading"})}) as server:
+        assert await looked("--json", "--url", server.url) == (1, "")
+    said = json.loads(capsys.readouterr().err)
+    assert said["error"] == "not_ready" and "still loading" in said["detail"]
+
+
 async def test_no_node_at_all_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert (await looked("--url", "http://127.0.0.1:9"))[0] == 2
     assert "no node could be reached" in capsys.readouterr().err
