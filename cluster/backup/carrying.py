@@ -120,6 +120,20 @@ def _as_it_was_made(status: dict[str, Any]) -> Subscription:
     return Subscription(status["name"], definition)
 
 
+async def other_than(door: Door, backup: Finished) -> str | None:
+    """A checkpoint or subscription that the store has and no restore made, in words; or None."""
+    known = set(backup.beside.checkpoints())
+    async for checkpoints in _checkpoints(door):
+        for checkpoint in checkpoints:
+            if checkpoint not in known:
+                return f"checkpoint {checkpoint.name!r} at {checkpoint.position}"
+    made = backup.beside.subscriptions()
+    for status in (await door.ask("GET", "/subscriptions", NOW))["subscriptions"]:
+        if _as_it_was_made(status) not in made:
+            return f"subscription {status['name']!r} as it is"
+    return None
+
+
 async def restore(door: Door, backup: Finished, advance: Advance) -> None:
     """Checkpoints and snapshots, into a store that has the events; `advance` is told of snapshots.
 

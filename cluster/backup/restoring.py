@@ -3,7 +3,8 @@
 An empty store gets every event at the position that it had, as event number that it had; where one
 was removed a filler takes its place (`history`), and goes when all are there (`lives.remove`). What
 is there already must be the beginning of the backup, event by event (an interrupted restore): it is
-read and compared, and the rest is appended. A store with anything else in it is refused.
+read and compared, and the rest is appended. A store with anything else in it is refused; so is one
+with the same events whose checkpoints or subscriptions are others, as where the backup was taken.
 
 Each batch is one request that checks the versions of all its streams, and its answer must name the
 positions that the events had. So nobody else can write in between unnoticed: such a restore ends
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import cbor2
 import msgspec
 
-from cluster.backup import BackupFailed
+from cluster.backup import BackupFailed, carrying
 from cluster.backup.digest import FIRST_LINK, StoredEvent, next_link
 from cluster.backup.door import CBOR, JSON, Door
 from cluster.backup.file import Advance, Finished
@@ -73,6 +74,12 @@ async def begin(door: Door, backup: Finished, advance: Advance) -> Begun:
         begun = await _compared(door, backup, position, advance)
         if begun is None:
             raise BackupFailed(words)
+        other = await carrying.other_than(door, backup)
+        if other is not None:
+            raise BackupFailed(
+                f"store {door.store!r} is not empty, and no restore of this backup left {other}:"
+                " restore into a new store"
+            )
         return begun
     if backup.head.until and (facts["snapshots"] or await _has_subscriptions(door, facts)):
         raise BackupFailed(

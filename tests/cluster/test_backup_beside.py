@@ -305,6 +305,27 @@ async def test_a_store_with_snapshots_or_subscriptions_but_no_events_is_refused(
             assert target.state.stores["main"].position == 0
 
 
+async def test_a_store_that_is_in_use_is_refused_before_anything_is_changed(
+    node: Node, tmp_path: Path
+) -> None:
+    """Such as the one that the backup was taken of: its events are those of an interrupted restore,
+    but what stands beside them has gone on.
+    """
+    await node.append("s", 3)
+    await node.ask("PUT", WORKERS, json={})
+    await settle(node, "ack", *await fetch(node, 1))
+    await node.ask("PUT", STORE + "/checkpoints/reader", json={"position": 2})
+    await take(node, tmp_path / "b")
+    before = node.state.applied_index
+    with pytest.raises(BackupFailed, match=r"store 'main' is not empty, .* subscription 'workers'"):
+        await restore(node, tmp_path / "b")
+    await node.ask("DELETE", WORKERS)
+    await node.ask("PUT", STORE + "/checkpoints/reader", json={"position": 3})
+    with pytest.raises(BackupFailed, match=r"store 'main' is not empty, .* checkpoint 'reader'"):
+        await restore(node, tmp_path / "b")
+    assert node.state.applied_index == before + 2, "only what this test asked for"
+
+
 async def test_the_commands_tell_what_is_beside_and_compare_it(
     node: Node, other: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
