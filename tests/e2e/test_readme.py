@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -204,3 +205,14 @@ async def test_the_tour_can_be_copied_and_goes_as_it_is_written(
     assert all(word in commands for word in ("curl", "append", "tail -f", "kill -9", "flush", "^C"))
     for step in steps:
         await terminals[step.terminal].act(step)
+
+
+def test_who_looks_into_a_store_that_is_not_there_makes_no_file(tmp_path: Path) -> None:
+    if shutil.which("sqlite3") is None:
+        pytest.skip("the README looks with sqlite3")
+    (command,) = re.findall(
+        r"^\$ (sqlite3 .*data/n1/stores.*)$", (PROJECT / "README.md").read_text(), re.MULTILINE
+    )
+    (tmp_path / "data/n1/stores").mkdir(parents=True)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
