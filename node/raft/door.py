@@ -11,7 +11,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Coroutine
-from ssl import SSLContext
+from ssl import SSLContext, SSLError
 from typing import Any
 
 from node.raft.session import Session
@@ -25,7 +25,8 @@ _TAKE_AGAIN_S = 0.5  # after the system gave no connection: it may have no descr
 class Door:
     """Listening sockets. `take` gives the session of a new connection, or None where it must go.
 
-    `ended` is told of a session to which TLS let nobody through.
+    `ended` is told of a session to which TLS let nobody through, of the host, and why where that is
+    known.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Door:
         tls: SSLContext,
         handshake_s: float,
         take: Callable[[], Session | None],
-        ended: Callable[[Session], None],
+        ended: Callable[[Session, str, str | None], None],
     ) -> None:
         self._tls = tls
         self._handshake_s = handshake_s
@@ -78,7 +79,7 @@ class Door:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(listening)
+                connection, address = await loop.sock_accept(listening)
             except OSError as error:
                 log.warning("no connection can be taken: %s", error)
                 await asyncio.sleep(_TAKE_AGAIN_S)
@@ -88,9 +89,10 @@ class Door:
                 connection.close()
                 await asyncio.sleep(0)  # however many there are, others have their turn
             else:
-                self._keep(self._let_in(connection, session))
+                self._keep(self._let_in(connection, address[0], session))
 
-    async def _let_in(self, connection: socket.socket, session: Session) -> None:
+    async def _let_in(self, connection: socket.socket, host: str, session: Session) -> None:
+        why = None
         connection.setblocking(False)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -99,11 +101,12 @@ class Door:
                 ssl=self._tls,
                 ssl_handshake_timeout=self._handshake_s,
             )
-        except (OSError, TimeoutError):
-            pass  # no TLS, or the wrong certificate
+        except (OSError, TimeoutError) as error:  # nothing, no TLS, or the wrong certificate
+            if isinstance(error, SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+                why = "it speaks no TLS, and this node does"
         finally:
             if session.transport is None:
-                self._ended(session)
+                self._ended(session, host, why)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -46,6 +46,7 @@ NONCE_BYTES = 32
 JOINING = ""
 INCARNATION_BITS = 42  # milliseconds until the year 2109
 _LENGTH = struct.Struct(">I")
+_TLS_BEGINS = b"\x16\x03"  # as the length of a frame it is over the limit
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}").fullmatch
 
 
@@ -204,6 +205,8 @@ class Session(asyncio.Protocol):
         while len(buffer) - at >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(buffer, at)
             if length > (self._frame_bytes_max if self.up else HELLO_BYTES_MAX):
+                if not self.up and buffer.startswith(_TLS_BEGINS):
+                    raise HandshakeRefused("it speaks TLS, and this node does not")
                 raise MalformedMessage(f"a frame of {length} bytes is over the limit")
             end = at + _LENGTH.size + length
             if len(buffer) < end:

@@ -226,9 +226,12 @@ class Transport:
         self._watch_stranger(session)
         return session
 
-    def _never_came(self, session: Session) -> None:
+    def _never_came(self, session: Session, host: str, why: str | None) -> None:
         """TLS let nobody through."""
         self.counters["connections_refused"] += 1
+        if why is not None:
+            words = f"closing the connection with {host}: {why}"
+            self._about_strangers.tell(log.warning, host, words)
         self._close_stranger(session)
 
     def _watch_stranger(self, session: Session) -> None:
@@ -272,7 +275,8 @@ class Transport:
                     lambda: session, host, port, ssl=self._settings.client_tls
                 )
         except (OSError, TimeoutError) as error:
-            why = str(error) or "no answer in time"
+            in_time = not isinstance(error, TimeoutError)
+            why = str(error) or ("it hangs up where TLS begins" if in_time else "no answer in time")
             words = f"cannot reach {peer} at {self._addresses.get(peer)}: {why}"
             self._grievances.tell(log.info, peer, words)
         finally:

@@ -538,6 +538,29 @@ class TestTls:
             assert not await hand.greet()
             assert node.ears.told == []
 
+    @pytest.mark.parametrize("with_tls", ["n1", "n2"])
+    async def test_where_one_has_tls_and_the_other_has_not_both_say_so(
+        self,
+        contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+        with_tls: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level(logging.INFO, "node.raft.transport")
+        server, client = contexts
+        tls = {with_tls: {"server_tls": server, "client_tls": client}}
+        ports = {"n1": free_port(), "n2": free_port()}
+        first = Node("n1", ports["n1"], {"n2": f"127.0.0.1:{ports['n2']}"}, **tls.get("n1", {}))
+        second = Node("n2", ports["n2"], {"n1": f"127.0.0.1:{ports['n1']}"}, **tls.get("n2", {}))
+        other = "n2" if with_tls == "n1" else "n1"
+        said = {
+            "closing the connection with 127.0.0.1: it speaks TLS, and this node does not",
+            "closing the connection with 127.0.0.1: it speaks no TLS, and this node does",
+            f"cannot reach {other} at 127.0.0.1:{ports[other]}: it hangs up where TLS begins",
+        }
+        async with first, second:
+            await until(lambda: said <= set(caplog.messages))
+        assert set(caplog.messages) == said
+
     async def test_strangers_that_never_begin_tls_are_bounded_too(
         self, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
     ) -> None:
