@@ -259,6 +259,44 @@ def test_all_problems_in_all_places_are_reported_at_once(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
+def test_each_peer_that_is_none_is_a_problem_of_its_own() -> None:
+    argv = [f"--peer={text}" for text in ("n2", "n3=db3", "n4=db4:7101", "=db5:7101", "n4=db6:1")]
+    lines = problems(argv)
+    assert all(line.startswith("peers is ['n2', 'n3=db3', ") for line in lines)
+    ends = ("; 'n2' is not", "; 'n3=db3' is not", "; '=db5:7101' is not", "; named twice: n4")
+    assert len(lines) == len(ends) and all(map(str.endswith, lines, ends)), lines
+    assert len(problems(["--peer=n2", "--raft-address=10.0.0.1:7101"])) == 2, "and a secret is due"
+
+
+def test_limits_are_held_against_each_other_beside_other_problems() -> None:
+    argv = ["--heartbeat-ms=5000", "--election-min-ms=900", "--election-max-ms=400", "--peer=n2"]
+    lines = problems([*argv, "--proposal-bytes-max=x", "--frame-bytes-max=16MiB", "--nonsense=1"])
+    assert [line.split()[0] for line in lines] == [
+        "--nonsense", "peers", "proposal_bytes_max", "election_min_ms", "election_max_ms",
+        "frame_bytes_max",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ("--heartbeat-ms x --election-min-ms 30 --election-max-ms 31", "heartbeat_ms"),
+        ("--body-bytes-max x --frame-bytes-max 1MiB --peer-queue-bytes-max 1MiB", "body_bytes_max"),
+        ("--raft-address x --peer n2=127.0.0.1:7101", "raft_address"),
+        ("--http-address x --raft-address 127.0.0.1:8101", "http_address"),
+        ("--node-id / --peer n1=127.0.0.1:7102 --peer n2=127.0.0.1:7101", "node_id"),
+        ("--cluster-secret-file /none --raft-address 10.0.0.1:7101", "cluster_secret_file"),
+        ("--cluster-secret \a --raft-address 10.0.0.1:7101", "cluster_secret"),
+        ("--persistence-enabled x --default-durability persisted", "persistence_enabled"),
+        ("--tls-ca ~no-such-user/ca --tls-key /none --tls-cert /none", "tls_ca"),
+        ("--config /none --raft-address 10.0.0.1:7101", "config"),
+        ("--cluster-secret --raft-address 10.0.0.1:7101", "command"),
+    ],
+)
+def test_nothing_is_held_against_an_option_that_is_wrong_itself(options: str, wrong: str) -> None:
+    assert only_problem(options.split(" ")).split()[0] == wrong
+
+
 def test_an_unknown_name_comes_with_what_was_probably_meant(tmp_path: Path) -> None:
     assert only_problem(["--dta-dir", "d"]).endswith("did you mean --data-dir?")
     variable = {"EX_ESDB_PERSISTENCE_INTERVL": "1"}

@@ -60,6 +60,9 @@ from node.config.values import Address, Peer, Peers, plain
 __all__ = ["OPTIONS", "Address", "Config", "ConfigurationError", "Option", "Peer", "Peers",
            "Problem", "load", "load_or_exit"]  # fmt: skip
 
+_UNREAD = ("command line", "config")
+"""What is blamed where a whole place could not be read: nobody knows which options it has."""
+
 _DESCRIPTION = "Run one node of a replicated event store."
 _EPILOG = """\
 Each option can also be given in the environment (--data-dir is EX_ESDB_DATA_DIR) or in a TOML file
@@ -116,9 +119,11 @@ def load(argv: list[str], environ: Mapping[str, str], version: str = "") -> Conf
     layers = _layers(command_line, environment, problems)
     values, sources = _settle(layers, problems)
     _take_secret_from_file(values, sources, problems)
-    if not problems:
-        config = _config(values, sources)
-        problems += [_complaint(config, name, allowed) for name, allowed in complaints(config)]
+    config = _config(values, sources)
+    wrong = {problem.option for problem in problems}
+    if wrong.isdisjoint(_UNREAD):
+        found = complaints(config, wrong)
+        problems += [_complaint(config, name, allowed) for name, allowed in found]
     if problems:
         raise ConfigurationError(problems)
     return config
@@ -161,7 +166,7 @@ def _settle(layers: list[Layer], problems: list[Problem]) -> tuple[dict[str, Any
                 values[name], sources[name] = option.read(_joined(raw, layer)), source
             except ValueError as error:
                 shown = "(hidden)" if option.secret else repr(raw)
-                problems.append(Problem(name, shown, source, str(error)))
+                problems += [Problem(name, shown, source, allowed) for allowed in error.args]
     return values, sources
 
 

@@ -3,8 +3,9 @@
 A value can be fine by itself and still be wrong beside another one: a frame between nodes that is
 smaller than a body that has to travel in it would only show once somebody sends such a body. So
 these are checked before anything starts. A rule is a function that looks at the whole
-configuration and yields what is wrong with it, as (option to blame, what it must be). A rule whose
-options were not readable in the first place never runs, so rules may trust the kinds of values.
+configuration and yields what is wrong with it, as (option to blame, what it must be). A rule ends
+where it needs an option that was not readable in the first place, so rules may trust the kinds of
+values, and each is about one thing, so that it needs no option for another.
 
 The rules about secrets keep one promise: whoever can reach a Raft port from another machine needs
 a secret that this configuration was given.
@@ -12,7 +13,9 @@ a secret that this configuration was given.
 
 import os
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from typing import Any, cast
 
 from node.config.options import MIB, Config, loopback_secret
 from node.config.values import Address
@@ -24,30 +27,41 @@ Complaint = tuple[str, str]
 Rule = Callable[[Config], Iterator[Complaint]]
 
 
-def elections(config: Config) -> Iterator[Complaint]:
+def at_least(large: str, small: str) -> Rule:
+    """A rule: the one must not be smaller than the other."""
+
+    def rule(config: Config) -> Iterator[Complaint]:
+        least = getattr(config, small)
+        if getattr(config, large) < least:
+            yield large, f"at least {small}, which is {least}"
+
+    return rule
+
+
+def heartbeats(config: Config) -> Iterator[Complaint]:
     """A follower must miss several heartbeats before it doubts its leader."""
-    beat, low, high = config.heartbeat_ms, config.election_min_ms, config.election_max_ms
-    if low <= 2 * beat:
-        yield "election_min_ms", f"more than twice heartbeat_ms, which is {beat}"
-    if high <= low:
+    if config.election_min_ms <= 2 * config.heartbeat_ms:
+        yield "election_min_ms", f"more than twice heartbeat_ms, which is {config.heartbeat_ms}"
+
+
+def elections(config: Config) -> Iterator[Complaint]:
+    """Followers that stand after the same silence would share the votes for ever."""
+    low = config.election_min_ms
+    if config.election_max_ms <= low:
         yield "election_max_ms", f"more than election_min_ms, which is {low}"
-    if config.leader_fallback_ms < low:
-        yield "leader_fallback_ms", f"at least election_min_ms, which is {low}"
 
 
-def sizes(config: Config) -> Iterator[Complaint]:
-    """What one thing is carried in must be larger than the thing."""
-    body, frame = config.body_bytes_max, config.frame_bytes_max
-    if config.event_bytes_max > body:
-        yield "event_bytes_max", f"at most body_bytes_max, which is {body}"
-    if frame < body + _ENVELOPE_BYTES:
+def events(config: Config) -> Iterator[Complaint]:
+    """An event comes in a body."""
+    if config.event_bytes_max > config.body_bytes_max:
+        yield "event_bytes_max", f"at most body_bytes_max, which is {config.body_bytes_max}"
+
+
+def frames(config: Config) -> Iterator[Complaint]:
+    """A body travels in a frame, with what is said about it."""
+    body = config.body_bytes_max
+    if config.frame_bytes_max < body + _ENVELOPE_BYTES:
         yield "frame_bytes_max", f"at least 1 MiB more than body_bytes_max, which is {body}"
-    if config.proposal_bytes_max < body:
-        yield "proposal_bytes_max", f"at least body_bytes_max, which is {body}"
-    if config.peer_queue_bytes_max < frame:
-        yield "peer_queue_bytes_max", f"at least frame_bytes_max, which is {frame}"
-    if config.unpersisted_bytes_max < body:
-        yield "unpersisted_bytes_max", f"at least body_bytes_max, which is {body}"
 
 
 def durability(config: Config) -> Iterator[Complaint]:
@@ -65,10 +79,14 @@ def places(config: Config) -> Iterator[Complaint]:
 
 
 def ports(config: Config) -> Iterator[Complaint]:
-    """Two listeners cannot share a port, and two members cannot share an address."""
+    """Two listeners cannot share a port."""
     http, raft = config.http_address, config.raft_address
     if http.port == raft.port and (http.host == raft.host or http.is_wildcard or raft.is_wildcard):
         yield "raft_address", f"another port than http_address, which is {http}"
+
+
+def members(config: Config) -> Iterator[Complaint]:
+    """Two members cannot share an address."""
     seen: dict[Address, str] = {}
     for node_id, address in config.members.items():
         if other := seen.get(address):
@@ -76,14 +94,19 @@ def ports(config: Config) -> Iterator[Complaint]:
         seen[address] = node_id
 
 
-def reachable(config: Config) -> Iterator[Complaint]:
-    """An address that is told to others must be one that they can call."""
-    if not config.peers:
-        return
-    for name in ("http_advertise_address", "raft_advertise_address"):
+def reachable(name: str) -> Rule:
+    """A rule: an address that is told to others must be one that they can call."""
+
+    def rule(config: Config) -> Iterator[Complaint]:
         address: Address = getattr(config, name)
-        if address.is_wildcard:
+        if config.peers and address.is_wildcard:
             yield name, f"given, because others cannot call {address}"
+
+    return rule
+
+
+def peers(config: Config) -> Iterator[Complaint]:
+    """This node must be able to call the others."""
     for peer in config.peers:
         if peer.address.is_wildcard:
             yield "peers", f"an address that can be called for {peer.node_id}"
@@ -95,12 +118,15 @@ def secret(config: Config) -> Iterator[Complaint]:
     An empty one that was given, as by a file that nothing was written to yet, is none either: by
     now the one that everybody can work out stands in its place.
     """
+    secret = config.cluster_secret
     if "cluster_secret" in config.sources:
-        known = config.cluster_secret == loopback_secret(config.store_id)
-        if known or len(config.cluster_secret.encode()) < SECRET_BYTES_MIN:
+        short = len(secret.encode()) < SECRET_BYTES_MIN
+        if short or secret == loopback_secret(config.store_id):
             yield "cluster_secret", f"{SECRET_BYTES_MIN} bytes or more"
         return
-    addresses = [config.raft_address, *config.members.values()]
+    addresses = [config.raft_address]
+    if addresses[0].is_loopback:
+        addresses += config.members.values()
     foreign = [str(address) for address in addresses if not address.is_loopback]
     if foreign:
         reason = f"because {foreign[0]} is not on loopback"
@@ -132,12 +158,49 @@ def tls(config: Config) -> Iterator[Complaint]:
 
 
 RULES: tuple[Rule, ...] = (
-    *(elections, sizes, durability, places),
-    *(ports, reachable, secret, tls),
+    *(heartbeats, elections, at_least("leader_fallback_ms", "election_min_ms")),
+    *(events, frames, at_least("proposal_bytes_max", "body_bytes_max")),
+    at_least("peer_queue_bytes_max", "frame_bytes_max"),
+    at_least("unpersisted_bytes_max", "body_bytes_max"),
+    *(durability, places, ports, members),
+    *(reachable("http_advertise_address"), reachable("raft_advertise_address"), peers),
+    *(secret, tls),
 )
 
+# What is made of others where it was not given itself: it is no better than they are.
+_MADE_OF = {
+    "http_advertise_address": {"http_address"},
+    "raft_advertise_address": {"raft_address", "node_id", "peers"},
+    "cluster_secret": {"cluster_secret_file"},
+    "members": {"node_id", "raft_address", "raft_advertise_address", "peers"},
+}
 
-def complaints(config: Config) -> Iterator[Complaint]:
-    """Everything that is wrong with the configuration as a whole, in the order of the rules."""
+
+class _Unsound(Exception):
+    """A rule needs an option that is wrong itself."""
+
+
+class _Sound:
+    """A configuration, of which a rule can read what is not wrong itself."""
+
+    def __init__(self, config: Config, wrong: Collection[str]) -> None:
+        made = {name for name, of in _MADE_OF.items()
+                if name not in config.sources and not of.isdisjoint(wrong)}  # fmt: skip
+        self._config = config
+        self._hidden = made | set(wrong)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._hidden:
+            raise _Unsound
+        return getattr(self._config, name)
+
+
+def complaints(config: Config, wrong: Collection[str] = ()) -> Iterator[Complaint]:
+    """Everything that is wrong with the configuration as a whole, in the order of the rules.
+
+    The options that are `wrong` themselves have their defaults in `config`; no rule looks at them.
+    """
+    sound = cast(Config, _Sound(config, wrong))
     for rule in RULES:
-        yield from rule(config)
+        with suppress(_Unsound):
+            yield from rule(sound)

@@ -283,11 +283,11 @@ class Option(NamedTuple):
         return next(f"{value // size}{name}" for name, size in _SIZES.items() if value % size == 0)
 
     def read(self, raw: object) -> Any:
-        """The value that `raw` means. Raises ValueError with what is allowed."""
+        """The value that `raw` means. Raises ValueError; its `args` say what is allowed."""
         try:
             value = READERS[self.kind](raw)
         except ValueError as error:
-            raise ValueError(self.allowed or str(error)) from None
+            raise ValueError(*([self.allowed] if self.allowed else error.args)) from None
         if not self._within(value):
             raise ValueError(self.allowed)
         return value

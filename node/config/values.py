@@ -70,25 +70,36 @@ def read_address(raw: object) -> Address:
 
 
 def read_peers(raw: object) -> Peers:
-    """`id=host:port` for each peer: a list of those, or one text with commas between them."""
+    """`id=host:port` for each peer: a list of those, or one text with commas between them.
+
+    Raises ValueError with a sentence for each that is none.
+    """
     texts = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError("a list of id=host:port, as in n2=127.0.0.1:7102")
-    peers = tuple(_read_peer(text.strip()) for text in texts if text.strip())
+    peers, wrong = [], []
+    for text in filter(None, map(str.strip, texts)):
+        try:
+            peers.append(_read_peer(text))
+        except ValueError as error:
+            wrong.append(f"{error}; {text!r} is not")
     ids = [peer.node_id for peer in peers]
     if twice := sorted({node_id for node_id in ids if ids.count(node_id) > 1}):
-        raise ValueError(f"one id=host:port for each peer; named twice: {', '.join(twice)}")
-    return peers
+        wrong.append(f"one id=host:port for each peer; named twice: {', '.join(twice)}")
+    if wrong:
+        raise ValueError(*wrong)
+    return tuple(peers)
 
 
 def _read_peer(text: str) -> Peer:
     node_id, _, address = text.partition("=")
     if not NODE_ID.fullmatch(node_id):
-        raise ValueError(f"id=host:port for each peer, as in n2=127.0.0.1:7102; {text!r} is not")
+        raise ValueError("id=host:port for each peer, as in n2=127.0.0.1:7102")
     try:
         return Peer(node_id, read_address(address))
-    except ValueError as error:
-        raise ValueError(f"id=host:port for each peer; {address!r} is not {error}") from None
+    except ValueError:
+        allowed = "a port of 1..65535, as in n2=127.0.0.1:7102 or n2=[::1]:7102"
+        raise ValueError(f"id=host:port for each peer, with {allowed}") from None
 
 
 def read_bool(raw: object) -> bool:
