@@ -128,6 +128,7 @@ class Session(asyncio.Protocol):
         self.peer_cluster = JOINING
         self.peer_standing = Standing("", (), founded=False)
         self.up = False
+        self.announced = False  # for its owner
         self.bytes_counter = ""
         self.heard_at = 0.0
         self.transport: asyncio.Transport | None = None

@@ -175,6 +175,8 @@ class Transport:
         """Pass on a message of a session that is in its place."""
         self.counters["messages_received"] += 1
         if self._listener is not None and self._sessions.get(session.peer) is session:
+            if not session.announced:  # it came in one piece with the end of the handshake
+                self._announce(session)
             self._listener.received(session.peer, message)
 
     def refuses(self, session: Session, why: str) -> None:
@@ -203,6 +205,9 @@ class Transport:
                 self._listener.disconnected(session.peer)
 
     def _announce(self, session: Session) -> None:
+        if session.announced:
+            return
+        session.announced = True
         if self._listener is not None and self._sessions.get(session.peer) is session:
             log.info("connected with %s, incarnation %d", session.peer, session.peer_incarnation)
             for grievances in (self._grievances, self._about_strangers):

@@ -141,6 +141,17 @@ async def test_a_member_gone_mad_stops_no_node_with_any_message(no_pickle: list[
         nodes["n1"].state.check()
 
 
+async def test_what_comes_with_the_end_of_the_handshake_is_heard_of_the_new_life() -> None:
+    """What an earlier life said is forgotten; the words of the new one come after that."""
+    async with cluster() as (nodes, ports):
+        await nodes["n3"].stop()
+        async with await Hand.dial(ports["n1"]) as hand:
+            assert await hand.greet(sender="n3", incarnation=2)
+            gossip = messages.Gossip("follower", 0, 1, 1, 987, "new:1", "new:2")
+            hand.together([hand.prove()], gossip)
+            await until(lambda: _persisted(nodes["n1"], "n3") == 987)
+
+
 def _persisted(node: Replica, member: str) -> int:
     return {one.id: one.persisted_index for one in node.status().members}[member]
 

@@ -146,6 +146,11 @@ class Hand:
     def message(self, message: Message) -> None:
         self.frame(encode(message))
 
+    def together(self, value: Any, message: Message) -> None:
+        """Say a value and a message in one piece."""
+        payloads = (cbor2.dumps(value), encode(message))
+        self.raw(b"".join(struct.pack(">I", len(one)) + one for one in payloads))
+
     async def hear(self) -> Any:
         """The next frame, decoded; None when the connection is closed."""
         try:
