@@ -195,13 +195,15 @@ class Up:
         name, deaths, started = process.node.node_id, 0, clock()
         while True:
             exit_code = await process.wait_exit()
-            self._console.print(f"[yellow]{name} {how_it_ended(exit_code)}.[/]", end=" ")
+            # In one piece: the nodes write to the same terminal.
+            ended = f"[yellow]{name} {how_it_ended(exit_code)}.[/]"
             if not self._restart:
-                self._console.print(f"To start it again:\n  {escape(command_line(process.node))}")
+                again = f"To start it again:\n  {escape(command_line(process.node))}"
+                self._console.print(f"{ended} {again}")
                 return
             deaths = 1 if clock() - started > _STEADY_S else deaths + 1
             pause_s = min(self._restart_s * 2 ** (deaths - 1), RESTART_S_MAX)
-            self._console.print(f"It starts again in {pause_s:g} s.")
+            self._console.print(f"{ended} It starts again in {pause_s:g} s.")
             await asyncio.sleep(pause_s)
             started = clock()
             await process.start()
