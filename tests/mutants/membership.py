@@ -203,11 +203,11 @@ DEFECTS = (
         ),
     ),
     Defect(
-        "blank-stranger-dials-nobody",
-        "A9: a blank node goes on dialling those whom it has to ask",
+        "blank-stranger-is-silent",
+        "A9: a blank node goes on asking, and dialling whom it has to ask",
         "raft/membership_change.py",
-        "        wanted = {} if self.silent else",
-        "        wanted = {} if self.outside else",
+        "        return self.outside and self._recovery.may_obey()\n",
+        "        return self.outside\n",
         (
             f"{_CHANGES}::TestAdding::test_a_new_node_that_does_not_know_the_leader_is_counted_although_a_voter_is_down",
         ),
