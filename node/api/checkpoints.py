@@ -26,7 +26,6 @@ from node.errors import (
     CheckpointMissing,
     CheckpointNotIncreasing,
     InvalidCount,
-    PayloadTooLarge,
     StoreMissing,
 )
 
@@ -59,7 +58,7 @@ class Checkpoints:
                     page_limit(self._limits, InvalidCount),
                     *self._levels.store_parameters,
                 ),
-                problems=(*READ_PROBLEMS, PayloadTooLarge),
+                problems=READ_PROBLEMS,
             ),
             Route(
                 "GET",

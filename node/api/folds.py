@@ -31,7 +31,6 @@ from node.core.stream import Stream
 from node.errors import (
     InvalidCount,
     InvalidRequest,
-    PayloadTooLarge,
     StreamDeleted,
     StreamMissing,
 )
@@ -60,10 +59,7 @@ class Folds:
                     page_limit(self._limits, InvalidCount, most),
                     *self._levels.store_parameters,
                 ),
-                problems=(
-                    *(*READ_PROBLEMS, StreamMissing, StreamDeleted),
-                    *(InvalidRequest, PayloadTooLarge),
-                ),
+                problems=(*READ_PROBLEMS, StreamMissing, StreamDeleted, InvalidRequest),
             )
         ]
 

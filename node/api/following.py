@@ -55,7 +55,6 @@ from node.errors import (
     NotAcceptable,
     NotReady,
     Overloaded,
-    PayloadTooLarge,
     SlowConsumer,
     StoreMissing,
 )
@@ -93,7 +92,7 @@ class Following:
                     *filter_parameters(self.limits),
                     *self._levels.store_parameters,
                 ),
-                problems=(*READ_PROBLEMS, NotAcceptable, Overloaded, PayloadTooLarge),
+                problems=(*READ_PROBLEMS, NotAcceptable, Overloaded),
             )
         ]
 

@@ -26,7 +26,7 @@ class Parameter:
     """One query parameter. `parse` gets the decoded text and raises a `RequestError`.
 
     `as_json` tells that the text is JSON, of which `schema` speaks. `problems` are the errors that
-    `parse` raises beside `InvalidRequest` and those that its route names.
+    its values may meet beside `InvalidRequest` and those that its route names.
     """
 
     name: str
@@ -145,10 +145,11 @@ def text(
 ) -> Parameter:
     """Any text that `check` lets through; it returns the value or raises a `RequestError`."""
     schema: dict[str, Any] = {"type": "string"}
-    if repeats_max > 1:
-        schema = {"type": "array", "items": schema, "maxItems": repeats_max}
-        default = ()
-    return Parameter(name, description, schema, check, default, repeats_max)
+    if repeats_max == 1:
+        return Parameter(name, description, schema, check, default)
+    schema = {"type": "array", "items": schema, "maxItems": repeats_max}
+    problems = (PayloadTooLarge,)
+    return Parameter(name, description, schema, check, (), repeats_max, problems=problems)
 
 
 def flag(name: str, description: str) -> Parameter:

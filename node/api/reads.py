@@ -61,7 +61,6 @@ class Reads:
         """What this family offers."""
         limit = page_limit(self._limits, InvalidCount)
         levels = self._levels.store_parameters
-        problems = (*READ_PROBLEMS, PayloadTooLarge)
         return [
             Route(
                 "GET",
@@ -70,7 +69,7 @@ class Reads:
                 "Read a stream.",
                 (Reply(200, "A page of the stream.", "StreamPage"),),
                 (_from(), limit, _DIRECTION, _must_exist(), *levels),
-                problems=(*problems, StreamMissing, StreamDeleted),
+                problems=(*READ_PROBLEMS, StreamMissing, StreamDeleted),
             ),
             Route(
                 "GET",
@@ -79,7 +78,7 @@ class Reads:
                 "Read the store in position order.",
                 (Reply(200, "A page of the store.", "StorePage"),),
                 (*_scan_parameters(self._limits), limit, _DIRECTION, *levels),
-                problems=(*problems, Overloaded),
+                problems=(*READ_PROBLEMS, Overloaded),
             ),
             Route(
                 "GET",
@@ -94,7 +93,7 @@ class Reads:
                     limit,
                     *levels,
                 ),
-                problems=problems,
+                problems=READ_PROBLEMS,
             ),
             Route(
                 "GET",
@@ -103,7 +102,7 @@ class Reads:
                 "Look at a stream.",
                 (Reply(200, "The stream.", "StreamInfo"),),
                 levels,
-                problems=(*problems, StreamMissing, StreamDeleted),
+                problems=(*READ_PROBLEMS, StreamMissing, StreamDeleted),
             ),
         ]
 

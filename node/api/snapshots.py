@@ -75,7 +75,6 @@ class SnapshotRoutes:
         """What this family offers."""
         levels = self._levels.store_parameters
         changes = (*CHANGE_PROBLEMS, StoreMissing)
-        page = (*READ_PROBLEMS, PayloadTooLarge)
         return [
             Route(
                 "GET",
@@ -84,7 +83,7 @@ class SnapshotRoutes:
                 "List the snapshots of a store, by source, stream and version.",
                 (Reply(200, "A page of snapshots.", "SnapshotList"),),
                 (*_list_parameters(), page_limit(self._limits, InvalidCount), *levels),
-                problems=page,
+                problems=READ_PROBLEMS,
             ),
             Route(
                 "GET",
@@ -93,7 +92,7 @@ class SnapshotRoutes:
                 "Read the snapshots of an aggregate and stream, by default the newest.",
                 (Reply(200, "The snapshots.", "SnapshotSeries"),),
                 (*_series_parameters(), page_limit(self._limits, InvalidCount, 1), *levels),
-                problems=page,
+                problems=READ_PROBLEMS,
             ),
             Route(
                 "GET",

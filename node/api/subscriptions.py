@@ -125,7 +125,7 @@ class SubscriptionRoutes:
                     page_limit(self._limits, InvalidCount),
                     *levels,
                 ),
-                problems=(*READ_PROBLEMS, SubscriptionMissing, PayloadTooLarge),
+                problems=(*READ_PROBLEMS, SubscriptionMissing),
             ),
             Route(
                 "POST",
