@@ -332,13 +332,14 @@ class Proposals:
             size += len(pending.command)
         return sequences, commands
 
-    def refused(self, message: Refused) -> None:
+    def refused(self, peer: str, message: Refused) -> None:
         """The leader did not take these: certainly not stored."""
         if message.incarnation != self._incarnation:
             return  # it speaks of an earlier life, whose numbers were others
-        if message.reason == _NOT_LEADING:
+        known = self._engine.leader, self._engine.term
+        if message.reason == _NOT_LEADING and (peer, message.term) == known:
             # Who has ceased to lead a term never leads it again, and is believed to for a while.
-            self._ended_term = max(self._ended_term, message.term)
+            self._ended_term = message.term
         for sequence in message.sequences:
             pending = self._pending.get(sequence)
             if pending is None or pending.handed_term != message.term:

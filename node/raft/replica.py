@@ -355,7 +355,7 @@ class Replica:
         seen = self._network.incarnation
         return {
             Propose: lambda peer, message: self._proposals.proposed(peer, seen(peer), message),
-            Refused: lambda _, message: self._proposals.refused(message),
+            Refused: self._proposals.refused,
             PreVoteRequest: self._attention.first(self._election.request),
             PreVote: self._election.answer,
             RecoveryRequest: self._recovery.request,

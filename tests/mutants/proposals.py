@@ -51,6 +51,14 @@ DEFECTS = (
         (_CERTAIN,),
     ),
     Defect(
+        "anybody-ends-a-leader-s-term",
+        "A18: only the leader says that it leads no more",
+        "raft/proposals.py",
+        "message.reason == _NOT_LEADING and (peer, message.term) == known:\n",
+        "message.reason == _NOT_LEADING:\n",
+        (_CERTAIN,),
+    ),
+    Defect(
         "handed-on-again-in-its-own-term",
         "A18: a command is handed on again only when an entry of a later term is applied",
         "raft/proposals.py",

@@ -61,10 +61,10 @@ async def test_what_is_refused_is_handed_on_once_to_whoever_leads_next() -> None
     desk.proposals.submit(b"c", 5000)
     assert desk.pump() == [("n2", Propose(1, [1], [b"c"]))]
     refusal = Refused(INCARNATION, 1, [1], "not leading")
-    desk.proposals.refused(refusal)
+    desk.proposals.refused("n2", refusal)
     desk.follow("n3", 2)
     assert desk.pump() == [("n3", Propose(2, [1], [b"c"]))]
-    desk.proposals.refused(refusal)  # once more, and late: it speaks of the first time
+    desk.proposals.refused("n2", refusal)  # once more, and late: it speaks of the first time
     assert desk.pump() == []
 
 

@@ -416,6 +416,19 @@ class TestCertainty:
 
         simulate(scenario)
 
+    def test_only_the_leader_can_say_that_it_leads_no_more(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            await cluster.ready()
+            follower, other = cluster.followers()
+            term, incarnation = cluster[follower].status().term, cluster.disks[follower].incarnation
+            cluster[follower].received(other, Refused(incarnation, term, [999], "not leading"))
+            outcome, _ = await cluster.append(follower, None, 5000)
+            assert isinstance(outcome, Appended)
+            assert cluster[follower].status().term == term
+
+        simulate(scenario)
+
     def test_a_refusal_of_an_earlier_life_is_not_taken_for_one_of_this_life(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(3)
