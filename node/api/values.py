@@ -36,13 +36,12 @@ import msgspec
 
 from node.core.items import (
     BIG_KEYS_MAX,
+    INTEGER_BITS_MAX,
     REFUSED_TAGS,
     Decoders,
     TooManyBigKeys,
     big_integers,
 )
-
-INTEGER_BITS_MAX = 14_000  # JSON readers, Python's among them, stop at 4,300 digits
 
 _SCALARS = frozenset((str, float, bool, bytes, type(None)))
 _KEYS = frozenset((str, int))

@@ -19,9 +19,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from node.core.items import INTEGER_BITS_MAX
+
 _PUT = ("$overwrite", "$replace")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,4214}", re.ASCII).fullmatch
-_KEY_BITS_MAX = 14_000  # which are 4,215 digits; beyond 4,300 Python writes none
 
 
 def fold(state: dict[Any, Any], data: Mapping[Any, Any]) -> None:
@@ -39,7 +40,7 @@ def fold(state: dict[Any, Any], data: Mapping[Any, Any]) -> None:
 def _as_known(state: Mapping[Any, Any], key: Any) -> Any:
     """The key of the state that is the same in JSON, if there is one."""
     other: Any = None
-    if type(key) is int and key.bit_length() <= _KEY_BITS_MAX:
+    if type(key) is int and key.bit_length() <= INTEGER_BITS_MAX:
         other = str(key)
     elif type(key) is str and _INTEGER(key):
         other = int(key)

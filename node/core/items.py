@@ -35,6 +35,8 @@ _TAGS_OF_CBOR2 = (
 REFUSED_TAGS = {tag: refuse_tag for tag in _TAGS_OF_CBOR2}
 
 BIG_KEYS_MAX = 64  # of all maps of an item
+# 4,215 digits: beyond 4,300 Python writes none, and JSON readers stop, Python's among them.
+INTEGER_BITS_MAX = 14_000
 
 Decoders = dict[int, Callable[..., Any]]
 
