@@ -100,6 +100,11 @@ class Lives:
         """When the next event is too old; None where no stream has a `max_age_ms`, or events."""
         return self._due[0][0] if self._due else None
 
+    def is_due(self, now_us: int) -> bool:
+        """Whether an event is too old by now."""
+        due_us = self.next_due_us
+        return due_us is not None and due_us <= now_us
+
     def all(self) -> list[Life]:
         """All of them, in order of their last change."""
         return list(self._by_ordinal.values())
@@ -166,7 +171,7 @@ class Lives:
 
     def _expire(self, now_us: int, store: Store, index: int) -> Expired:
         streams, removed = 0, self.removed
-        while self._is_due(now_us) and streams < EXPIRED_STREAMS_MAX:
+        while self.is_due(now_us) and streams < EXPIRED_STREAMS_MAX:
             stream = store.stream_list[self._due[0][1]]
             latest = now_us - (stream.limits.max_age_ms or 0) * 1_000
             self._remove(stream, store.first_after(stream, latest))
@@ -174,11 +179,8 @@ class Lives:
             self._note(Life(stream.ordinal, index, ALIVE, stream.first, stream.limits))
             streams += 1
         snapshots = store.snapshots.drop_surplus(index)
-        has_more = self._is_due(now_us) or store.snapshots.has_surplus
+        has_more = store.has_overdue(now_us)
         return Expired(streams, self.removed - removed, has_more, snapshots)
-
-    def _is_due(self, now_us: int) -> bool:
-        return bool(self._due) and self._due[0][0] <= now_us
 
     def _remove(self, stream: Stream, first: int) -> None:
         """Remove what is before number `first`."""

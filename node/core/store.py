@@ -60,6 +60,10 @@ class Store(Events):
         """How many events are not removed."""
         return self.position - self.lives.removed
 
+    def has_overdue(self, now_us: int) -> bool:
+        """Whether an `Expire` at this time has something to let go of."""
+        return self.lives.is_due(now_us) or self.snapshots.has_surplus
+
     # --- appending ---------------------------------------------------------------------------
 
     def append(

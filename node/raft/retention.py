@@ -18,7 +18,6 @@ from typing import Protocol
 from node.core import life_commands
 from node.core.outcomes import Expired, Outcome
 from node.core.state import State
-from node.core.store import Store
 from node.errors import ExesdbError
 
 _PAUSE_S = 1.0
@@ -55,7 +54,7 @@ class Retention:
     async def _expire(self, name: str) -> bool:
         """Remove what is due of a store; whether there is more."""
         store, now_us = self._state.stores.get(name), self._now_us()
-        if store is None or not _is_due(store, now_us):
+        if store is None or not store.has_overdue(now_us):
             return False
         try:
             command = life_commands.expire(name, now_us)
@@ -63,8 +62,3 @@ class Retention:
         except ExesdbError:
             return False
         return isinstance(outcome, Expired) and outcome.has_more
-
-
-def _is_due(store: Store, now_us: int) -> bool:
-    due_us = store.lives.next_due_us
-    return (due_us is not None and due_us <= now_us) or store.snapshots.has_surplus

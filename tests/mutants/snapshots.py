@@ -53,8 +53,8 @@ DEFECTS = (
     Defect(
         "surplus-of-snapshots-stays",
         "the leader's clock lets go of what one command has left",
-        "raft/retention.py",
-        " or store.snapshots.has_surplus\n",
+        "core/store.py",
+        " or self.snapshots.has_surplus\n",
         "\n",
         ("raft/test_retention.py",),
     ),
