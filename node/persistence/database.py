@@ -268,9 +268,7 @@ class Database:
         listed |= self._unlisted
         try:
             node = self._node_file()
-            # A file that was removed while the node ran is made anew, and has to have all of them.
-            changed = listed if node.cut() == Cut() else self._unlisted
-            node.move(cut, changed.values(), gone)
+            node.move(cut, listed.values(), self._unlisted.values(), gone)
             if node.created:
                 sync_directory(self._directory.path)
                 node.created = False

@@ -101,14 +101,23 @@ class NodeFile:
             entries.append(entry)
         return entries
 
-    def move(self, cut: Cut, changed: Iterable[StoreEntry], gone: Iterable[str]) -> None:
+    def move(
+        self,
+        cut: Cut,
+        listed: Iterable[StoreEntry],
+        changed: Iterable[StoreEntry],
+        gone: Iterable[str],
+    ) -> None:
         """Move the cut, in one transaction. On any exception close the file and open it again.
 
-        Raises what opening does: a row that is missing already must not be left out for good.
+        What has no cut yet gets all that is `listed`: it may stand in the place of a file that was
+        removed. Raises what opening does: a row that is missing already must not be left out for
+        good.
         """
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
-        self.cut()
+        if self.cut() == Cut():
+            changed = listed
         for name in gone:
             execute("DELETE FROM stores WHERE name = ?", (name,))
             execute("DELETE FROM durabilities WHERE name = ?", (name,))
