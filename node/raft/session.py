@@ -79,6 +79,9 @@ class SessionOwner(Protocol):
     def established(self, session: Session) -> str | None:
         """The peer is proven; a text refuses it, and says why."""
 
+    def came_up(self, session: Session) -> None:
+        """An established session can be written to; before its first message is received."""
+
     def received(self, session: Session, message: Message) -> None:
         """A message of an established session."""
 
@@ -128,7 +131,6 @@ class Session(asyncio.Protocol):
         self.peer_cluster = JOINING
         self.peer_standing = Standing("", (), founded=False)
         self.up = False
-        self.announced = False  # for its owner
         self.bytes_counter = ""
         self.heard_at = 0.0
         self.transport: asyncio.Transport | None = None
@@ -271,6 +273,7 @@ class Session(asyncio.Protocol):
             raise _Unwelcome(refusal)
         self.up = True
         self.bytes_counter = f"bytes_sent_to_{self.peer}"
+        self._owner.came_up(self)
 
     def _greeting(self, peer: str) -> list[Any]:
         me, standing = self._identity, self._identity.lineage.standing

@@ -155,8 +155,6 @@ class Transport:
             older.close()
         self._sessions[peer] = session
         self._incarnations[peer] = session.peer_incarnation
-        # The session is in its place before the listener speaks through it.
-        asyncio.get_running_loop().call_soon(self._announce, session)
         return None
 
     def _of_one_history(self, session: Session) -> str | None:
@@ -171,12 +169,18 @@ class Transport:
             return OTHER_CLUSTER
         return me.lineage.met(session.peer, session.peer_standing)
 
+    def came_up(self, session: Session) -> None:
+        """Let the listener speak through a session that is in its place."""
+        log.info("connected with %s, incarnation %d", session.peer, session.peer_incarnation)
+        for grievances in (self._grievances, self._about_strangers):
+            grievances.forget(session.peer)
+        if self._listener is not None:
+            self._listener.connected(session.peer, session.peer_incarnation)
+
     def received(self, session: Session, message: Message) -> None:
         """Pass on a message of a session that is in its place."""
         self.counters["messages_received"] += 1
         if self._listener is not None and self._sessions.get(session.peer) is session:
-            if not session.announced:  # it came in one piece with the end of the handshake
-                self._announce(session)
             self._listener.received(session.peer, message)
 
     def refuses(self, session: Session, why: str) -> None:
@@ -203,16 +207,6 @@ class Transport:
             if self._listener is not None:
                 log.info("lost the connection with %s", session.peer)
                 self._listener.disconnected(session.peer)
-
-    def _announce(self, session: Session) -> None:
-        if session.announced:
-            return
-        session.announced = True
-        if self._listener is not None and self._sessions.get(session.peer) is session:
-            log.info("connected with %s, incarnation %d", session.peer, session.peer_incarnation)
-            for grievances in (self._grievances, self._about_strangers):
-                grievances.forget(session.peer)
-            self._listener.connected(session.peer, session.peer_incarnation)
 
     # --- making connections ------------------------------------------------------------------
 
@@ -280,8 +274,8 @@ class Transport:
                     lambda: session, host, port, ssl=self._settings.client_tls
                 )
         except (OSError, TimeoutError) as error:
-            in_time = not isinstance(error, TimeoutError)
-            why = str(error) or ("it hangs up where TLS begins" if in_time else "no answer in time")
+            late = isinstance(error, TimeoutError)
+            why = str(error) or ("no answer in time" if late else "it hangs up where TLS begins")
             words = f"cannot reach {peer} at {self._addresses.get(peer)}: {why}"
             self._grievances.tell(log.info, peer, words)
         finally:
