@@ -318,9 +318,11 @@ class MembershipChanges:
         self._waiting.advanced()
 
     def _reach(self) -> None:
-        wanted = {} if self.silent else dict(self._log.current.addresses)
-        if self._recovery.active and not self.silent:
-            wanted = {**self._settings.peers, **self._recovery.addresses(), **wanted}
+        wanted: dict[str, str] = {}
+        if not self.silent:
+            if self._recovery.active:
+                wanted |= {**self._settings.peers, **self._recovery.addresses()}
+            wanted |= self._log.current.addresses
         wanted.pop(self._settings.node_id, None)
         if wanted != self._reached:
             self._reached = wanted
