@@ -328,6 +328,25 @@ class Node:
         return heard
 
 
+class Turns:
+    """How often the event loop let others have their turn while the block lasted, so far."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def __aenter__(self) -> Turns:
+        self._counting = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._counting.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            self.count += 1
+            await asyncio.sleep(0)
+
+
 async def eventually(holds: Callable[[], bool], timeout_s: float = 5) -> None:
     """Return when `holds` does; for what happens on a connection, where there is no event."""
     async with asyncio.timeout(timeout_s):

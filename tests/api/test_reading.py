@@ -9,7 +9,7 @@ import pytest
 
 from node.core import commands
 from node.errors import NoLeader, ReadBarrierTimeout
-from tests.api.fakes import Node, serving
+from tests.api.fakes import Node, Turns, serving
 
 CBOR = {"Accept": "application/cbor"}
 
@@ -269,18 +269,9 @@ async def test_a_recovering_node_serves_no_reads(node: Node, path: str):
 async def test_a_long_page_leaves_the_loop_to_others_again_and_again(node: Node, headers):
     for _ in range(10):
         await node.append("s", 1_000)
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(others())
-    pages = await node.ask(
-        "GET", "/v1/stores/main/events?limit=10000&type=Happened", headers=headers
-    )
-    task.cancel()
+    async with Turns() as turns:
+        pages = await node.ask(
+            "GET", "/v1/stores/main/events?limit=10000&type=Happened", headers=headers
+        )
     assert len(pages.body["events"]) == 10_000
-    assert turns > 10
+    assert turns.count > 10

@@ -16,7 +16,7 @@ from node.core import subscription as core
 from node.core.subscription_commands import FETCH
 from node.errors import NoLeader
 from tests.api import fakes
-from tests.api.fakes import NOW_US, Answered, Node, eventually
+from tests.api.fakes import NOW_US, Answered, Node, Turns, eventually
 
 ONE = "/v1/stores/main/subscriptions/workers"
 
@@ -107,22 +107,13 @@ async def test_a_list_of_busy_subscriptions_lets_others_have_their_turns(
     status, began = subscriptions.status, list[int]()
 
     def dear(*told: Any) -> dict[str, Any]:
-        began.append(turns)
+        began.append(turns.count)
         time.sleep(0.01)  # as it takes with 10,000 deliveries in flight
         return status(*told)
 
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
     monkeypatch.setattr(subscriptions, "status", dear)
-    counting = asyncio.create_task(count_turns())
-    listed = await node.ask("GET", "/v1/stores/main/subscriptions")
-    counting.cancel()
+    async with Turns() as turns:
+        listed = await node.ask("GET", "/v1/stores/main/subscriptions")
     assert len(listed.body["subscriptions"]) == len(set(began)) == 20
 
 

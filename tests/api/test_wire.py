@@ -11,7 +11,7 @@ import pytest
 from aiohttp.web_protocol import RequestHandler
 
 from node.api.wire import Connection
-from tests.api.fakes import Node, eventually, serving
+from tests.api.fakes import Node, Turns, eventually, serving
 
 EVENTS = "/v1/stores/main/streams/s/events"
 POST = b"POST " + EVENTS.encode() + b" HTTP/1.1\r\nHost: n\r\nContent-Type: application/json\r\n"
@@ -213,19 +213,10 @@ async def test_a_client_is_told_to_continue_behind_the_answer_before(node: Node)
 
 
 async def test_many_requests_sent_together_leave_the_loop_to_others(node: Node):
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(others())
-    heard = await node.talk((LIVE + b"\r\n") * 500 + LIVE + b"Connection: close\r\n\r\n")
-    task.cancel()
+    async with Turns() as turns:
+        heard = await node.talk((LIVE + b"\r\n") * 500 + LIVE + b"Connection: close\r\n\r\n")
     assert heard.count(b"HTTP/1.1 200 ") == 501
-    assert turns > 400
+    assert turns.count > 400
 
 
 async def test_http_1_0_is_closed_unless_it_asks_to_stay(node: Node):

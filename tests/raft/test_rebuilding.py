@@ -74,6 +74,23 @@ async def settled(cluster: Cluster, *node_ids: str) -> None:
     )
 
 
+async def only_the_third_has_it(cluster: Cluster) -> tuple[list[str], list[str], bytes]:
+    """Three survivors of seven, those that are gone for good, and an acknowledged append of which
+    only the third survivor knows."""
+    leader = await cluster.ready()
+    first, second, third, *others = cluster.followers()
+    cluster.links.cut(first, second)
+    command = cluster.command()
+    outcome, _ = await cluster.append(leader, command)
+    assert isinstance(outcome, Appended)
+    await cluster.until(lambda: cluster.holds(third, command))
+    dead = [leader, *others]
+    cluster.crash(*dead)
+    cluster.links.heal()
+    await asyncio.sleep(3)
+    return [first, second, third], dead, command
+
+
 class TestRebuilt:
     @pytest.mark.parametrize("left", [1, 2])
     def test_survivors_of_five_lead_and_the_others_return_as_strangers(self, left: int) -> None:
@@ -108,17 +125,7 @@ class TestRebuilt:
 
         async def scenario() -> None:
             cluster = Cluster(7)
-            leader = await cluster.ready()
-            first, second, third, *others = cluster.followers()
-            cluster.links.cut(first, second)
-            command = cluster.command()
-            outcome, _ = await cluster.append(leader, command)
-            assert isinstance(outcome, Appended)
-            await cluster.until(lambda: cluster.holds(third, command))
-            dead = [leader, *others]
-            cluster.crash(*dead)
-            cluster.links.heal()
-            await asyncio.sleep(3)
+            (first, second, third), dead, command = await only_the_third_has_it(cluster)
             plan = make(reports(cluster, [first, second, third]), [], dead)
             assert plan.furthest == third
             for node_id in (first, second):
@@ -189,16 +196,7 @@ class TestInterrupted:
     ) -> None:
         async def scenario() -> None:
             cluster = Cluster(7)
-            leader = await cluster.ready()
-            first, second, third, *others = cluster.followers()
-            cluster.links.cut(first, second)
-            command = cluster.command()
-            await cluster.append(leader, command)
-            await cluster.until(lambda: cluster.holds(third, command))
-            dead = [leader, *others]
-            cluster.crash(*dead)
-            cluster.links.heal()
-            await asyncio.sleep(3)
+            (first, second, third), dead, command = await only_the_third_has_it(cluster)
             plan = make(reports(cluster, [first, second, third]), [], dead)
             for node_id in (first, second):
                 assert await cluster.override(node_id, order(plan)) is None
