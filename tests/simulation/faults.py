@@ -459,17 +459,21 @@ class Director:
         """I15: what is behind what was known to be on some disk may be lost, and that is little.
 
         No more is owed than what a node that was up knew to be committed, up to `applied`: where
-        the only one that knew had gone before, nobody was there to write it.
+        the only one that knew had gone before, nobody was there to write it. And a node that has
+        come back counts its interval anew: what it had in its tail takes one more to be written.
         """
         simulation = self._simulation
         bound_s = simulation.interval_ms / 1000 + 0.5
-        healthy = self._uncalm_until < self._loop.time() - bound_s - 3.0
+        settled_at = self._loop.time() - bound_s - 3.0
+        healthy = self._uncalm_until < settled_at
+        came_up_at = max(node.came_up_at for node in self._nodes.values())
         simulation.chronicle.nothing_is_certain_after(certain)
         for operation in simulation.may_be_lost_after(certain):
             if operation.persisted:
                 simulation.fail(f"I15: index {operation.index} was acknowledged as persisted, "
                                 f"the furthest disk is at {certain}")  # fmt: skip
             late = operation.acked_at < self._loop.time() - bound_s
+            late = late and (came_up_at < operation.acked_at or came_up_at < settled_at)
             if healthy and late and operation.index <= applied:
                 simulation.fail(f"I15: what was acknowledged at {operation.acked_at:.3f} s "
                                 f"(index {operation.index}) is on no disk")  # fmt: skip

@@ -210,6 +210,7 @@ class Node:
         self.forgetful = True
         self.log_end: tuple[int, int] | None = None  # of a life whose log must be found again
         self.reported_cut = 0
+        self.came_up_at = 0.0
         self.alarms: list[str] = []
         self.starts = 0
         self.stopped_cleanly = False
@@ -281,6 +282,7 @@ class Node:
         error = None if starting.cancelled() else starting.exception()
         if error is None:
             life.serving = True
+            self.came_up_at = self.loop.time()
             self._loaded(life)
             self._watching = self.loop.create_task(
                 self._start_again(life), context=self._context.copy()

@@ -22,6 +22,8 @@ SEEDS += [(33, 3), (122, 3)]  # changes that are struck; voters that forget in a
 SEEDS += [(30160, 3), (31286, 3), (202098, 3), (301814, 3), (302436, 3), (900674, 3)]
 # 901969: a scenario of the harness needed a member whose removal was under way.
 SEEDS += [(901969, 5)]
+# 935430: the rule of what may be lost with all power took a node that was killed for one that ran.
+SEEDS += [(935430, 3)]
 # These have found something once: as they were then, before there were consumers.
 AS_THEN: dict[str, object] = {
     "consumers": [],
