@@ -6,7 +6,8 @@ it counts from then on. The next step comes only when
 * the one before is committed: two uncommitted changes can make majorities that have no node in
   common;
 * the leader has committed an entry of its own term: until then a change of an earlier leader, which
-  this one has not got, may still come into force;
+  this one has not got, may still come into force (of two voters both hold what leaves one of them:
+  see `membership_log`);
 * no voter recovers, or one that does is being removed, and enough of the voters to be are at hand
   to decide.
 
@@ -166,7 +167,7 @@ class MembershipChanges:
         return self._log.committed
 
     async def _remove(self, member_id: str, deadline: float) -> Membership:
-        if member_id not in self._log.current.addresses:
+        if member_id not in self._log.newest.addresses:
             if member_id not in self._log.committed.addresses:
                 raise MemberMissing("that is no member", member=member_id)
             return await self._removed(member_id, deadline)  # its removal may come to nothing yet

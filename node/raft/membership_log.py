@@ -4,10 +4,14 @@ A membership counts from the moment at which its entry is put into the log, befo
 and ceases to count if the entry is cut off again. Were it to count only once it is applied, a node
 that holds two changes and has applied none could still be elected by a majority of the oldest.
 
-Three things are known:
+There is one exception: of two voters both must hold the change that leaves one, so it counts once
+it is committed. The one that stays could decide it alone; if it lost its disk later, the other one
+would know of nothing that came since, and the two would go on from there (see `recovery`).
 
-    current      by it votes and acknowledgements are counted: the last one in the log, unless a
-                 newer one is known to be committed
+Four things are known:
+
+    newest       the last one in the log, unless a newer one is known to be committed
+    current      by it votes and acknowledgements are counted: the newest, with that exception
     committed    the newest that can never be taken back; learned by applying it, or from a member
                  that has applied it
     heard        the newest that ever stood in the log, kept durably before it is acknowledged. A
@@ -42,13 +46,13 @@ class MembershipLog:
         self._in_log: list[tuple[int, Membership]] = []
         self.committed = start.membership or founding
         self.heard = max(self.committed, start.heard or founding, key=_version)
-        self.current = self.committed
+        self.newest = self.current = self.committed
         self.on_change: Callable[[], None] = _ignore
 
     @property
     def open(self) -> bool:
-        """Whether a change is under way: the current membership is not known to be committed."""
-        return self.current.version > self.committed.version
+        """Whether a change is under way: the newest membership is not known to be committed."""
+        return self.newest.version > self.committed.version
 
     def may_stand(self, node_id: str) -> bool:
         """Whether the node may lead: it is counted, or its removal is not certain yet.
@@ -92,7 +96,7 @@ class MembershipLog:
 
         It never lacked anything, or a leader has shown what this node had missed.
         """
-        self._keep(self.committed, self.current)
+        self._keep(self.committed, self.newest)
 
     def restarted(self, index: int, ends: bool) -> None:
         """The state up to `index` came another way; `ends`: nothing behind it is in the log.
@@ -107,7 +111,7 @@ class MembershipLog:
         self._in_log = [item for item in self._in_log if not goes(item[0])]
         self._settle()
         if self.heard in dropped:
-            self._keep(self.committed, self.current)
+            self._keep(self.committed, self.newest)
 
     def _keep(self, committed: Membership, heard: Membership) -> None:
         if (committed, heard) != (self.committed, self.heard):
@@ -115,8 +119,10 @@ class MembershipLog:
             self.committed, self.heard = committed, heard
 
     def _settle(self) -> None:
-        newest = self._in_log[-1][1] if self._in_log else self.committed
-        current = max(self.committed, newest, key=_version)
+        known = sorted([self.committed, *(one for _, one in self._in_log)], key=_version)
+        self.newest = current = known[-1]
+        if self.open and len(current.voters) < len(known[-2].voters) == 2:
+            current = known[-2]
         if current != self.current:
             self.current = current
             self.on_change()

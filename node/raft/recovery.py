@@ -22,7 +22,10 @@ its sender knows to be committed, and which is the newest it ever had in its log
 disk before it is acknowledged. Asked and needed are the voters of the newest committed membership
 among the reports, with its learner, and those of every newer one that was heard of: a membership
 that came into force was heard of by a majority of its own voters, one of whom was a voter before,
-too. (The learner of one that nobody knows to be committed may never have been there.)
+too. (The learner of one that nobody knows to be committed may never have been there.) Where that
+one may be the node itself, which has forgotten, it is not enough that it was: so of two voters both
+hear of the change that leaves one of them (see `membership_log`), and of the one that adds a third
+as its learner.
 
 A node without a state file is *blank*: it cannot know whether it is new or has lost everything, its
 term and vote included. It may have helped to elect a leader, and have acknowledged its entries, in
@@ -33,6 +36,11 @@ that term. It is late enough: whatever this node took part in, a majority did, a
 majority is among those that answered, and keeps its term on disk. And nobody still counts a vote of
 its earlier life in a later term, because every candidate has answered, too. What it goes on with is
 an ordinary recovery, of a node that knows its term.
+
+A blank node that was once the only voter has nobody to ask: whom it added since, it decided with
+them alone. So it waits until one of them speaks to it. (That nobody was ever added cannot be told
+from here; what was only on that disk is gone then, and an operator has to know.) Only the founder
+of a cluster of one begins by itself.
 
 That holds, too, for a node which is only being added as far as those know whom it meets first: it
 may have been counted later, and have lost its disk since. It is spared the question only if its
@@ -97,6 +105,11 @@ class Recovery:
         if not engine.membership.voters:
             own = self._settings
             return f"the members to take it in (`member add {own.node_id} {own.raft_address}`)"
+        if self._was_alone():
+            return (
+                "a member that was added when this node was the only one (it had all data, and has "
+                "lost its disk: if none was added, begin a new cluster and restore a backup)"
+            )
         silent = sorted(self._needed() - said.keys())
         if silent and not self.may_obey():
             return f"an answer of {', '.join(silent)} (without a state file it needs all members)"
@@ -228,8 +241,13 @@ class Recovery:
             log.info("recovering: waits for %s", words)
 
     def _complete(self) -> bool:
-        known = bool(self._engine.membership.voters)
+        known = bool(self._engine.membership.voters) and not self._was_alone()
         return known and self._needed() <= self._reports.keys()
+
+    def _was_alone(self) -> bool:
+        """Whether nobody is known to a blank node who could know of a later membership."""
+        later = self._engine.journal.memberships.committed.version > 0
+        return self._blank and later and not self._needed()
 
     def _needed(self) -> set[str]:
         """Whose answers a cold start needs, and a blank node: those of the members of the newest

@@ -213,6 +213,24 @@ DEFECTS = (
         ),
     ),
     Defect(
+        "one-of-two-goes-unheard",
+        "A9: of two voters both hold the change that leaves one",
+        "raft/membership_log.py",
+        "        if self.open and len(current.voters) < len(known[-2].voters) == 2:\n",
+        "        if False:\n",
+        (f"{_CHANGES}::TestRemoving::test_of_two_the_one_that_goes_must_have_heard_of_it",),
+    ),
+    Defect(
+        "once-alone-begins-anew",
+        "a blank node that nobody can tell of later members waits",
+        "raft/recovery.py",
+        "        return self._blank and later and not self._needed()\n",
+        "        return False\n",
+        (
+            f"{_CHANGES}::TestRemoving::test_who_was_left_alone_and_lost_its_disk_does_not_begin_anew",
+        ),
+    ),
+    Defect(
         "learner-never-stands",
         "A9, cold start: where only a learner's log reaches the floor, it stands",
         "raft/election.py",

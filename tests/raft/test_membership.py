@@ -121,6 +121,22 @@ class TestWhichCounts:
         assert disk.heard == learning, "it is on disk before anybody is told that it is here"
         assert disk.membership == named("abc")
 
+    def test_of_two_voters_one_is_left_only_once_that_is_committed(self) -> None:
+        disk = Disk()
+        journal = Journal(starting_at(10, 1), disk, named("ab"))
+        left = named("ab").without("b")
+        self.put(journal, left)
+        assert journal.memberships.current == named("ab")
+        assert journal.memberships.newest == disk.heard == left
+        assert journal.memberships.open
+        journal.memberships.whole()
+        assert disk.heard == left
+        journal.memberships.applied(11)
+        assert journal.memberships.current == left
+        assert not journal.memberships.open
+        self.put(journal, left.with_learner(D))
+        assert journal.memberships.current == left.with_learner(D)
+
     def test_one_that_is_cut_off_counts_no_more(self) -> None:
         journal, disk = self.journal()
         self.put(journal, named("abc").with_learner(D))

@@ -21,7 +21,7 @@ from node.errors import (
     OutcomeUnknown,
 )
 from node.raft import entries
-from node.raft.messages import AppendEntries, Message
+from node.raft.messages import AppendEntries, Message, RecoveryReport
 from node.raft.waiting import WAITING_MAX
 from tests.raft.harness import Cluster
 from tests.raft.virtual_time import simulate
@@ -59,6 +59,11 @@ async def add(
 def voters(cluster: Cluster, node_id: str) -> str:
     """Who is counted, as a node knows, in short."""
     return "".join(voter[1:] for voter in cluster[node_id].voters)
+
+
+def knows(cluster: Cluster, node_id: str, voters: set[str]) -> bool:
+    """Whether a node knows these voters to be certain."""
+    return cluster[node_id]._journal.memberships.committed.voter_ids == voters
 
 
 def removed(cluster: Cluster, node_id: str) -> bool:
@@ -314,6 +319,55 @@ class TestRemoving:
             with pytest.raises(LastMember):
                 await cluster[leader].remove_member(leader, 2000)
             await cluster.fill_log(leader, 3)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_of_two_the_one_that_goes_must_have_heard_of_it(self) -> None:
+        """Else it would know of nothing that came since, should the other one lose its disk."""
+
+        async def scenario() -> None:
+            cluster = Cluster(2)
+            leader = await ready(cluster)
+            (gone,) = cluster.followers()
+            cluster.links.blackholes.add((leader, gone))
+            for _ in range(2):  # who asks again waits, too
+                with pytest.raises(OutcomeUnknown):
+                    await cluster[leader].remove_member(gone, 100)
+            cluster.links.heal()
+            await cluster.until(lambda: removed(cluster, gone))
+            assert cluster.disks[gone].heard.voter_ids == {leader}
+            await cluster.fill_log(leader, 3)
+            cluster.check()
+
+        simulate(scenario)
+
+    def test_who_was_left_alone_and_lost_its_disk_does_not_begin_anew(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(3, spares=1)
+            leader = await ready(cluster)
+            gone = cluster.followers()
+            for one in gone:
+                await cluster[leader].remove_member(one, 2000)
+            await cluster.until(lambda: knows(cluster, gone[1], {leader}))
+            cluster.links.cut(gone[1])
+            await add(cluster, "n4")
+            await add(cluster, gone[0])
+            voters = {leader, "n4", gone[0]}
+            await cluster.until(lambda: all(knows(cluster, one, voters) for one in voters))
+            cluster.crash(leader)
+            cluster.wipe(leader)
+            cluster.links.heal(gone[1])
+            cluster.links.cut("n4", gone[0])
+            # It hears from the one that is no member any more who the members were.
+            cluster.links.watchers.append(lambda *said: not isinstance(said[2], RecoveryReport))
+            await cluster.start(leader)
+            await cluster.until(lambda: knows(cluster, leader, {leader}))
+            await asyncio.sleep(5)
+            assert cluster[leader].recovering
+            cluster.links.watchers.pop()
+            cluster.links.heal()
+            await cluster.until(lambda: not cluster[leader].recovering)
             cluster.check()
 
         simulate(scenario)

@@ -227,6 +227,10 @@ class TestBlank:
             solo.recovery.report(peer, report(solo, term=term, leads=leads, last_index=2))
         solo.tick()
 
+    def learns(self, solo: Solo, members: list[object]) -> None:
+        solo.journal.memberships.learned(Membership.from_plain(members))
+        solo.tick()
+
     def test_it_obeys_nobody_before_all_have_answered(self) -> None:
         solo = self.blank()
         entries = AppendEntries(5, 1, 0, 1, [[5, b"x"]])
@@ -296,6 +300,19 @@ class TestBlank:
         self.answers(solo, n2=5, n3=6)
         assert solo.recovery.may_obey()
         assert solo.disk.term == 6
+
+    def test_who_was_the_only_voter_once_waits_for_those_that_came_later(self) -> None:
+        """Seed 938072 of 3 nodes: a removed node told of that time, and no other was reached."""
+        solo = self.blank()
+        self.learns(solo, [2, [["n1", "n1:1"]], None])
+        self.answers(solo, n2=5, n3=5)
+        assert solo.recovery.active and not solo.recovery.may_obey()
+        assert not solo.recovery.may_stand()
+        assert "added when this node was the only one" in solo.recovery.waits_for()
+        self.learns(solo, [6, [["n1", "n1:1"], ["n3", "n3:1"], ["n4", "n4:1"]], None])
+        assert "n4" in solo.recovery.waits_for()
+        self.answers(solo, n3=5, n4=7)
+        assert solo.recovery.may_obey()
 
     def test_a_deposed_leader_cannot_commit_with_a_voter_that_lost_its_disk(self) -> None:
         """Seed 31286 of 3 nodes: the voter had elected, and acknowledged, in a later term."""

@@ -24,6 +24,8 @@ SEEDS += [(30160, 3), (31286, 3), (202098, 3), (301814, 3), (302436, 3), (900674
 SEEDS += [(901969, 5)]
 # 935430: the rule of what may be lost with all power took a node that was killed for one that ran.
 SEEDS += [(935430, 3)]
+# 938072: the one voter that was left for a while lost its disk later, and began anew by itself.
+SEEDS += [(938072, 3)]
 # These have found something once: as they were then, before there were consumers.
 AS_THEN: dict[str, object] = {
     "consumers": [],
