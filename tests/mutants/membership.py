@@ -15,8 +15,8 @@ DEFECTS = (
         "membership-counts-when-applied",
         "A9: a membership counts from the moment at which it is in the log",
         "raft/membership_log.py",
-        "        current = max(self.committed, newest, key=_version)\n",
-        "        current = self.committed\n",
+        "        self.newest = current = known[-1]\n",
+        "        self.newest, current = known[-1], self.committed\n",
         (_COUNTS,),
     ),
     Defect(
