@@ -24,7 +24,7 @@ import pytest
 
 from node.core import columns, lives, recent, snapshots, subscription, subscription_state
 from node.core.state import State
-from node.persistence import schema, store_file
+from node.persistence import blocks, schema, statements, store_file
 from node.persistence.breaker import Breaker
 from node.persistence.database import CyclePlan, Database
 from node.persistence.directory import DataDirectory
@@ -65,7 +65,9 @@ SMALL = {
         "_SLICE_POSITIONS": 4,
     },
     subscription_state: {"PARKED_MAX": 5},
-    store_file: {"_ROWS_A_STATEMENT": (4, 2, 1), "_ROWS_A_SLICE": 8, "_ROWS_A_FETCH": 8},
+    blocks: {"EVENTS_MAX": 4, "FRAMES_BYTES_MAX": 300},
+    statements: {"_ROWS_A_STATEMENT": (4, 2, 1), "_BYTES_MAX": 100},
+    store_file: {"_BLOCKS_A_SWEEP": 2, "_BLOCKS_A_FETCH": 3},
     fill_source: {"REST_S": 0.0, "SLICE_EVENTS": 3, "CHUNK_BYTES_MAX": 300},
     fill_receiver: {"SLICE_EVENTS": 3, "_WINDOW": 3, "_FIRST_EVENTS": 2, "_COMPARED_EVENTS": 10},
     fill_digests: {"REST_S": 0.0, "SLICE_EVENTS": 4, "_MILESTONE": 16, "_RECENT_MAX": 3},

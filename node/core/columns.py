@@ -123,11 +123,7 @@ class Events:
         return self.stream_list[ordinal].name
 
     def rows(self, after: int, until: int) -> Iterator[Row]:
-        """Events `after` < position <= `until` as rows for the disk, removed ones among them.
-
-        The columns are sliced here and zipped in C as the rows are taken, so that another thread
-        may consume them without running Python code for each. Ask for a few thousand at a time.
-        """
+        """Events `after` < position <= `until` as rows, removed ones among them."""
         return zip(
             range(after + 1, until + 1),
             self._stream_of[after:until],
@@ -138,17 +134,14 @@ class Events:
             strict=False,
         )
 
-    def rows_at(self, positions: Sequence[int]) -> Iterator[Row]:
-        """The events at these positions as rows for the disk."""
-        places = [position - 1 for position in positions]
-        columns = self._stream_of, self._number_of, self._created, self._type_of, self._frames
-        picked = (map(column.__getitem__, places) for column in columns)
-        return zip(positions, *picked, strict=True)
-
     def columns(self, after: int, until: int) -> Columns:
         """The same range as columns: stream ordinals, times, type ordinals, frames."""
         part = slice(after, until)
         return self._stream_of[part], self._created[part], self._type_of[part], self._frames[part]
+
+    def numbers(self, after: int, until: int) -> Sequence[int]:
+        """The event numbers of the same range."""
+        return self._number_of[after:until]
 
     # --- writing -----------------------------------------------------------------------------
 
@@ -203,7 +196,7 @@ class Events:
     # --- coming back from the disk or from another node --------------------------------------
 
     def load_streams(self, names: Iterable[str]) -> None:
-        """Add streams in order of creation, without their events; `load_rows` fills them."""
+        """Add streams in order of creation, without their events; `load_events` fills them."""
         fresh = [Stream(name, at) for at, name in enumerate(names, len(self.stream_list))]
         self.stream_list.extend(fresh)
         self.streams.update((stream.name, stream) for stream in fresh)
@@ -217,20 +210,21 @@ class Events:
             self._type_ordinals[name.encode()] = len(self.type_names)
             self.type_names.append(name)
 
-    def load_rows(self, rows: Sequence[Row]) -> None:
-        """Add the events that follow the last one. Raises `ValueError` where they do not fit."""
-        if not rows:
-            return
-        positions, ordinals, numbers, created, types, frames = zip(*rows, strict=True)
+    def load_events(self, first: int, numbers: Sequence[int], columns: Columns) -> None:
+        """Add the events from position `first` on, which follow the last one. Raises `ValueError`
+        where they do not fit.
+        """
         after = self.position
-        if positions != tuple(range(after + 1, after + 1 + len(rows))):
-            raise ValueError(f"store {self.name}: positions do not follow {after}")
-        self.load_columns((ordinals, created, types, frames))
+        if first != after + 1:
+            raise ValueError(f"store {self.name}: position {first} does not follow {after}")
+        self.load_columns(columns)
         if self._number_of[after:] != array("Q", numbers):
             raise ValueError(f"store {self.name}: wrong event number after position {after}")
 
     def load_columns(self, columns: Columns) -> None:
-        """The same, of columns; event numbers follow from the streams. Raises `ValueError`."""
+        """Add the events that follow the last one; their numbers follow from the streams. Raises
+        `ValueError`.
+        """
         ordinals, created, types, frames = columns
         if max(ordinals) >= len(self.stream_list) or max(types) >= len(self.type_names):
             raise ValueError(f"store {self.name}: an event of an unknown stream or type")

@@ -46,7 +46,7 @@ class Prints(NamedTuple):
 
 def husk_of(frame: bytes) -> bytes:
     """The husk that takes the place of a frame."""
-    return b"".join((_HEAD, frame_id(frame), _MIDDLE, _pack(_crc(frame), len(frame))))
+    return b"".join((_HEAD, frame_id(frame), _MIDDLE, _pack(crc_of(frame), len(frame))))
 
 
 def is_husk(value: object) -> bool:
@@ -72,7 +72,7 @@ def prints_of(stored: Sequence[bytes]) -> Prints:
     ids = b"".join(map(frame_id, stored))
     lengths = list(map(len, stored))
     long = max(lengths, default=0) > _LOCKED_BYTES
-    crcs = list(map(_crc if long else crc32, stored))
+    crcs = list(map(crc_of if long else crc32, stored))
     if _HUSK_BYTES in lengths:
         for at, one in enumerate(stored):
             if is_husk(one):
@@ -88,10 +88,11 @@ def bytes_of(stored: Sequence[bytes]) -> int:
     return sum(map(length_of, stored))
 
 
-def _crc(frame: bytes) -> int:
-    if len(frame) <= _LOCKED_BYTES:
-        return crc32(frame)
-    view, value = memoryview(frame), 0
-    for at in range(0, len(frame), _LOCKED_BYTES):
+def crc_of(content: bytes, value: int = 0) -> int:
+    """The CRC-32 of `content`, going on from `value`, without giving the interpreter lock away."""
+    if len(content) <= _LOCKED_BYTES:
+        return crc32(content, value)
+    view = memoryview(content)
+    for at in range(0, len(content), _LOCKED_BYTES):
         value = crc32(view[at : at + _LOCKED_BYTES], value)
     return value

@@ -12,6 +12,8 @@ Read in this order:
 * `tail_format`, `tail_files`, `tail`   raft log entries that are not in the database yet, kept
                 for a process that is killed
 * `checksums`   rolling checksums, so that a flipped bit is found at load
+* `blocks`      how events stand in a store's file
+* `statements`  inserting many rows without holding up the event loop
 * `schema`      the tables, and how a connection is opened
 * `snapshot_rows` snapshots of aggregates: which row counts at which mark
 * `subscription_rows` persistent subscriptions: a row for each state that a cycle saw

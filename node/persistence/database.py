@@ -27,7 +27,7 @@ from pathlib import Path
 
 from node.core.store import Store
 from node.persistence.directory import DataDirectory, sync_directory
-from node.persistence.faults import FileFault, StoreDamaged
+from node.persistence.faults import FileFault, FilesUnreadable, StoreDamaged
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
 from node.persistence.schema import Connect, connect, fault_of, is_corruption
 from node.persistence.store_file import StoreCut, StoreFile
@@ -134,25 +134,25 @@ class Database:
                 self._close_node()
                 log.warning("Cannot fold the WAL of %s: %s", self._directory.node_path, error)
 
-    def sweep(self, store: Store, positions: Sequence[int]) -> str | None:
-        """Bring the husks at these positions to a store's file; what went wrong, or None.
+    def sweep(self, store: Store, positions: Sequence[int]) -> int:
+        """Bring the husks at these positions, which rise, to a store's file; how many of them one
+        step was enough for.
 
-        Raises StoreDamaged where the file itself is what is wrong.
+        Raises StoreDamaged where the file itself is what is wrong, else FilesUnreadable.
         """
         if store.uid not in self._marks:
-            return None  # nothing of it is written yet, or it was deleted
+            return len(positions)  # nothing of it is written yet, or it was deleted
         path = self._directory.store_path(store.name, store.uid)
         try:
             file = self._store_file(path, store.uid)
-            file.sweep(list(store.rows_at(positions)))
+            swept = file.sweep(store, positions)
         except _FAILURES as error:
             self._close_file(store.uid)
-            if is_corruption(error):
-                raise StoreDamaged(path, str(error)) from error
-            return f"{path}: {error}"
+            fault = StoreDamaged if is_corruption(error) else FilesUnreadable
+            raise fault(path, str(error)) from error
         self._grown[store.uid] = file
         self.tidy()
-        return None
+        return swept
 
     def give_back(self, store: Store) -> bool:
         """Let a store's file get shorter by a step; whether there may be another one."""

@@ -28,12 +28,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 from node.core.state import State
 from node.core.store import Store
 from node.core.subscription_state import decode
+from node.persistence.blocks import contents_of
 from node.persistence.checksums import Checksums
 from node.persistence.directory import DataDirectory
 from node.persistence.faults import FileFault, OnlyCopyDamaged, StoreDamaged
@@ -168,9 +168,9 @@ def _fill(store: Store, file: StoreFile, clock: Callable[[], float]) -> Checksum
     store.load_streams(streams)
     store.load_types(types)
     report_at = clock() + PROGRESS_EVERY_S
-    for batch in file.event_batches():
-        contents = contents.with_events(list(chain.from_iterable(batch)))
-        store.load_rows(batch)
+    for block in file.blocks():
+        contents = contents.with_block(block.seal)
+        store.load_events(block.first, *contents_of(block))
         if clock() >= report_at:
             report_at += PROGRESS_EVERY_S
             log.info(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from node.persistence.faults import FilesUnreadable, OtherFormat, StoreDamaged
 
-FORMAT = 3
+FORMAT = 4
 STORE_FILE = 0x45584553  # "EXES"
 NODE_FILE = 0x4558454E  # "EXEN"
 
@@ -35,14 +35,6 @@ STORE_TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE streams (stream_id INTEGER PRIMARY KEY, name TEXT NOT NULL);
 CREATE TABLE types (type_id INTEGER PRIMARY KEY, name TEXT NOT NULL);
-CREATE TABLE events (
-    position   INTEGER PRIMARY KEY,
-    stream_id  INTEGER NOT NULL,
-    number     INTEGER NOT NULL,
-    created_us INTEGER NOT NULL,
-    type_id    INTEGER NOT NULL,
-    frame      BLOB NOT NULL
-);
 CREATE TABLE checkpoints (
     name       TEXT NOT NULL,
     raft_index INTEGER NOT NULL,

@@ -6,14 +6,6 @@ new and the mark that it reaches. Marks are kept from the one that the node's cu
 that the file can always be rolled back to it: another store may fail in the same cycle, or the
 process die before the cut moves.
 
-How events are inserted decides whether the event loop stalls. `executemany` gives the
-interpreter lock away and takes it back for each row, and beside a busy loop each taking costs up
-to the switch interval (5 ms): measured, 2,400 rows a second. One statement with many rows works
-through all of them without the lock: 200,000 rows a second beside the same busy loop. What remains
-under the lock is binding, about 0.05 ms for `_ROWS_A_STATEMENT[0]` rows. For a value of type
-`bytes` Python's sqlite3 looks for an adapter each time, which costs as much as all else of a row
-together; for a `bytearray` it does not, so frames are bound as such (`_insert`).
-
 A failed transaction leaves nothing to trust. After a failed fsync the kernel marks the pages as
 clean although they never reached the disk, and a later fsync says yes. So the owner drops the
 connection, opens the file again, and `roll_back` removes whatever that transaction may have left,
@@ -23,24 +15,20 @@ before the same rows are written anew.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import starmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from node.core.lives import Life
 from node.core.snapshots import Snapshot
-from node.core.store import Row, Store
+from node.core.store import Store
 from node.core.subscription_state import Taken
 from node.persistence import life_rows, snapshot_rows
-from node.persistence.checksums import (
-    EVENT_COLUMNS,
-    FRAMES,
-    Checksums,
-    parse_checksums,
-    row_checksum,
-)
+from node.persistence.blocks import BLOCKS_TABLE, Block, block_anew, blocks_of
+from node.persistence.checksums import Checksums, parse_checksums, row_checksum
 from node.persistence.faults import StoreDamaged
 from node.persistence.life_rows import LIVES_TABLE
 from node.persistence.schema import (
@@ -51,15 +39,13 @@ from node.persistence.schema import (
     ensure_tables,
 )
 from node.persistence.snapshot_rows import SNAPSHOTS_TABLES, SnapshotsCut
+from node.persistence.statements import insert
 from node.persistence.subscription_rows import SubscriptionRows
 
-# Rows taken from memory at a time, and rows of one statement: the largest that fits is used. Each
-# is a multiple of the next.
-_ROWS_A_SLICE = 2_048
-_ROWS_A_STATEMENT = (128, 32, 8, 1)
-# Binding copies the frames under the interpreter lock; 512 KiB take about 0.1 ms.
-_FRAMES_BYTES_MAX = 512 * 1024
-_ROWS_A_FETCH = 8_192
+# Blocks that one transaction of a sweep writes anew: 1 MiB.
+_BLOCKS_A_SWEEP = 32
+# Blocks that are taken from the file at a time.
+_BLOCKS_A_FETCH = 64
 # So many free pages stay in a file, 1 MiB: the next events fill them.
 FREE_PAGES_MAX = 64
 
@@ -119,9 +105,8 @@ class StoreFile:
         self.path = path
         self._connection = connect(path)
         try:
-            self.created = ensure_tables(
-                self._connection, path, STORE_FILE, f"{STORE_TABLES};\n{LIVES_TABLE}"
-            )
+            tables = ";\n".join((STORE_TABLES, BLOCKS_TABLE, LIVES_TABLE))
+            self.created = ensure_tables(self._connection, path, STORE_FILE, tables)
             for statement in SNAPSHOTS_TABLES.split(";\n"):
                 self._connection.execute(statement)
             self.subscriptions = SubscriptionRows(self._connection, path)
@@ -167,21 +152,16 @@ class StoreFile:
         return before.contents.with_names(streams, types)
 
     def _insert_named(self, table: str, names: list[str], first: int) -> None:
-        for values in _cut(enumerate(names, first), len(names)):
-            self._connection.execute(_insert_sql(table, 2, values), values)
+        insert(self._connection, table, enumerate(names, first))
 
     def _insert_events(self, cut: StoreCut, contents: Checksums) -> Checksums:
-        for after in range(self.mark.position, cut.position, _ROWS_A_SLICE):
-            until = min(after + _ROWS_A_SLICE, cut.position)
-            for values in _batches(cut.store.rows(after, until), until - after):
-                contents = contents.with_events(values)
-                self._insert("events", values)
+        for block in blocks_of(cut.store, self.mark.position, cut.position):
+            self._insert_block(block)
+            contents = contents.with_block(block.seal)
         return contents
 
-    def _insert(self, table: str, values: list[Any], how: str = "INSERT") -> None:
-        """Insert events, or snapshots: rows of `EVENT_COLUMNS` values, the bytes last."""
-        values[FRAMES] = map(bytearray, values[FRAMES])
-        self._connection.execute(_insert_sql(table, EVENT_COLUMNS, values, how), values)
+    def _insert_block(self, block: Block) -> None:
+        self._connection.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)", block)
 
     def _insert_moves(
         self, moves: Sequence[CheckpointMove], contents: Checksums, safe_index: int
@@ -211,9 +191,8 @@ class StoreFile:
         self, cut: SnapshotsCut, contents: Checksums, raft_index: int, safe_index: int
     ) -> Checksums:
         rows, gone = snapshot_rows.difference(self._connection, cut)
-        for values in _batches(rows, len(rows)):
-            # What a cycle wrote that was never booked comes again.
-            self._insert(f"snapshots ({snapshot_rows.COLUMNS})", values, "REPLACE")
+        # What a cycle wrote that was never booked comes again.
+        insert(self._connection, f"snapshots ({snapshot_rows.COLUMNS})", rows, "REPLACE")
         snapshot_rows.mark_gone(self._connection, gone, raft_index, safe_index)
         return contents._replace(snapshots=cut.digest)
 
@@ -230,21 +209,41 @@ class StoreFile:
 
     # --- giving space back -------------------------------------------------------------------
 
-    def sweep(self, rows: Sequence[Row]) -> None:
-        """Write husks in the places of frames, in one transaction; the mark stays as it is.
+    def sweep(self, store: Store, positions: Sequence[int]) -> int:
+        """Write husks in the places of frames: the blocks that have events at these positions,
+        which rise, are made anew from `store`, in one transaction. How many of the positions that
+        covers: at most those in `_BLOCKS_A_SWEEP` blocks. The mark stays as it is.
 
         What is not in the file yet is passed over. A row that only gets shorter leaves its page as
         it was, so the old ones are deleted, which frees pages, and the new ones put together. On
         any exception the file must be closed and opened again.
         """
-        rows = [row for row in rows if row[0] <= self.mark.position]
+        swept: list[Block] = []
+        done = 0
+        while done < len(positions) and len(swept) < _BLOCKS_A_SWEEP:
+            if positions[done] > self.mark.position:
+                done = len(positions)
+                break
+            first, events, seal = self._block_of(positions[done])
+            swept.append(block_anew(store, first, events, seal))
+            done = bisect_left(positions, first + events, done)
+        among = ", ".join("?" * len(swept))
         self._connection.execute("BEGIN IMMEDIATE")
-        for places in _cut(((row[0],) for row in rows), len(rows)):
-            among = ", ".join("?" * len(places))
-            self._connection.execute(f"DELETE FROM events WHERE position IN ({among})", places)
-        for values in _batches(rows, len(rows)):
-            self._insert("events", values)
+        self._connection.execute(
+            f"DELETE FROM blocks WHERE first IN ({among})", [block.first for block in swept]
+        )
+        for block in swept:
+            self._insert_block(block)
         self._connection.execute("COMMIT")
+        return done
+
+    def _block_of(self, position: int) -> tuple[int, int, int]:
+        """The block that has a position: its first one, how many events, and its seal."""
+        row: tuple[int, int, int] = self._connection.execute(
+            "SELECT first, events, seal FROM blocks WHERE first <= ? ORDER BY first DESC LIMIT 1",
+            (position,),
+        ).fetchone()
+        return row
 
     def give_back(self, pages_max: int) -> bool:
         """Let the file get shorter by some of its free pages; whether more are left than it may
@@ -264,7 +263,7 @@ class StoreFile:
         mark = self._mark_at(raft_index) if raft_index else Mark()
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
-        execute("DELETE FROM events WHERE position > ?", (mark.position,))
+        execute("DELETE FROM blocks WHERE first > ?", (mark.position,))
         execute("DELETE FROM streams WHERE stream_id >= ?", (mark.streams,))
         execute("DELETE FROM types WHERE type_id >= ?", (mark.types,))
         execute("DELETE FROM checkpoints WHERE raft_index > ?", (raft_index,))
@@ -297,14 +296,11 @@ class StoreFile:
         """The names of all event types, in order of first use."""
         return self._names("SELECT type_id, name FROM types ORDER BY type_id")
 
-    def event_batches(self) -> Iterator[list[Row]]:
-        """All events in position order, some thousands at a time."""
-        cursor = self._connection.execute(
-            "SELECT position, stream_id, number, created_us, type_id, frame FROM events"
-            " ORDER BY position"
-        )
-        while batch := cursor.fetchmany(_ROWS_A_FETCH):
-            yield batch
+    def blocks(self) -> Iterator[Block]:
+        """All events in position order."""
+        cursor = self._connection.execute("SELECT * FROM blocks ORDER BY first")
+        while rows := cursor.fetchmany(_BLOCKS_A_FETCH):
+            yield from starmap(Block, rows)
 
     def checkpoints(self) -> dict[str, tuple[int, int]]:
         """Each checkpoint's name -> (position, raft index of its last move).
@@ -361,38 +357,3 @@ def checkpoint_wal(connection: sqlite3.Connection) -> int:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
     return max(frames, 0) * int(page_bytes) if busy else 0
-
-
-def _cut(rows: Iterable[tuple[Any, ...]], count: int) -> Iterator[list[Any]]:
-    """Flat lists of values, each of as many rows as the largest statement that fits.
-
-    Flattening while the rows are made matters: `zip` then uses one tuple again and again. Millions
-    of new tuples would call the garbage collector, which stops the whole process for 40 ms.
-    """
-    rows = iter(rows)
-    while count:
-        size = next(size for size in _ROWS_A_STATEMENT if size <= count)
-        yield list(chain.from_iterable(islice(rows, size)))
-        count -= size
-
-
-def _batches(rows: Iterable[tuple[Any, ...]], count: int) -> Iterator[list[Any]]:
-    """The same for events and snapshots, in smaller statements where their bytes are many."""
-    for values in _cut(rows, count):
-        yield from _within_bytes(values)
-
-
-def _within_bytes(values: list[Any]) -> Iterator[list[Any]]:
-    rows = len(values) // EVENT_COLUMNS
-    if rows == 1 or sum(map(len, values[FRAMES])) <= _FRAMES_BYTES_MAX:
-        yield values
-        return
-    smaller = _ROWS_A_STATEMENT[_ROWS_A_STATEMENT.index(rows) + 1] * EVENT_COLUMNS
-    for at in range(0, len(values), smaller):
-        yield from _within_bytes(values[at : at + smaller])
-
-
-def _insert_sql(table: str, columns: int, values: list[Any], how: str = "INSERT") -> str:
-    """One of a few texts, so that SQLite's compiled statements are found again."""
-    row = f"({', '.join('?' * columns)})"
-    return f"{how} INTO {table} VALUES {', '.join([row] * (len(values) // columns))}"

@@ -7,8 +7,8 @@ there to be read. Where nothing is persisted it may happen at once. And it waits
 is being filled with a state from before the removal, for the same reason.
 
     memory   slices of a millisecond at most on the event loop, with a rest after each
-    disk     a transaction for each `_ROWS` husks, in the persistence thread: what a forced cycle
-             may have to wait for is one of them
+    disk     a transaction for some blocks (see `blocks`), in the persistence thread: what a forced
+             cycle may have to wait for is one of them
     space    free pages go from the file in steps, at the end of each store's work, and then its WAL
              is folded: only that makes the file shorter
 
@@ -32,7 +32,7 @@ from collections.abc import Awaitable, Callable, Collection
 from node.core.state import State
 from node.core.store import Store
 from node.persistence.database import Database
-from node.persistence.faults import StoreDamaged
+from node.persistence.faults import FileFault, StoreDamaged
 from node.persistence.ledger import Ledger, Removal
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,10 @@ _REST_S = 0.004
 _AGAIN_S = 5.0
 _EVENTS = 500  # of a slice in memory; a stream counts as one more
 _BYTES = 512 * 1024
-_ROWS = 1_000
+_POSITIONS = 1_000
 _HELD_BYTES = 16 * 1024 * 1024
 
-InThread = Callable[..., Awaitable[str | bool | None]]
+InThread = Callable[..., Awaitable[int]]
 
 
 class Sweeper:
@@ -117,15 +117,18 @@ class Sweeper:
         return swept
 
     async def _sweep_disk(self, store: Store, swept: bytearray) -> None:
-        """Write the husks in order of position, so that each page is written once."""
+        """Write the husks in order of position, so that each block is written once."""
         at = swept.find(1)
         while self._database is not None and at > 0:
             positions: list[int] = []
-            while at > 0 and len(positions) < _ROWS:
+            while at > 0 and len(positions) < _POSITIONS:
                 positions.append(at)
                 at = swept.find(1, at + 1)
-            if not await self._write(store, positions):
+            written = await self._write(store, positions)
+            if not written:
                 return
+            if written < len(positions):
+                at = positions[written]
 
     def _let_go(self, frames: Collection[bytes]) -> None:
         self._held.extend(frames)
@@ -133,21 +136,21 @@ class Sweeper:
         if self._held_bytes >= _HELD_BYTES:
             self._held, self._held_bytes = [], 0
 
-    async def _write(self, store: Store, positions: list[int]) -> bool:
-        """Bring husks to the disk, if it takes as long as it may; whether others may follow."""
-        while self._database is not None and positions and self._is_there(store):
+    async def _write(self, store: Store, positions: list[int]) -> int:
+        """Bring husks to the disk, if it takes as long as it may; how many, 0 if no others need
+        follow.
+        """
+        while self._database is not None and self._is_there(store):
             try:
-                error = await self._in_thread(self._database.sweep, store, positions)
-            except StoreDamaged as damage:
-                # It is written anew, from memory, where the husks are by now.
-                self._complain(f"what is left of removed events of store {store.name}", str(damage))
-                self._ledger.doubted(store, str(damage))
-                return False
-            if error is None:
-                return True
-            self._complain(f"what is left of removed events of store {store.name}", str(error))
+                return await self._in_thread(self._database.sweep, store, positions)
+            except FileFault as fault:
+                self._complain(f"what is left of removed events of store {store.name}", str(fault))
+                if isinstance(fault, StoreDamaged):
+                    # It is written anew, from memory, where the husks are by now.
+                    self._ledger.doubted(store, str(fault))
+                    return 0
             await asyncio.sleep(_AGAIN_S)
-        return False
+        return 0
 
     async def _give_back(self, store: Store) -> None:
         while self._database is not None and self._is_there(store):

@@ -111,11 +111,11 @@ DEFECTS = (
         (_SWEEPER,),
     ),
     Defect(
-        "ids-in-husks-unsummed",
+        "swept-blocks-unsummed",
         "I13: what is read is what was written",
-        "persistence/checksums.py",
-        "            ids=crc32(prints.ids, self.ids),\n",
-        "            ids=self.ids,\n",
+        "persistence/blocks.py",
+        "    if _checksum(*block[:5]) != block.checksum:\n",
+        "    if block.seal == block.checksum != _checksum(*block[:5]):\n",
         (_SWEEPER,),
     ),
     Defect(

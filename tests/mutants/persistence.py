@@ -50,7 +50,7 @@ DEFECTS = (
         "no-rollback-of-events",
         "a start rolls every store back to the cut",
         "persistence/store_file.py",
-        '        execute("DELETE FROM events WHERE position > ?", (mark.position,))\n',
+        '        execute("DELETE FROM blocks WHERE first > ?", (mark.position,))\n',
         "",
         (_CRASH,),
     ),

@@ -110,7 +110,7 @@ async def test_a_cycle_that_failed_at_the_cut_is_completed_by_the_next(
     assert reloaded(directory) == contents(history.state)
 
 
-@pytest.mark.parametrize("statement", ["INSERT INTO streams", "INSERT INTO events", "COMMIT"])
+@pytest.mark.parametrize("statement", ["INSERT INTO streams", "INSERT INTO blocks", "COMMIT"])
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_process_that_dies_inside_a_store_comes_back_at_the_cut(
     directory: DataDirectory, disk: FailingDisk, tmp_path: Path, statement: str, after: bool

@@ -240,7 +240,7 @@ def count_of_rows(path: Path, table: str) -> int:
     ("kind", "table"),
     [
         *[("node.db", table) for table in ("cut", "stores")],
-        *[("store", table) for table in ("cuts", "events", "streams", "types", "checkpoints")],
+        *[("store", table) for table in ("cuts", "blocks", "streams", "types", "checkpoints")],
     ],
 )
 def test_a_page_that_has_lost_rows_is_found(

@@ -13,6 +13,7 @@ from node.persistence.database import Database
 from node.persistence.directory import DataDirectory
 from node.persistence.faults import FilesUnreadable, OtherFormat
 from node.persistence.loader import load_state
+from node.persistence.schema import FORMAT
 from tests.persistence.histories import History, contents
 from tests.persistence.workers import flush, reloaded, working
 
@@ -179,9 +180,16 @@ async def test_any_flipped_bit_of_a_store_is_found_or_harmless(directory: DataDi
         ("alpha", "UPDATE checkpoints SET position = position + 1"),
         ("alpha", "UPDATE subscriptions SET raft_index = raft_index - 1"),
         ("alpha", "UPDATE subscriptions SET state = zeroblob(length(state))"),
-        ("alpha", "UPDATE events SET created_us = created_us + 1 WHERE position = 7"),
-        ("alpha", "UPDATE events SET type_id = type_id + 1 WHERE position = 7"),
-        ("alpha", "DELETE FROM events WHERE position = (SELECT max(position) FROM events)"),
+        ("alpha", "UPDATE blocks SET created_us = created_us + 1 WHERE first = 1"),
+        ("alpha", "UPDATE blocks SET events = events - 1 WHERE first = 1"),
+        (
+            "alpha",
+            "UPDATE blocks SET columns = json_replace(columns, '$[3][6]', 1) WHERE first = 1",
+        ),
+        ("alpha", "UPDATE blocks SET seal = seal + 1 WHERE first = 1"),
+        ("alpha", "UPDATE blocks SET checksum = checksum + 1 WHERE first = 1"),
+        ("alpha", "DELETE FROM blocks WHERE first = (SELECT max(first) FROM blocks)"),
+        ("alpha", "DELETE FROM blocks WHERE first = 1"),
         ("alpha", "UPDATE types SET name = upper(name) WHERE type_id = 0"),
     ],
 )
@@ -266,7 +274,7 @@ async def test_a_file_that_never_became_part_of_the_cut_is_set_aside(
 
 
 @pytest.mark.parametrize("which", ["node", "store"])
-@pytest.mark.parametrize("format", [2, 4])
+@pytest.mark.parametrize("format", [FORMAT - 1, FORMAT + 1])
 async def test_another_format_stops_the_start_and_moves_nothing(
     directory: DataDirectory, which: str, format: int
 ) -> None:
@@ -275,7 +283,7 @@ async def test_another_format_stops_the_start_and_moves_nothing(
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {format}")
     before = sorted(directory.path.rglob("*"))
-    with pytest.raises(OtherFormat, match=f"format {format}; this version knows 3"):
+    with pytest.raises(OtherFormat, match=f"format {format}; this version knows {FORMAT}"):
         load_state(directory)
     assert sorted(directory.path.rglob("*")) == before
 

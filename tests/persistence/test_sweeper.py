@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from node.core.husks import is_husk
+from node.core.husks import husk_of, is_husk
 from node.core.store import Store
 from node.errors import PersistenceFailed
 from node.persistence import sweeper
@@ -29,7 +29,7 @@ from tests.persistence.workers import flush, reloaded, settings, until, working
 def _without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeper, "_PAUSE_S", 0.005)
     monkeypatch.setattr(sweeper, "_AGAIN_S", 0.005)
-    monkeypatch.setattr(sweeper, "_ROWS", 300)
+    monkeypatch.setattr(sweeper, "_POSITIONS", 300)
 
 
 def removing() -> History:
@@ -128,7 +128,7 @@ async def test_a_disk_that_fails_is_tried_again_and_forces_go_on(
     history = removing()
     async with working(history, directory, final_cycle=True, connect=disk.connect) as worker:
         await flush(worker, history)
-        disk.fail("alpha", "DELETE FROM events WHERE position IN")
+        disk.fail("alpha", "DELETE FROM blocks WHERE first IN")
         history.truncate("alpha", "old", 1_000)
         await flush(worker, history)
         await until(lambda: disk.refused > 3)
@@ -154,7 +154,7 @@ async def test_a_file_that_sweeping_finds_damaged_holds_up_no_other_and_is_writt
         history.truncate("beta", "b", 40)
         await flush(worker, history)
         if how == "damaged":
-            disk.fail("alpha", "DELETE FROM events WHERE position IN", error=corruption())
+            disk.fail("alpha", "DELETE FROM blocks WHERE first IN", error=corruption())
         else:
             path.unlink()
         await until(lambda: swept(other) == 40)
@@ -180,7 +180,7 @@ async def test_a_damaged_file_is_not_swept_on_while_it_waits_to_be_written_anew(
     async with working(history, directory, connect=disk.connect) as worker:
         await flush(worker, history)
         history.truncate("alpha", "old", 1_000)
-        disk.fail("alpha", "DELETE FROM events WHERE position IN", error=corruption())
+        disk.fail("alpha", "DELETE FROM blocks WHERE first IN", error=corruption())
         await flush(worker, history)
         await until(lambda: worker.store_status("alpha")["persisted_position"] == 0)
         await asyncio.sleep(0.1)
@@ -198,7 +198,7 @@ def cycle(history: History, database: Database, ledger: Ledger) -> None:
     ledger.settle(plan, result)
 
 
-STEPS = ["BEGIN", "DELETE FROM events", "INSERT INTO events", "COMMIT"]
+STEPS = ["BEGIN", "DELETE FROM blocks", "INSERT INTO blocks", "COMMIT"]
 
 
 @pytest.mark.parametrize("statement", STEPS)
@@ -219,7 +219,7 @@ async def test_a_process_that_dies_while_it_sweeps_comes_back_with_all_and_sweep
     [removal] = ledger.sweepable(None)
     assert removal.until == {0: 1_500}
     positions = list(store.sweep(store.stream_list[0], 1_500, 700, 1 << 30))
-    assert database.sweep(store, positions[:300]) is None
+    assert database.sweep(store, positions[:300]) == 300
     disk.fail("alpha", statement, after=after, error=Crash())
     with pytest.raises(Crash):
         database.sweep(store, positions[300:])
@@ -281,15 +281,16 @@ async def test_a_file_that_was_lost_is_written_anew_with_its_husks(
 
 def overwritten(place: int) -> str:
     """Put 7 into one byte of a husk; bytes that are put together are text unless they are cast."""
-    parts = f"substr(frame, 1, {place}) || x'07' || substr(frame, {place + 2})"
-    return f"UPDATE events SET frame = CAST({parts} AS BLOB) WHERE position = 7"
+    at = 6 * len(husk_of(bytes(100))) + place
+    parts = f"substr(frames, 1, {at}) || x'07' || substr(frames, {at + 2})"
+    return f"UPDATE blocks SET frames = CAST({parts} AS BLOB) WHERE first = 1"
 
 
 DAMAGES = {
     "the id in a husk": overwritten(5),
     "the sum in a husk": overwritten(21),
     "the length in a husk": overwritten(25),
-    "a husk too short": "UPDATE events SET frame = substr(frame, 1, 20) WHERE position = 7",
+    "a husk missing": "UPDATE blocks SET frames = substr(frames, 29) WHERE first = 1",
     "a life changed": "UPDATE lives SET first = first - 1",
     "a life lost": "DELETE FROM lives",
     "a limit lost": "UPDATE lives SET truncate_before = NULL",

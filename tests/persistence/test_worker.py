@@ -330,7 +330,7 @@ async def test_a_file_that_turns_out_damaged_while_the_node_runs_is_replaced(
     history.checkpoint("beta", "reader", 1)
     async with working(history, directory, connect=disk.connect) as worker:
         await flush(worker, history)
-        disk.fail("beta", "INSERT INTO events", error=corruption())
+        disk.fail("beta", "INSERT INTO blocks", error=corruption())
         history.append("beta")
         for _ in range(3):
             with pytest.raises(PersistenceFailed, match="malformed"):
