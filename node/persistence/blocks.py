@@ -87,35 +87,37 @@ class Contents(NamedTuple):
 def blocks_of(store: Store, after: int, until: int) -> Iterator[Block]:
     """The events `after` < position <= `until` of a store in blocks, as they are written first."""
     while after < until:
-        block = _block(store, after, min(after + EVENTS_MAX, until))
-        yield block
-        after += block.events
+        end = _end(store, after, min(after + EVENTS_MAX, until))
+        yield _block(store, after, end)
+        after = end
 
 
 def block_anew(store: Store, first: int, events: int, seal: int) -> Block:
     """A block that is written already, as its events stand in the store by now: husks may have
-    taken the places of frames.
+    taken the places of frames. It keeps its events, even where a husk is longer than its frame.
     """
     return _block(store, first - 1, first - 1 + events)._replace(seal=seal)
 
 
+def _end(store: Store, after: int, until: int) -> int:
+    """Where a block that begins behind `after` ends, `until` at the latest."""
+    frames = store.columns(after, until)[3]
+    return after + max(1, bisect_right(list(accumulate(map(len, frames))), FRAMES_BYTES_MAX))
+
+
 def _block(store: Store, after: int, until: int) -> Block:
     streams, times, types, frames = store.columns(after, until)
-    bounds = list(accumulate(map(len, frames), initial=0))
-    events = max(1, bisect_right(bounds, FRAMES_BYTES_MAX) - 1)
     created_us = times[0]
-    columns = _encode(
-        (
-            list(streams[:events]),
-            list(store.numbers(after, after + events)),
-            list(map(created_us.__rsub__, times[:events])),
-            list(types[:events]),
-            bounds[: events + 1],
-        )
-    ).decode()
-    together = b"".join(frames[:events])
-    seal = _checksum(after + 1, events, created_us, columns, together)
-    return Block(after + 1, events, created_us, columns, together, seal, seal)
+    lists = (
+        list(streams),
+        list(store.numbers(after, until)),
+        list(map(created_us.__rsub__, times)),
+        list(types),
+        list(accumulate(map(len, frames), initial=0)),
+    )
+    columns, together = _encode(lists).decode(), b"".join(frames)
+    seal = _checksum(after + 1, len(frames), created_us, columns, together)
+    return Block(after + 1, len(frames), created_us, columns, together, seal, seal)
 
 
 def contents_of(block: Block) -> Contents:

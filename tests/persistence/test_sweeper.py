@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from node.core import commands
+from node.core.frames import ABSENT, encode_frame
 from node.core.husks import husk_of, is_husk
 from node.core.store import Store
 from node.errors import PersistenceFailed
-from node.persistence import sweeper
+from node.persistence import blocks, sweeper
 from node.persistence.breaker import Breaker
 from node.persistence.database import Database
 from node.persistence.directory import DataDirectory
@@ -21,7 +23,7 @@ from node.persistence.ledger import Ledger
 from node.persistence.loader import load_state
 from tests.core.observed import sweep
 from tests.persistence.failing_disk import Crash, FailingDisk, corruption
-from tests.persistence.histories import History, contents
+from tests.persistence.histories import CREATED_US, History, contents
 from tests.persistence.workers import flush, reloaded, settings, until, working
 
 
@@ -311,6 +313,25 @@ async def test_damage_to_what_is_left_of_a_removed_event_is_found(
         assert connection.execute(DAMAGES[what]).rowcount == 1
         connection.commit()
     assert load_state(directory).lost
+
+
+async def test_a_block_keeps_its_events_where_a_husk_is_longer_than_its_frame(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = History()
+    history.create("alpha")
+    for number, stream in enumerate(("gone", "gone", "stays")):
+        tiny = encode_frame(bytes([number]) * 16, "T", ABSENT, ABSENT, *["application/json"] * 2)
+        history.apply(commands.append("alpha", CREATED_US, stream, commands.ANY, [tiny]))
+    store = history.state.stores["alpha"]
+    assert len(store.frame(1)) < len(husk_of(store.frame(1)))
+    monkeypatch.setattr(blocks, "FRAMES_BYTES_MAX", store.frame_bytes)
+    async with working(history, directory, final_cycle=True) as worker:
+        await flush(worker, history)
+        history.delete_stream("alpha", "gone")
+        await flush(worker, history)
+        await until(lambda: husks_in(path_of(directory, history)) == 2)
+    assert reloaded(directory) == contents(history.state)
 
 
 async def test_prints_do_not_tell_whether_a_store_was_swept(directory: DataDirectory) -> None:
