@@ -35,6 +35,9 @@ SMALL_BOUNDS: Mapping[str, Any] = {
     "node.persistence.database.WAL_BYTES_MAX": 256 * 1024,
     "node.raft.fill_receiver._CHUNK_BYTES": 2000,
     "node.persistence.tail.SEGMENT_BYTES": 16 * 1024,
+    "node.persistence.blocks.EVENTS_MAX": 6,
+    "node.persistence.blocks.FRAMES_BYTES_MAX": 1000,
+    "node.persistence.store_file._BLOCKS_A_SWEEP": 3,
     "node.core.subscription.EVALUATED_MAX": 40,
     "node.core.subscription.PARKED_MAX": 12,
 }
