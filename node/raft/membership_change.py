@@ -209,6 +209,8 @@ class MembershipChanges:
         # Some may wait for one another's removal: each that goes leaves fewer of them.
         if recover and leaving not in recover:
             raise MemberRecovering(f"{recover[0]} is recovering", member=recover[0])
+        if len(then.voters) == 1 and leaving is not None and roles[leaving] == "unreachable":
+            raise MemberRecovering("of two the one that goes must hear of it", member=leaving)
         if not then.is_majority(self._at_hand(then)):
             raise MemberRecovering("too few of the members that would be left can be reached")
 

@@ -342,6 +342,21 @@ class TestRemoving:
 
         simulate(scenario)
 
+    def test_of_two_the_one_that_is_down_cannot_be_removed(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(2, leader_fallback_ms=60_000)
+            leader = await ready(cluster)
+            (gone,) = cluster.followers()
+            cluster.crash(gone)
+            with pytest.raises(MemberRecovering, match="must hear of it"):
+                await cluster[leader].remove_member(gone, 2000)
+            await cluster.start(gone)
+            await cluster.until(lambda: all_well(cluster))
+            await cluster[leader].remove_member(gone, 2000)
+            cluster.check()
+
+        simulate(scenario)
+
     def test_who_was_left_alone_and_lost_its_disk_does_not_begin_anew(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(3, spares=1)
