@@ -160,6 +160,8 @@ def interrupted(waits: Callable[[], bool], work: Callable[[], Any]) -> None:
         if not over.is_set():
             signal.pthread_kill(main, signal.SIGINT)
 
+    # Where the tests run in the background of a shell, it is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     presser = threading.Thread(target=press)
     presser.start()
     try:
@@ -168,6 +170,7 @@ def interrupted(waits: Callable[[], bool], work: Callable[[], Any]) -> None:
     finally:
         over.set()
         presser.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_ends_a_consumer_which_gives_back_what_it_has(client: SyncClient):
