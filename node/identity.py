@@ -188,11 +188,13 @@ class Identity:
 
         On disk when this returns, or the process ends. From then on this node is forgetful: the
         members make a cold start, so that the furthest log of all of them is the one that counts.
+        It is blank no more: in the new lineage it has promised nothing yet.
         """
         standing = self.standing.followed_by(lineage)
         self._promise(
             **standing._asdict(),
             forgetful=True,
+            blank=False,
             membership=membership.plain(),
             heard=membership.plain(),
         )

@@ -374,3 +374,15 @@ def test_an_operator_s_order_makes_a_new_lineage_in_which_nothing_is_proven_yet(
         assert start.membership == start.heard == alone
         rebuilt.recovered()
         assert rebuilt.standing.founded
+
+
+def test_a_survivor_that_lost_its_disk_has_promised_nothing_in_a_new_lineage(
+    tmp_path: Path,
+) -> None:
+    """Simulated seed 952078: ordered to go on alone, it waited for those that it had forgotten."""
+    with life(tmp_path) as wiped:
+        assert wiped.starting_point(1, 0, damaged=False).blank
+        wiped.rebuild("one", Membership(1, (Member("n1", "a:1"),)))
+    with life(tmp_path) as rebuilt:
+        start = rebuilt.starting_point(1, 0, damaged=False)
+        assert start.forgetful and not start.blank

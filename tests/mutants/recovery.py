@@ -15,6 +15,16 @@ _TAIL, _TAIL_FILES = "persistence/test_tail.py", "persistence/test_tail_files.py
 
 DEFECTS = (
     Defect(
+        "an-ordered-survivor-stays-blank",
+        "in a new lineage nothing is promised yet",
+        "identity.py",
+        "            forgetful=True,\n            blank=False,\n            membership",
+        "            forgetful=True,\n            membership",
+        (
+            "test_identity.py::test_a_survivor_that_lost_its_disk_has_promised_nothing_in_a_new_lineage",
+        ),
+    ),
+    Defect(
         "blank-node-obeys",
         "blank: it obeys no leader before it knows its term",
         "raft/guard.py",

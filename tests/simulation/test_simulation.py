@@ -26,6 +26,8 @@ SEEDS += [(901969, 5)]
 SEEDS += [(935430, 3)]
 # 938072: the one voter that was left for a while lost its disk later, and began anew by itself.
 SEEDS += [(938072, 3)]
+# 952078: a survivor without its disk was ordered to go on alone, and waited for others.
+SEEDS += [(952078, 3)]
 # These have found something once: as they were then, before there were consumers.
 AS_THEN: dict[str, object] = {
     "consumers": [],
