@@ -1,8 +1,8 @@
 """How events stand in a store file: a row for a block of them.
 
 A row for each event costs SQLite, Python and the checksums some 3 us an event, on every node; in
-blocks it is 1.0 to 1.5. A block is a run of events as one cycle wrote them, so its end may be a mark,
-and no mark stands within one:
+blocks it is 1.0 to 1.5. A block is a run of events as one cycle wrote them, so its end may be a
+mark, and no mark stands within one:
 
     first       position of its first event
     events      how many it has
