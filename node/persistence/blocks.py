@@ -16,7 +16,8 @@ mark, and no mark stands within one:
 The columns are JSON so that SQLite itself can take them apart: the view `events` has a row for each
 event. Both CRCs differ once husks have taken the places of frames (see `core.husks`). The mark's
 checksum runs over the seals, which stay; so a block is as it was written if its own CRC is right,
-and the right block if its seal is.
+and the right block if its seal is. Husks are put into the block as it is in the file, once its CRC
+was found right, and not into another one made from memory: what was good on the disk stays good.
 
 All of it is made in the persistence thread, beside the event loop, under the interpreter lock, and
 zlib gives that away for more than 5 KiB, to take it back up to 5 ms later; so a block is summed up
@@ -26,14 +27,14 @@ in pieces.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 import msgspec
 
 from node.core.columns import Columns
-from node.core.husks import crc_of
+from node.core.husks import crc_of, husk_of, is_husk
 from node.core.store import Store
 
 EVENTS_MAX = 128
@@ -50,7 +51,7 @@ CREATE TABLE blocks (
     checksum   INTEGER NOT NULL
 );
 CREATE VIEW events AS
-    SELECT b.first + e.key AS position, e.value AS stream_id,
+    SELECT b.first AS block, b.first + e.key AS position, e.value AS stream_id,
            json_extract(b.columns, '$[1][' || e.key || ']') AS number,
            b.created_us + json_extract(b.columns, '$[2][' || e.key || ']') AS created_us,
            json_extract(b.columns, '$[3][' || e.key || ']') AS type_id,
@@ -61,6 +62,9 @@ CREATE VIEW events AS
 """
 
 _Lists = tuple[list[int], list[int], list[int], list[int], list[int]]
+_Columns = tuple[list[int], list[int], list[int], list[bytes]]
+_CRC_MAX = 2**32 - 1
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Lists).decode
 
@@ -78,8 +82,11 @@ class Block(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a block says: the numbers of its events in their streams, and their columns."""
+    """What blocks say: position of the first event, numbers of the events in their streams, and
+    their columns.
+    """
 
+    first: int
     numbers: list[int]
     columns: Columns
 
@@ -92,11 +99,18 @@ def blocks_of(store: Store, after: int, until: int) -> Iterator[Block]:
         after = end
 
 
-def block_anew(store: Store, first: int, events: int, seal: int) -> Block:
-    """A block that is written already, as its events stand in the store by now: husks may have
-    taken the places of frames. It keeps its events, even where a husk is longer than its frame.
+def with_husks(block: Block, positions: Sequence[int]) -> Block:
+    """The block with husks in the places of the frames at these positions, which are its own. It
+    keeps its events, even where a husk is longer than its frame. Raises `ValueError` if it is not
+    as it was written.
     """
-    return _block(store, first - 1, first - 1 + events)._replace(seal=seal)
+    lists = _lists_of(block)
+    frames = _frames_of(block, lists)
+    for position in positions:
+        frame = frames[position - block.first]
+        if not is_husk(frame):
+            frames[position - block.first] = husk_of(frame)
+    return _made(block.first, block.created_us, lists[:4], frames)._replace(seal=block.seal)
 
 
 def _end(store: Store, after: int, until: int) -> int:
@@ -113,21 +127,70 @@ def _block(store: Store, after: int, until: int) -> Block:
         list(store.numbers(after, until)),
         list(map(created_us.__rsub__, times)),
         list(types),
-        list(accumulate(map(len, frames), initial=0)),
     )
-    columns, together = _encode(lists).decode(), b"".join(frames)
-    seal = _checksum(after + 1, len(frames), created_us, columns, together)
-    return Block(after + 1, len(frames), created_us, columns, together, seal, seal)
+    return _made(after + 1, created_us, lists, frames)
 
 
-def contents_of(block: Block) -> Contents:
-    """Take a block apart. Raises `ValueError` if it is not as it was written."""
-    if _checksum(*block[:5]) != block.checksum:
+def _made(
+    first: int, created_us: int, lists: Sequence[list[int]], frames: Sequence[bytes]
+) -> Block:
+    """A block of these columns, but for the ends of frames, and of these frames."""
+    ends = list(accumulate(map(len, frames), initial=0))
+    columns, together = _encode((*lists, ends)).decode(), b"".join(frames)
+    seal = _checksum(first, len(frames), created_us, columns, together)
+    return Block(first, len(frames), created_us, columns, together, seal, seal)
+
+
+def contents_of(blocks: Iterable[Block], events_max: int) -> Iterator[tuple[Contents, list[int]]]:
+    """Take blocks apart, and put together what follows one another: each time the contents of
+    blocks until they have `events_max` events, and their seals. Raises `ValueError` if one is not
+    as it was written.
+    """
+    blocks = iter(blocks)
+    while (block := next(blocks, None)) is not None:
+        numbers: list[int] = []
+        columns: _Columns = ([], [], [], [])
+        seals: list[int] = []
+        first = block.first
+        while block is not None:
+            _add(block, numbers, columns)
+            seals.append(block.seal)
+            if len(numbers) >= events_max:
+                break
+            block = next(blocks, None)
+            if block is not None and block.first != first + len(numbers):
+                raise ValueError(f"position {block.first} does not follow those before it")
+        yield Contents(first, numbers, columns), seals
+
+
+def _add(block: Block, numbers: list[int], columns: _Columns) -> None:
+    """Add what a block says to what those before it say."""
+    lists = _lists_of(block)
+    streams, created, types, frames = columns
+    streams += lists[0]
+    numbers += lists[1]
+    created += map(block.created_us.__add__, lists[2])
+    types += lists[3]
+    frames += _frames_of(block, lists)
+
+
+def _lists_of(block: Block) -> _Lists:
+    """The columns of a block. Raises `ValueError` if it is not as it was written."""
+    whole = (
+        type(block.frames) is bytes
+        and type(block.seal) is int
+        and 0 <= block.seal <= _CRC_MAX
+        and _checksum(*block[:5]) == block.checksum
+    )
+    if not whole:
         raise ValueError(f"the events from position {block.first} on are not as they were written")
-    streams, numbers, times, types, bounds = _decode(block.columns)
-    created = list(map(block.created_us.__add__, times))
-    frames = list(map(block.frames.__getitem__, map(slice, bounds, bounds[1:])))
-    return Contents(numbers, (streams, created, types, frames))
+    lists: _Lists = _decode(block.columns)
+    return lists
+
+
+def _frames_of(block: Block, lists: _Lists) -> list[bytes]:
+    ends = lists[4]
+    return list(map(block.frames.__getitem__, map(slice, ends, ends[1:])))
 
 
 def _checksum(first: int, events: int, created_us: int, columns: str, frames: bytes) -> int:

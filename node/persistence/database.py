@@ -145,7 +145,7 @@ class Database:
         path = self._directory.store_path(store.name, store.uid)
         try:
             file = self._store_file(path, store.uid)
-            swept = file.sweep(store, positions)
+            swept = file.sweep(positions)
         except _FAILURES as error:
             self._close_file(store.uid)
             fault = StoreDamaged if is_corruption(error) else FilesUnreadable

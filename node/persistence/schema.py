@@ -52,7 +52,7 @@ CREATE TABLE cuts (
     checksum   INTEGER NOT NULL
 );
 CREATE VIEW readable_events AS
-    SELECT e.position, s.name AS stream, e.number, t.name AS type,
+    SELECT e.block, e.position, s.name AS stream, e.number, t.name AS type,
            strftime('%Y-%m-%dT%H:%M:%S', e.created_us / 1000000, 'unixepoch')
                || printf('.%06dZ', e.created_us % 1000000) AS created,
            lower(hex(substr(e.frame, 4, 16))) AS event_id, length(e.frame) AS bytes, e.frame,

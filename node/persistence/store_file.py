@@ -15,7 +15,7 @@ before the same rows are written anew.
 from __future__ import annotations
 
 import sqlite3
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import starmap
@@ -27,7 +27,7 @@ from node.core.snapshots import Snapshot
 from node.core.store import Store
 from node.core.subscription_state import Taken
 from node.persistence import life_rows, snapshot_rows
-from node.persistence.blocks import BLOCKS_TABLE, Block, block_anew, blocks_of
+from node.persistence.blocks import BLOCKS_TABLE, Block, blocks_of, with_husks
 from node.persistence.checksums import Checksums, parse_checksums, row_checksum
 from node.persistence.faults import StoreDamaged
 from node.persistence.life_rows import LIVES_TABLE
@@ -42,8 +42,9 @@ from node.persistence.snapshot_rows import SNAPSHOTS_TABLES, SnapshotsCut
 from node.persistence.statements import insert
 from node.persistence.subscription_rows import SubscriptionRows
 
-# Blocks that one transaction of a sweep writes anew: 1 MiB.
-_BLOCKS_A_SWEEP = 32
+# What one transaction of a sweep writes anew: so many blocks, and no further one beyond the bytes.
+_BLOCKS_A_SWEEP = 128
+_BYTES_A_SWEEP = 1024 * 1024
 # Blocks that are taken from the file at a time.
 _BLOCKS_A_FETCH = 64
 # So many free pages stay in a file, 1 MiB: the next events fill them.
@@ -209,41 +210,45 @@ class StoreFile:
 
     # --- giving space back -------------------------------------------------------------------
 
-    def sweep(self, store: Store, positions: Sequence[int]) -> int:
-        """Write husks in the places of frames: the blocks that have events at these positions,
-        which rise, are made anew from `store`, in one transaction. How many of the positions that
-        covers: at most those in `_BLOCKS_A_SWEEP` blocks. The mark stays as it is.
+    def sweep(self, positions: Sequence[int]) -> int:
+        """Write husks in the places of the frames at these positions, which rise, in one
+        transaction. How many of them that covers: see `_BLOCKS_A_SWEEP`. The mark stays as it is.
 
         What is not in the file yet is passed over. A row that only gets shorter leaves its page as
         it was, so the old ones are deleted, which frees pages, and the new ones put together. On
-        any exception the file must be closed and opened again.
+        any exception the file must be closed and opened again. Raises StoreDamaged, sqlite3.Error.
         """
+        written_until = bisect_right(positions, self.mark.position)
         swept: list[Block] = []
-        done = 0
-        while done < len(positions) and len(swept) < _BLOCKS_A_SWEEP:
-            if positions[done] > self.mark.position:
-                done = len(positions)
-                break
-            first, events, seal = self._block_of(positions[done])
-            swept.append(block_anew(store, first, events, seal))
-            done = bisect_left(positions, first + events, done)
+        done = size = 0
+        while done < written_until and len(swept) < _BLOCKS_A_SWEEP and size < _BYTES_A_SWEEP:
+            block = self._block_at(positions[done])
+            before, done = done, bisect_left(positions, block.first + block.events, done)
+            swept.append(self._with_husks(block, positions[before:done]))
+            size += len(block.frames)
         among = ", ".join("?" * len(swept))
         self._connection.execute("BEGIN IMMEDIATE")
         self._connection.execute(
             f"DELETE FROM blocks WHERE first IN ({among})", [block.first for block in swept]
         )
-        for block in swept:
-            self._insert_block(block)
+        insert(self._connection, "blocks", swept)
         self._connection.execute("COMMIT")
-        return done
+        return done if done < written_until else len(positions)
 
-    def _block_of(self, position: int) -> tuple[int, int, int]:
-        """The block that has a position: its first one, how many events, and its seal."""
-        row: tuple[int, int, int] = self._connection.execute(
-            "SELECT first, events, seal FROM blocks WHERE first <= ? ORDER BY first DESC LIMIT 1",
-            (position,),
+    def _block_at(self, position: int) -> Block:
+        """The block that has a position."""
+        row = self._connection.execute(
+            "SELECT * FROM blocks WHERE first <= ? ORDER BY first DESC LIMIT 1", (position,)
         ).fetchone()
-        return row
+        if row is None or type(row[1]) is not int or position >= row[0] + row[1]:
+            raise StoreDamaged(self.path, f"lacks the event at position {position}")
+        return Block(*row)
+
+    def _with_husks(self, block: Block, positions: Sequence[int]) -> Block:
+        try:
+            return with_husks(block, positions)
+        except ValueError as error:
+            raise StoreDamaged(self.path, f"is damaged: {error}") from error
 
     def give_back(self, pages_max: int) -> bool:
         """Let the file get shorter by some of its free pages; whether more are left than it may
@@ -287,6 +292,11 @@ class StoreFile:
         return Mark(row[0], row[1], row[2], row[3], row[4], parse_checksums(row[5]))
 
     # --- reading -----------------------------------------------------------------------------
+
+    def owner(self) -> tuple[object, object]:
+        """Name and uid of the store that the file was made for."""
+        facts = dict(self._connection.execute("SELECT key, value FROM meta").fetchall())
+        return facts.get("store"), facts.get("uid")
 
     def stream_names(self) -> list[str]:
         """The names of all streams, in order of creation."""
@@ -332,6 +342,8 @@ class StoreFile:
         rows = self._connection.execute(query).fetchall()
         if [at for at, _ in rows] != list(range(len(rows))):
             raise StoreDamaged(self.path, "has gaps among its names")
+        if any(type(name) is not str for _, name in rows):
+            raise StoreDamaged(self.path, "has names that are no text")
         return [name for _, name in rows]
 
 

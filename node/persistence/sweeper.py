@@ -118,17 +118,16 @@ class Sweeper:
 
     async def _sweep_disk(self, store: Store, swept: bytearray) -> None:
         """Write the husks in order of position, so that each block is written once."""
+        positions: list[int] = []
         at = swept.find(1)
-        while self._database is not None and at > 0:
-            positions: list[int] = []
+        while self._database is not None:
             while at > 0 and len(positions) < _POSITIONS:
                 positions.append(at)
                 at = swept.find(1, at + 1)
-            written = await self._write(store, positions)
+            written = await self._write(store, positions) if positions else 0
             if not written:
                 return
-            if written < len(positions):
-                at = positions[written]
+            del positions[:written]
 
     def _let_go(self, frames: Collection[bytes]) -> None:
         self._held.extend(frames)
@@ -159,8 +158,9 @@ class Sweeper:
             await asyncio.sleep(_REST_S)
 
     def _is_there(self, store: Store) -> bool:
+        """Whether the store goes on from this very history: a fill may have brought another."""
         current = self._state.stores.get(store.name)
-        return current is not None and current.uid == store.uid
+        return current is not None and current.origin is store.origin
 
 
 def _trim() -> None:

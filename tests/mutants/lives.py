@@ -114,8 +114,8 @@ DEFECTS = (
         "swept-blocks-unsummed",
         "I13: what is read is what was written",
         "persistence/blocks.py",
-        "    if _checksum(*block[:5]) != block.checksum:\n",
-        "    if block.seal == block.checksum != _checksum(*block[:5]):\n",
+        "        and _checksum(*block[:5]) == block.checksum\n",
+        "        and (block.seal != block.checksum or _checksum(*block[:5]) == block.checksum)\n",
         (_SWEEPER,),
     ),
     Defect(

@@ -168,6 +168,31 @@ async def test_any_flipped_bit_of_a_store_is_found_or_harmless(directory: DataDi
             file.write_bytes(whole)
 
 
+async def test_files_of_two_stores_that_were_exchanged_are_damage(directory: DataDirectory) -> None:
+    """Both hold as much, and their marks have the same index."""
+    history = await persisted(directory)
+    alpha, beta = (path_of(directory, history, name) for name in ("alpha", "beta"))
+    aside = alpha.with_suffix(".aside")
+    alpha.rename(aside)
+    beta.rename(alpha)
+    aside.rename(beta)
+    assert load_state(directory).lost
+
+
+async def test_blocks_of_one_event_come_back_as_well(directory: DataDirectory) -> None:
+    history = History()
+    history.create("alpha")
+    async with working(history, directory) as worker:
+        for number in range(70):
+            history.append("alpha", f"s{number % 3}", count=1 + number // 60)
+            await flush(worker, history)
+    with closing(sqlite3.connect(path_of(directory, history, "alpha"))) as connection:
+        assert connection.execute("SELECT count(*) FROM blocks").fetchone() == (70,)
+        last = "SELECT position FROM readable_events WHERE block = (SELECT max(first) FROM blocks)"
+        assert connection.execute(last).fetchall() == [(79,), (80,)]
+    assert reloaded(directory) == contents(history.state)
+
+
 @pytest.mark.parametrize(
     ("where", "change"),
     [
@@ -191,6 +216,12 @@ async def test_any_flipped_bit_of_a_store_is_found_or_harmless(directory: DataDi
         ("alpha", "DELETE FROM blocks WHERE first = (SELECT max(first) FROM blocks)"),
         ("alpha", "DELETE FROM blocks WHERE first = 1"),
         ("alpha", "UPDATE types SET name = upper(name) WHERE type_id = 0"),
+        ("alpha", "UPDATE types SET name = CAST(name AS BLOB)"),
+        ("alpha", "UPDATE streams SET name = CAST(name AS BLOB)"),
+        ("alpha", "UPDATE blocks SET seal = x'00' WHERE first = 1"),
+        ("alpha", "UPDATE blocks SET seal = seal + 0.5 WHERE first = 1"),
+        ("alpha", "UPDATE blocks SET frames = CAST(frames AS TEXT) WHERE first = 1"),
+        ("alpha", "UPDATE meta SET value = value + 1 WHERE key = 'uid'"),
     ],
 )
 async def test_a_number_that_changed_where_sqlite_sees_nothing_wrong_is_damage(

@@ -49,6 +49,11 @@ def swept(store: Store) -> int:
     return sum(is_husk(store.frame(at)) for at in range(1, store.position + 1))
 
 
+def positions_of(store: Store) -> list[tuple[int, str]]:
+    """Each position with the name of its stream."""
+    return [(row[0], store.stream_list[row[1]].name) for row in store.rows(0, store.position)]
+
+
 def path_of(directory: DataDirectory, history: History) -> Path:
     return directory.store_path("alpha", history.state.stores["alpha"].uid)
 
@@ -164,6 +169,102 @@ async def test_a_file_that_sweeping_finds_damaged_holds_up_no_other_and_is_writt
         assert worker.store_status("alpha")["persisted_position"] == 0
         await flush(worker, history)
         assert husks_in(path) == 1_000
+        assert reloaded(directory) == contents(history.state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM blocks WHERE first = 1",
+        "DELETE FROM blocks WHERE first = (SELECT max(first) FROM blocks WHERE first < 500)",
+        "UPDATE blocks SET events = 1 WHERE first = 1",
+        "UPDATE blocks SET events = 1000 WHERE first = 1",
+        "UPDATE blocks SET frames = zeroblob(length(frames)) WHERE first = 1",
+        "UPDATE blocks SET seal = x'00' WHERE first = 1",
+    ],
+)
+async def test_a_block_that_sweeping_finds_missing_or_changed_is_damage(
+    directory: DataDirectory, change: str
+) -> None:
+    history = removing()
+    history.create("beta")
+    history.append("beta", "b", count=50)
+    path, other = path_of(directory, history), history.state.stores["beta"]
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute(change)
+        history.truncate("alpha", "old", 1_000)
+        history.truncate("beta", "b", 40)
+        await flush(worker, history)
+        await until(lambda: swept(other) == 40)
+        await until(lambda: worker.store_status("alpha")["persisted_position"] == 0)
+        await flush(worker, history)
+        assert husks_in(path) == 1_000
+        assert reloaded(directory) == contents(history.state)
+
+
+async def test_what_was_good_on_the_disk_is_not_written_anew_from_memory(
+    directory: DataDirectory,
+) -> None:
+    history = removing()
+    store, path = history.state.stores["alpha"], path_of(directory, history)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        expected = contents(history.state)
+        [kept] = [at for at, name in positions_of(store) if name == "new"][:1]
+        right = store.frame(kept)
+        store._frames[kept - 1] = right[:-1] + bytes([right[-1] ^ 1])  # a bit of memory flips
+        history.truncate("alpha", "old", 200)
+        await flush(worker, history)
+        await until(lambda: husks_in(path) == 200)
+        assert load_state(directory).state.stores["alpha"].frame(kept) == right
+        store._frames[kept - 1] = right
+        assert reloaded(directory) == contents(history.state) != expected
+
+
+async def test_a_store_that_a_fill_replaced_is_not_swept_by_what_was_removed_of_the_other(
+    directory: DataDirectory, disk: FailingDisk
+) -> None:
+    history, other = removing(), removing()
+    live, theirs = history.state.stores["alpha"], other.state.stores["alpha"]
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        history.truncate("alpha", "old", 1_000)
+        disk.fail("alpha", "DELETE FROM blocks WHERE first IN")
+        await flush(worker, history)
+        await until(lambda: disk.refused > 0)
+        assert theirs.uid == live.uid and theirs.origin is not live.origin
+        history.state.stores = {"alpha": theirs}
+        history.state.applied_index += 1
+        worker.changed("alpha")
+        disk.repair()
+        await flush(worker, history)
+        rounds = iter(range(20))
+        await until(lambda: next(rounds, None) is None)
+        assert husks_in(path_of(directory, history)) == 0
+        assert reloaded(directory) == contents(history.state)
+
+
+async def test_small_blocks_are_swept_many_at_a_time(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "EVENTS_MAX", 1)
+    monkeypatch.setattr(sweeper, "_POSITIONS", 1_000)
+    history, sweeping = removing(), Database.sweep
+    covered: list[int] = []
+
+    def counted(database: Database, store: Store, positions: list[int]) -> int:
+        covered.append(sweeping(database, store, positions))
+        return covered[-1]
+
+    monkeypatch.setattr(Database, "sweep", counted)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        history.truncate("alpha", "old", 1_000)
+        await flush(worker, history)
+        await until(lambda: husks_in(path_of(directory, history)) == 1_000)
+        assert (sum(covered), len(covered)) == (1_000, 8)
         assert reloaded(directory) == contents(history.state)
 
 
