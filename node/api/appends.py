@@ -78,8 +78,8 @@ def expected_code(given: Any) -> int:
     """What the state machine is told to expect. Raises `InvalidExpectedVersion`."""
     if given is UNSET:
         return ANY
-    if type(given) is int and NO_STREAM <= given <= NUMBER_MAX:
-        return given
+    if type(given) is int and given >= NO_STREAM:
+        return min(given, NUMBER_MAX)  # no stream can be there either
     code = _EXPECTED_WORDS.get(given) if type(given) is str else None
     if code is None:
         raise InvalidExpectedVersion(

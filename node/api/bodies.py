@@ -21,7 +21,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from node.api.limits import ApiLimits
 from node.api.media import JSON, Media
-from node.api.values import NotPlain, decode_cbor
+from node.api.values import NotPlain, TooDeep, decode_cbor, too_deep
 from node.api.wire import Request
 from node.core.life_commands import MAX_AGE_MS_MAX, MAX_COUNT_MAX, TRUNCATE_BEFORE_MAX
 from node.core.snapshots import KEPT_MAX
@@ -31,6 +31,7 @@ UNSET = msgspec.UNSET
 
 _ENVELOPE_NESTING = 3  # the body, its list of events, the event
 _IN_EVENTS = re.compile(r"at `(?:key` in `)?\$\.events\[")
+_UNKNOWN_FIELD = "Object contains unknown field"
 
 
 class NewEvent(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -216,30 +217,42 @@ class Decoder(Generic[T]):
     def __init__(self, shape: type[T], limits: ApiLimits, optional: bool = False) -> None:
         self._shape = shape
         self._json = msgspec.json.Decoder(shape)
-        self._nesting_max = limits.nesting_max + _ENVELOPE_NESTING
+        self._limits = limits
         self._optional = optional
 
     def __call__(self, body: bytes, media: Media) -> T:
-        """Raises `InvalidRequest`, or `InvalidEvent` where the fault is inside an event."""
+        """Raises `InvalidRequest`, `InvalidEvent` where the fault is inside an event, or
+        `PayloadTooLarge` where values nest too deeply.
+        """
         if self._optional and not body:
             return self._shape()
         try:
             if media is JSON:
                 return self._json.decode(body)
-            return msgspec.convert(decode_cbor(body, self._nesting_max), self._shape)
+            nesting_max = self._limits.nesting_max + _ENVELOPE_NESTING
+            return msgspec.convert(decode_cbor(body, nesting_max), self._shape)
         except msgspec.ValidationError as error:
             raise _misfit(str(error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"malformed JSON: {error}") from None
+        except (TooDeep, RecursionError):
+            raise too_deep("the body", self._limits.nesting_max) from None
         except NotPlain as error:
             raise InvalidRequest(str(error)) from None
-        except RecursionError:
-            raise InvalidRequest("malformed JSON: nested too deeply") from None
 
 
 def _misfit(words: str) -> RequestError:
+    return misfit(words, _IN_EVENTS.search(words) is not None)
+
+
+def misfit(words: str, in_event: bool) -> RequestError:
+    """The error that the words of msgspec stand for. A field that there is not is the request's
+    fault wherever it stands.
+    """
     text = words.replace("`", "'")
-    return InvalidEvent(text) if _IN_EVENTS.search(words) else InvalidRequest(text)
+    if in_event and not words.startswith(_UNKNOWN_FIELD):
+        return InvalidEvent(text)
+    return InvalidRequest(text)
 
 
 class BodyReader:

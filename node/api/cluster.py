@@ -8,7 +8,7 @@ from typing import Any
 from node.api.answers import Answer
 from node.api.bodies import BodyReader, Decoder, LeaderBody
 from node.api.limits import ApiLimits
-from node.api.media import sent
+from node.api.media import JSON, sent
 from node.api.parameters import timeout
 from node.api.ports import MemberStatus, NodeInfo, Replica
 from node.api.routes import Reply, Route
@@ -74,14 +74,14 @@ class Cluster:
                 "/health/live",
                 self.live,
                 "Whether the process runs.",
-                (Reply(200, "It does.", "Health"),),
+                (Reply(200, "It does, whatever `Accept` says.", "Health", (JSON.type,)),),
             ),
             Route(
                 "GET",
                 "/health/ready",
                 self.ready,
                 "Whether this node should be sent requests.",
-                (Reply(200, "It should.", "Health"),),
+                (Reply(200, "It should, whatever `Accept` says.", "Health", (JSON.type,)),),
                 problems=(NotReady,),
             ),
         ]

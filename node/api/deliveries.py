@@ -75,7 +75,8 @@ class Deliveries:
                 "POST",
                 PATH + "/fetch",
                 self.fetch,
-                "Fetch events of a persistent subscription.",
+                "Fetch events of a persistent subscription: at most one of each stream, and none "
+                "of a stream while an earlier event of it is with a consumer.",
                 (Reply(200, "Events, each with the id of its delivery.", "Deliveries"),),
                 (self._timeout,),
                 body="FetchBody",

@@ -32,6 +32,7 @@ from node.api.values import (
     are_plain_values,
     check_plain,
     nests_too_deeply,
+    too_deep,
 )
 from node.core.frames import ABSENT, encode_frame, encode_frames
 from node.core.snapshots import encode_content
@@ -237,7 +238,7 @@ class Framer:
 
     def _check_nesting(self, item: bytes, what: str) -> None:
         if nests_too_deeply(item, self._limits.nesting_max):
-            raise InvalidEvent(f"{what}: nested more than {self._limits.nesting_max} deep")
+            raise too_deep(what, self._limits.nesting_max)
 
     def _too_large(self, actual: int) -> PayloadTooLarge:
         limit = self._limits.event_bytes_max

@@ -175,20 +175,24 @@ class Persistence:
             return max(1, int(request.parameters["timeout_ms"]) - passed_ms)
 
         on_node = request.parameters["scope"] == "node"
-        index = await self._committed_index(left_ms(), on_node)
+        leaderless = await self._catch_up(left_ms())
+        index = self._state.applied_index
         own_id = self._replica.status().node_id
         if on_node:
             entry = await self._force_here(stores, index, left_ms())
             return _answer(request, 200, {"nodes": {own_id: entry}})
-        return _flushed(request, await self._force_members(own_id, stores, index, left_ms()))
+        results = await self._force_members(own_id, stores, index, left_ms())
+        if leaderless and not any(isinstance(one, ExesdbError) for one in results.values()):
+            raise leaderless  # all have flushed, but perhaps not all that was committed
+        return _flushed(request, results)
 
-    async def _committed_index(self, timeout_ms: int, on_node: bool) -> int:
+    async def _catch_up(self, timeout_ms: int) -> NoLeader | None:
+        """Apply what is committed by now; the error where nobody can tell what that is."""
         try:
             await self._replica.barrier("leader", timeout_ms)
-        except NoLeader:
-            if not on_node:
-                raise
-        return self._state.applied_index
+        except NoLeader as error:
+            return error
+        return None
 
     async def _force_here(
         self, stores: Collection[str] | None, index: int, timeout_ms: int

@@ -38,7 +38,7 @@ def answer(error: ExesdbError, media: Media, close: bool = False) -> Answer:
     if isinstance(allow, list):
         lines += b"Allow: %b\r\n" % ", ".join(allow).encode()
     if isinstance(error, UpgradeRequired):
-        lines += b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        lines += b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     return Answer(
         error.status, media.encode(members(error)), media.problem_type, lines, close=close
     )

@@ -24,7 +24,14 @@ from node.api.media import CBOR
 from node.api.names import checked_name
 from node.api.ports import Clock
 from node.api.socket_messages import Append, AppendMany, Misfit, Request, SocketEvent, append_answer
-from node.api.values import NotPlain, are_plain_items, check_plain, decode_cbor
+from node.api.values import (
+    NotPlain,
+    TooDeep,
+    are_plain_items,
+    check_plain,
+    decode_cbor,
+    too_deep,
+)
 from node.core import commands
 from node.core.commands import ANY
 from node.core.frames import ABSENT
@@ -212,6 +219,8 @@ class SocketAppends:
             return
         try:
             check_plain(decode_cbor(item, self._limits.nesting_max))
+        except TooDeep:
+            raise too_deep(what, self._limits.nesting_max) from None
         except NotPlain as error:
             raise InvalidEvent(f"{what}: {error}") from None
 

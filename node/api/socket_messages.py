@@ -81,11 +81,11 @@ from typing import Annotated, Any, Literal
 import cbor2
 import msgspec
 
-from node.api.bodies import Check, CheckpointMove, NewEvent
+from node.api.bodies import Check, CheckpointMove, NewEvent, misfit
 from node.api.values import NotPlain, decode_cbor
 from node.core.outcomes import Appended
 from node.core.subscription_commands import FETCHED_MAX
-from node.errors import InvalidEvent, InvalidRequest, RequestError
+from node.errors import RequestError
 
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
@@ -240,9 +240,10 @@ def _request(item: Any) -> Request | Misfit:
     try:
         return msgspec.convert(item, Request)  # type: ignore[no-any-return]
     except msgspec.ValidationError as error:
-        words = str(error).replace("`", "'")
+        words = str(error)
         if type(item) is list and len(item) > 1 and type(item[1]) is int and item[1] >= 0:
             kind = item[0] if type(item[0]) is str else ""
             in_event = _IN_EVENTS.get(kind, "no path") in words
-            return Misfit(item[1], (InvalidEvent if in_event else InvalidRequest)(words))
-        raise NotPlain(f"a request must be an array of a kind and an id: {words}") from None
+            return Misfit(item[1], misfit(words, in_event))
+        plain = words.replace("`", "'")
+        raise NotPlain(f"a request must be an array of a kind and an id: {plain}") from None

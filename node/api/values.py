@@ -15,10 +15,10 @@ either encoding, they hold plain values only:
     map with text and integer   an object; integer keys become their digits
       keys
 
-Refused with 400: every tag except the big integers (2 and 3), `undefined` and other simple values,
-other kinds of keys, more than `BIG_KEYS_MAX` keys beyond 64 bits in a body (see `core.items`), two
-keys of a map that are one in JSON (1 and "1"), more than `nesting_max` arrays and maps inside one
-another. JSON is decoded to the same values: whole numbers keep every
+Refused with 413: more than `nesting_max` arrays and maps inside one another. Refused with 400:
+every tag except the big integers (2 and 3), `undefined` and other simple values, other kinds of
+keys, more than `BIG_KEYS_MAX` keys beyond 64 bits in a body (see `core.items`), two keys of a map
+that are one in JSON (1 and "1"). JSON is decoded to the same values: whole numbers keep every
 digit, other numbers become 64-bit floats and are refused where they do not fit. A repeated key of
 a JSON object counts with its last value, as most readers of JSON have it.
 """
@@ -42,6 +42,7 @@ from node.core.items import (
     TooManyBigKeys,
     big_integers,
 )
+from node.errors import PayloadTooLarge
 
 _SCALARS = frozenset((str, float, bool, bytes, type(None)))
 _KEYS = frozenset((str, int))
@@ -53,6 +54,19 @@ class NotPlain(ValueError):
     """The value holds something that events may not hold; the text says what."""
 
 
+class TooDeep(NotPlain):
+    """Arrays and maps stand inside one another more often than they may."""
+
+
+def too_deep(what: str, nesting_max: int) -> PayloadTooLarge:
+    """What a client learns of it: how deep it is nested in the end was not looked at."""
+    return PayloadTooLarge(
+        f"{what}: nested {nesting_max + 1} deep or more, at most {nesting_max} are allowed",
+        limit=nesting_max,
+        actual=nesting_max + 1,
+    )
+
+
 def _refuse_tag(*_: object) -> NoReturn:
     raise NotPlain("tags are not allowed in a body, except big integers (2 and 3)")
 
@@ -60,6 +74,8 @@ def _refuse_tag(*_: object) -> NoReturn:
 # Dates, regular expressions, shared references (which can build a value that holds itself).
 _REFUSED_TAGS: Decoders = dict.fromkeys(REFUSED_TAGS, _refuse_tag)
 _WITHOUT_BIG_KEYS = _REFUSED_TAGS | big_integers(0)
+
+_TOO_DEEP = "maximum container nesting depth"  # in the words of cbor2
 
 _SEAL_VALUE = os.urandom(16)
 _SEAL = cbor2.dumps(_SEAL_VALUE)
@@ -93,6 +109,8 @@ def _decoded(body: bytes, nesting_max: int, decoders: Decoders) -> Any:
     except Exception as error:  # cbor2 has its own errors, and lets some of Python's through
         if decoders is _WITHOUT_BIG_KEYS and isinstance(error.__cause__, TooManyBigKeys):
             raise error.__cause__ from None
+        if _TOO_DEEP in str(error):
+            raise TooDeep(f"malformed CBOR: {error}") from None
         raise NotPlain(f"malformed CBOR: {_root(error)}") from None
     try:
         decoder.read(1)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from node.errors import MemberMissing, NoLeader, NotReady
+from node.errors import MemberMissing, NotReady
 from node.raft.library import Engine, now
 from node.raft.ports import Network, RaftSettings
 from node.raft.proposals import Proposals
@@ -50,8 +50,8 @@ class HandOver:
     async def to(self, member: str | None, timeout_ms: int) -> str:
         """Hand leadership to a member, or to the one that is furthest; gives the leader's id.
 
-        Raises `MemberMissing`, `NoLeader`, `NotReady` (the member cannot be spoken with),
-        `ReadBarrierTimeout`.
+        Raises `MemberMissing`, `NoLeader`, `NotReady` (no other member, or not this one, can take
+        over), `ReadBarrierTimeout`.
         """
         self._check_member(member)
         deadline = now() + timeout_ms / 1000
@@ -83,7 +83,7 @@ class HandOver:
         try:
             await self._requests.ask(leader, "hand_over", member, max(0.01, deadline - now()))
         except NoAnswer as error:
-            raise NoLeader(f"the leader did not hand over: {error}") from error
+            raise NotReady(f"the leader did not hand over: {error}") from error
 
     async def _hand_over(self, member: str | None, deadline: float) -> None:
         if member is not None and not self._network.is_connected(member):
@@ -103,7 +103,7 @@ class HandOver:
                     return
                 self._turn()
                 await asyncio.sleep(_STEP_S)  # acks of what is in flight arrive
-            raise NoLeader("no member could take over in time")
+            raise NotReady("no other member could take over in time")
         finally:
             self._proposals.resume()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from node.raft.library import Engine, now
+from node.raft.library import FOLLOWER, LEADER, Engine, now
 from node.raft.messages import Gossip
 from node.raft.ports import Network, RaftSettings
 
@@ -147,6 +147,16 @@ class Members:
             settings.node_id in self._engine.membership.voter_ids,
         )
 
+    def _role(self, peer: str, said: Gossip) -> str:
+        """What a peer is. Its own word may be older than the last election; who leads this node
+        knows best, so nobody else is shown as leader.
+        """
+        if not self._network.is_connected(peer):
+            return "unreachable"
+        if peer == self._engine.leader:
+            return LEADER
+        return FOLLOWER if said.role == LEADER else said.role
+
     def _peer(self, peer: str) -> MemberStatus:
         heard_at, said = self._said.get(peer, (0.0, None))
         raft_address = self._engine.membership.addresses.get(peer, "")
@@ -158,7 +168,7 @@ class Members:
             peer,
             said.http_address,
             raft_address,
-            said.role if self._network.is_connected(peer) else "unreachable",
+            self._role(peer, said),
             said.commit_index,
             said.applied_index,
             said.persisted_index,

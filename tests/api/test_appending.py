@@ -72,6 +72,9 @@ async def test_an_event_id_with_other_content_is_refused(node: Node):
         ("stream_exists", 409, 201),
         (0, 409, 201),
         (1, 409, 409),
+        (2**62 + 1, 409, 409),
+        (2**63 - 1, 409, 409),
+        (2**80, 409, 409),
     ],
 )
 async def test_expected_version_is_judged_as_the_contract_says(node, expected, absent, at_0):
@@ -88,11 +91,11 @@ async def test_expected_version_is_judged_as_the_contract_says(node, expected, a
             "expected": expected,
             "current": 0,
         }
-        wanted = "at 1" if expected == 1 else "new"
+        wanted = "new" if expected in ("no_stream", -1) else f"at {min(expected, 2**62)}"
         assert answer.body["detail"] == f"stream 't' is at version 0, not {wanted}"
 
 
-@pytest.mark.parametrize("expected", [-2, -4, None, True, 1.0, "1", "", [], {}, 2**63, 2**80])
+@pytest.mark.parametrize("expected", [-2, -4, None, True, 1.0, "1", "", [], {}])
 async def test_any_other_expected_version_is_refused(node: Node, expected):
     answer = await node.ask(
         "POST", EVENTS, json={"expected_version": expected, "events": [event()]}

@@ -218,8 +218,9 @@ def test_a_batch_with_an_event_that_nests_too_deeply_is_refused():
     deep: Any = 1
     for _ in range(LIMITS.nesting_max + 1):
         deep = [deep]
-    with pytest.raises(InvalidEvent):
+    with pytest.raises(PayloadTooLarge) as refused:
         framed([event(), event(data=deep)])
+    assert refused.value.fields["limit"] == LIMITS.nesting_max
 
 
 def test_a_value_that_looks_like_the_seam_between_two_is_kept_as_it_is(monkeypatch):

@@ -55,6 +55,15 @@ async def test_a_flush_of_this_node_needs_no_leader_but_one_of_the_cluster_does(
     assert (answer.status, answer.code) == (503, "no_leader")
 
 
+async def test_without_a_majority_a_flush_of_the_cluster_names_those_that_failed(node: Node):
+    node.replica.barrier_error = NoLeader("none")
+    node.replica.peers = ["n2", "n3"]
+    node.peer_results.update(n2=NoLeader("unreachable"), n3=NoLeader("unreachable"))
+    answer = await node.ask("POST", FORCE + "?scope=cluster")
+    assert (answer.status, answer.code) == (207, "partial_success")
+    assert (list(answer.body["nodes"]), sorted(answer.body["failed"])) == (["n1"], ["n2", "n3"])
+
+
 async def test_a_flush_of_a_store_that_is_not_known_here_yet_ends_in_its_time(node: Node):
     given = []
 

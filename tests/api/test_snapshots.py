@@ -154,6 +154,15 @@ async def test_a_number_that_cannot_be_kept_is_refused(node: Node, kept):
     assert (answer.status, answer.code) == (400, "invalid_request")
 
 
+async def test_a_snapshot_that_nests_too_deeply_is_too_large(node: Node):
+    body = {"source_type": "A", "data": msgspec.json.decode("[" * 66 + "]" * 66)}
+    for media, encode in (("json", msgspec.json.encode), ("cbor", cbor2.dumps)):
+        headers = {"Content-Type": f"application/{media}"}
+        answer = await node.ask("PUT", SERIES + "/1", data=encode(body), headers=headers)
+        assert (answer.status, answer.code) == (413, "payload_too_large")
+        assert (answer.body["limit"], answer.body["actual"]) == (64, 65)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -166,7 +175,6 @@ async def test_a_number_that_cannot_be_kept_is_refused(node: Node, kept):
         {"source_type": "A", "metadata": None, "metadata_base64": "AA=="},
         {"source_type": "A", "data_base64": "e*=="},
         {"source_type": "A", "version": 3},
-        {"source_type": "A", "data": msgspec.json.decode("[" * 66 + "]" * 66)},
         [],
     ],
 )

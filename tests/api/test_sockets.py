@@ -108,6 +108,7 @@ async def test_what_is_no_websocket_is_answered_over_http(node: Node):
     answer = await node.ask("GET", "/v1/stores/main/ws")
     assert (answer.status, answer.code) == (426, "upgrade_required")
     assert answer.headers["Sec-WebSocket-Version"] == "13"
+    assert (answer.headers["Connection"], answer.headers["Upgrade"]) == ("Upgrade", "websocket")
     for wrong, status in (
         (ASK.replace(b"Version: 13", b"Version: 12"), b" 426 "),
         (ASK.replace(b"Sec-WebSocket-Version: 13\r\n", b""), b" 426 "),

@@ -443,6 +443,35 @@ class TestHandOver:
 
         simulate(scenario)
 
+    def test_nobody_shows_another_leader_than_the_one_it_follows(self) -> None:
+        """What members say of themselves may be older than the last election."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3)
+            leader = await cluster.ready()
+            await asyncio.sleep(1)  # all have said who they are
+            for target in cluster.followers() * 2:
+                await cluster[leader].transfer_leadership(target, 3000)
+                leader = target
+                for _ in range(60):
+                    for node in cluster.ids:
+                        status = cluster[node].status()
+                        leads = [one.id for one in status.members if one.role == "leader"]
+                        assert leads == [one for one in [status.leader] if one is not None]
+                    await asyncio.sleep(0.005)
+
+        simulate(scenario)
+
+    def test_alone_there_is_nobody_to_hand_leadership_to(self) -> None:
+        async def scenario() -> None:
+            cluster = Cluster(1)
+            leader = await cluster.ready()
+            with pytest.raises(NotReady):
+                await cluster[leader].transfer_leadership(None, 60_000)
+            assert cluster[leader].leads
+
+        simulate(scenario)
+
     def test_a_member_that_is_down_cannot_be_given_leadership(self) -> None:
         async def scenario() -> None:
             cluster = Cluster(3)
@@ -453,6 +482,9 @@ class TestHandOver:
             with pytest.raises(NotReady):
                 await cluster[leader].transfer_leadership(target, 60_000)
             assert asyncio.get_running_loop().time() - began < 0.1
+            with pytest.raises(NotReady, match="not connected"):  # asked at another one, too
+                other = next(one for one in cluster.followers() if one != target)
+                await cluster[other].transfer_leadership(target, 60_000)
             assert cluster[leader].leads
             outcome, _ = await cluster.append(leader)
             assert isinstance(outcome, Appended), "it goes on as if nothing had been asked"
