@@ -90,10 +90,10 @@ class Identity:
 
     @property
     def is_alone(self) -> bool:
-        """Whether this node is the only member: nobody else has what it has."""
+        """Whether this node is the only voter: nobody else is certain to have what it has."""
         known = [*filter(None, map(_membership, (self._now.membership, self._now.heard)))]
-        members = {name for one in known for name in one.addresses} if known else self._founders
-        return members == {self._now.node_id}
+        voters = {name for one in known for name in one.voter_ids} if known else self._founders
+        return voters == {self._now.node_id}
 
     @property
     def quarantined(self) -> str | None:
@@ -188,13 +188,14 @@ class Identity:
 
         On disk when this returns, or the process ends. From then on this node is forgetful: the
         members make a cold start, so that the furthest log of all of them is the one that counts.
-        It is blank no more: in the new lineage it has promised nothing yet.
+        One that was blank stays so, unless it is the only one: in the new lineage it has promised
+        nothing yet, but the same order may reach it again after it lost its disk there.
         """
         standing = self.standing.followed_by(lineage)
         self._promise(
             **standing._asdict(),
             forgetful=True,
-            blank=False,
+            blank=self._now.blank and len(membership.voters) > 1,
             membership=membership.plain(),
             heard=membership.plain(),
         )

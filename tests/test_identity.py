@@ -242,9 +242,10 @@ def test_a_new_node_is_not_said_to_miss_a_tail(
         assert "a database was damaged" in caplog.text
 
 
-def test_a_node_is_alone_where_no_other_one_is_or_may_be_a_member(tmp_path: Path) -> None:
-    one, two = Membership(1, (Member("n1", "a:1"),)), Membership(2, (Member("n1", "a:1"),))
-    two = two.with_learner(Member("n2", "b:1"))
+def test_a_node_is_alone_where_no_other_one_is_or_may_be_counted(tmp_path: Path) -> None:
+    one = Membership(1, (Member("n1", "a:1"),))
+    learning = one.with_learner(Member("n2", "b:1"))  # who may have nothing yet
+    two = learning.with_learner_promoted()
     with life(tmp_path / "of three") as founder:
         assert not founder.is_alone
         founder.save_membership(one, one)
@@ -252,7 +253,9 @@ def test_a_node_is_alone_where_no_other_one_is_or_may_be_a_member(tmp_path: Path
     with DataDirectory(tmp_path / "alone") as directory:
         founder = Identity(directory, "n1", ["n1"])
         assert founder.is_alone
-        founder.save_membership(one, two)
+        founder.save_membership(one, learning)
+        assert founder.is_alone
+        founder.save_membership(learning, two)
         assert not founder.is_alone
     with DataDirectory(tmp_path / "joining") as directory:
         assert not Identity(directory, "n1", ["n1"], joins=True).is_alone
@@ -374,6 +377,15 @@ def test_an_operator_s_order_makes_a_new_lineage_in_which_nothing_is_proven_yet(
         assert start.membership == start.heard == alone
         rebuilt.recovered()
         assert rebuilt.standing.founded
+
+
+def test_a_survivor_among_others_asks_them_what_it_promised(tmp_path: Path) -> None:
+    """The order may have reached it before, and it may have voted, and lost its disk since."""
+    two = Membership(1, (Member("n1", "a:1"), Member("n2", "b:1")))
+    with life(tmp_path) as wiped:
+        wiped.rebuild("one", two)
+    with life(tmp_path) as wiped:
+        assert forgetful(wiped) and wiped.starting_point(0, 0, damaged=False).blank
 
 
 def test_a_survivor_that_lost_its_disk_has_promised_nothing_in_a_new_lineage(

@@ -15,7 +15,8 @@ A node is added as a learner. It is filled and sent the log, and counted when it
 recovering and `_BEHIND_MAX` entries from the end. Nothing of a change is kept outside the log: who
 leads next finds a learner there and goes on, or may be asked to remove it. A leader that is to be
 removed hands its leadership over first; one that is elected while its own removal is not yet
-certain ends its reign when it is.
+certain ends its reign when it is. Of two, the one that stays counts both until it knows (see
+`membership_log`): so the other one leads on until it has said so, and its removal is answered then.
 
 Whoever has applied a membership tells everyone it has a session with, and so does a node that meets
 another. By that a node learns that it was removed while it was away, or where the members are now.
@@ -100,6 +101,7 @@ class MembershipChanges:
         self._hand_over = hand_over
         self._waiting = waiting
         self._announced = self._log.committed.version
+        self._confirmed = 0  # the newest version that a voter of it has told
         self._reached: Mapping[str, str] = {}
         self._doubted: tuple[Member, str] | None = None
         requests.serve(_TOPIC, self._serve)
@@ -153,6 +155,9 @@ class MembershipChanges:
         await self._wait(lambda: sure() or not self._engine.leads, deadline)
         if not sure():
             raise NoLeader("this node does not lead any more")
+        own = self._settings.node_id
+        if member_id != own and own not in self._log.committed.addresses:
+            raise NoLeader("this node was removed, and leads until the one that stays knows it")
         if kind == _ADD:
             return await self._add(Member(member_id, address), deadline)
         return await self._remove(member_id, deadline)
@@ -168,7 +173,7 @@ class MembershipChanges:
 
     async def _remove(self, member_id: str, deadline: float) -> Membership:
         if member_id not in self._log.newest.addresses:
-            if member_id not in self._log.committed.addresses:
+            if self._is_gone(member_id):
                 raise MemberMissing("that is no member", member=member_id)
             return await self._removed(member_id, deadline)  # its removal may come to nothing yet
         if self._log.current.voter_ids == {member_id}:
@@ -181,8 +186,18 @@ class MembershipChanges:
         return await self._removed(member_id, deadline)
 
     async def _removed(self, member_id: str, deadline: float) -> Membership:
-        await self._until(lambda: member_id not in self._log.committed.addresses, deadline)
+        await self._until(lambda: self._is_gone(member_id), deadline)
         return self._log.committed
+
+    def _is_gone(self, member_id: str) -> bool:
+        """Whether the node was removed, and may be stopped for good."""
+        gone = member_id not in self._log.committed.addresses
+        return gone and (member_id != self._settings.node_id or self._is_confirmed())
+
+    def _is_confirmed(self) -> bool:
+        """Whether those who stay are certain to count by the membership that is committed."""
+        committed = self._log.committed
+        return len(committed.voters) > 1 or self._confirmed >= committed.version
 
     def _check_new(self, member: Member) -> None:
         try:
@@ -271,8 +286,9 @@ class MembershipChanges:
         if own == committed.learner_id:
             self._lead_for_the_voters()
         elif own not in committed.voter_ids:
-            log.info("this node was removed, and ends its reign")
-            self._engine.retire()
+            if self._is_confirmed():
+                log.info("this node was removed, and ends its reign")
+                self._engine.retire()
         elif self._log.current.learner is not None:
             self._promote(self._log.current.learner)
 
@@ -294,9 +310,14 @@ class MembershipChanges:
     def told(self, peer: str, message: MembershipNotice) -> None:
         """A peer knows a membership to be committed."""
         try:
-            self._log.learned(Membership.from_plain(message.committed))
+            committed = Membership.from_plain(message.committed)
         except MalformedMembership:
             log.warning("%s named members that are none", peer)
+            return
+        self._log.learned(committed)
+        if peer in committed.voter_ids:
+            self._confirmed = max(self._confirmed, committed.version)
+            self._waiting.advanced()
 
     def _compare(self, learner: Member, address: str) -> None:
         """Say so, once, where a node that is being added calls itself by another address.

@@ -10,7 +10,7 @@ would know of nothing that came since, and the two would go on from there (see `
 
 Four things are known:
 
-    newest       the last one in the log, unless a newer one is known to be committed
+    newest       the last one in the log, unless one as new or newer is known to be committed
     current      by it votes and acknowledgements are counted: the newest, with that exception
     committed    the newest that can never be taken back; learned by applying it, or from a member
                  that has applied it
@@ -119,7 +119,8 @@ class MembershipLog:
             self.committed, self.heard = committed, heard
 
     def _settle(self) -> None:
-        known = sorted([self.committed, *(one for _, one in self._in_log)], key=_version)
+        # Of two with one version, the one in the log has come to nothing: it stands last of equals.
+        known = sorted([*(one for _, one in self._in_log), self.committed], key=_version)
         self.newest = current = known[-1]
         if self.open and len(current.voters) < len(known[-2].voters) == 2:
             current = known[-2]

@@ -6,9 +6,10 @@ could be lost. So whoever is not certain to have forgotten nothing starts RECOVE
 vote, stands for no election, serves no client, and takes entries from a leader.
 
 It asks all members, again and again, each time with a fresh nonce: who leads, in which term, how
-far is your log? It leaves when the answering leader's term is at least its own durable term, that
-node still leads in that term as far as it knows, and its own log, as verified by that leader, has
-reached the index in the answer.
+far is your log? (Rounds get longer where answers come late, or none would ever count.) It leaves
+when the answering leader's term is at least its own durable term, that node still leads in that
+term as far as it knows, and its own log, as verified by that leader, has reached the index in the
+answer.
 
 If every other member answered one nonce and none leads, then so many have forgotten that nobody can
 be elected the ordinary way (a cold start). Then the greatest (last term, last index) among all is
@@ -27,6 +28,9 @@ one may be the node itself, which has forgotten, it is not enough that it was: s
 hear of the change that leaves one of them (see `membership_log`), and of the one that adds a third
 as its learner.
 
+Only their logs make the floor, too. One that was removed may have a longer log, which nobody that
+is counted can reach.
+
 A node without a state file is *blank*: it cannot know whether it is new or has lost everything, its
 term and vote included. It may have helped to elect a leader, and have acknowledged its entries, in
 a term later than that of whoever speaks to it first: a leader that was deposed meanwhile and does
@@ -37,10 +41,11 @@ majority is among those that answered, and keeps its term on disk. And nobody st
 its earlier life in a later term, because every candidate has answered, too. What it goes on with is
 an ordinary recovery, of a node that knows its term.
 
-A blank node that was once the only voter has nobody to ask: whom it added since, it decided with
-them alone. So it waits until one of them speaks to it. (That nobody was ever added cannot be told
-from here; what was only on that disk is gone then, and an operator has to know.) Only the founder
-of a cluster of one begins by itself.
+A blank node that was once the only voter, or may have been as far as anybody has heard, has nobody
+to ask: whom it added since, it decided with them alone. (Who went last heard of that, but perhaps
+not that it was committed.) So it waits until one of them speaks to it. (That nobody was ever added
+cannot be told from here; what was only on that disk is gone then, and an operator has to know.)
+Only the founder of a cluster of one begins by itself.
 
 That holds, too, for a node which is only being added as far as those know whom it meets first: it
 may have been counted later, and have lost its disk since. It is spared the question only if its
@@ -64,6 +69,7 @@ log = logging.getLogger(__name__)
 
 _NONCE_BITS = 20  # incarnations have 42, and a message's numbers 62
 _ASK_AGAIN_S = 0.25  # where somebody leads, one exchange is enough
+_ROUND_S_MAX = 4.0  # where answers take longer than that; each counts in its own round only
 _TELL_AGAIN_S = 5.0
 _COLD_AGAIN_S = 0.6  # long enough for an election under the floor of the last round
 
@@ -89,6 +95,8 @@ class Recovery:
         self._heard: dict[str, Membership] = {}
         self._floor: tuple[int, int] | None = None
         self._target: tuple[int, str, int] | None = None
+        self._asked: set[str] = set()  # who was reached in this round
+        self._round_s = _ASK_AGAIN_S
         self._next_round = 0.0
         self._asked_under: str | None = None
         self._blank = start.blank
@@ -229,8 +237,8 @@ class Recovery:
         reports = self._reports
         if not self._complete() or any(report.leads for report in reports.values()):
             return
-        journal = self._engine.journal
-        logs = [(report.last_term, report.last_index) for report in reports.values()]
+        journal, needed = self._engine.journal, self._needed()
+        logs = [(one.last_term, one.last_index) for peer, one in reports.items() if peer in needed]
         self._floor = max([*logs, (journal.last_term, journal.last_index)])
 
     def _tell(self) -> None:
@@ -245,9 +253,16 @@ class Recovery:
         return known and self._needed() <= self._reports.keys()
 
     def _was_alone(self) -> bool:
-        """Whether nobody is known to a blank node who could know of a later membership."""
-        later = self._engine.journal.memberships.committed.version > 0
-        return self._blank and later and not self._needed()
+        """Whether a blank node may have been the only member in the newest membership known."""
+        own = self._engine.journal.memberships
+        known = (own.committed, own.heard, *self._heard.values())
+        newest = max(membership.version for membership in known)
+        alone = {self._settings.node_id}
+        return (
+            self._blank
+            and newest > 0
+            and any(one.version == newest and one.addresses.keys() == alone for one in known)
+        )
 
     def _needed(self) -> set[str]:
         """Whose answers a cold start needs, and a blank node: those of the members of the newest
@@ -263,10 +278,12 @@ class Recovery:
 
     def _ask(self) -> None:
         cold = self._floor is not None and self._complete()
-        self._next_round = now() + (_COLD_AGAIN_S if cold else _ASK_AGAIN_S)
+        if self._asked - self._reports.keys():  # the way there and back may take longer
+            self._round_s = min(2 * self._round_s, _ROUND_S_MAX)
+        self._next_round = now() + max(self._round_s, _COLD_AGAIN_S if cold else 0.0)
         self._nonce += 1
         asked = self._needed() | set(self._settings.peers)
         self._previous = self._reports
         self._reports = {}
-        for peer in sorted(asked):
-            self._send(peer, RecoveryRequest(self._nonce, self._engine.term))
+        question = RecoveryRequest(self._nonce, self._engine.term)
+        self._asked = {peer for peer in sorted(asked) if self._send(peer, question)}

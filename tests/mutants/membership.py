@@ -7,6 +7,7 @@ from tests.mutants.defect import Defect
 _STEPS = "raft/test_membership.py::TestSteps"
 _COUNTS = "raft/test_membership.py::TestWhichCounts"
 _CHANGES = "raft/test_membership_change.py"
+_UNHEARD = "raft/test_unheard_changes.py"
 _REMNANTS = "raft/test_remnants.py"
 _COUNTING = "raft/test_replication_rules.py::TestStrangers"
 
@@ -188,8 +189,8 @@ DEFECTS = (
         "removal-under-way-is-done",
         "A9: who asks for a removal that is under way waits until it is certain",
         "raft/membership_change.py",
-        "            if member_id not in self._log.committed.addresses:\n",
-        "            if member_id not in self._log.current.addresses:\n",
+        "        gone = member_id not in self._log.committed.addresses\n",
+        "        gone = member_id not in self._log.current.addresses\n",
         (f"{_CHANGES}::TestRemoving::test_who_asks_again_waits_for_a_removal_that_is_under_way",),
     ),
     Defect(
@@ -224,10 +225,40 @@ DEFECTS = (
         "once-alone-begins-anew",
         "a blank node that nobody can tell of later members waits",
         "raft/recovery.py",
-        "        return self._blank and later and not self._needed()\n",
-        "        return False\n",
+        "            and newest > 0\n            and any(",
+        "            and newest < 0\n            and any(",
         (
             f"{_CHANGES}::TestRemoving::test_who_was_left_alone_and_lost_its_disk_does_not_begin_anew",
+        ),
+    ),
+    Defect(
+        "alone-as-it-heard-begins-anew",
+        "a blank node that may have been alone waits, also where that was only heard of",
+        "raft/recovery.py",
+        "        known = (own.committed, own.heard, *self._heard.values())\n",
+        "        known = (own.committed,)\n",
+        (f"{_UNHEARD}::test_a_wiped_node_waits_where_its_being_alone_was_only_heard_of",),
+    ),
+    Defect(
+        "change-in-vain-outranks-the-committed-one",
+        "A9: of two memberships with one version the committed one counts",
+        "raft/membership_log.py",
+        "known = sorted([*(one for _, one in self._in_log), self.committed], key=_version)",
+        "known = sorted([self.committed, *(one for _, one in self._in_log)], key=_version)",
+        (
+            f"{_UNHEARD}::test_of_two_with_one_version_the_committed_one_counts",
+            f"{_UNHEARD}::test_a_deposed_leader_builds_no_change_on_one_that_came_to_nothing",
+        ),
+    ),
+    Defect(
+        "one-that-goes-does-not-wait-for-the-other",
+        "A9: a removal of one of two is answered when the one that stays knows it",
+        "raft/membership_change.py",
+        "        return len(committed.voters) > 1 or self._confirmed >= committed.version\n",
+        "        return bool(committed.voters)\n",
+        (
+            f"{_UNHEARD}::test_a_leader_that_goes_leads_until_the_only_one_that_stays_knows",
+            f"{_UNHEARD}::test_a_removal_is_not_answered_while_the_only_one_that_stays_does_not_know",
         ),
     ),
     Defect(
@@ -262,7 +293,7 @@ DEFECTS = (
         "removed-leader-goes-on",
         "A9: a leader that was removed ends its reign",
         "raft/membership_change.py",
-        'and ends its reign")\n            self._engine.retire()\n',
+        'and ends its reign")\n                self._engine.retire()\n',
         'and ends its reign")\n',
         (f"{_CHANGES}::TestInterruptions::test_a_leader_whose_removal_is_certain_ends_its_reign",),
     ),

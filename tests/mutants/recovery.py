@@ -10,19 +10,44 @@ _BLANK = "raft/test_recovery.py::TestBlank"
 _IDENTITY = "test_identity.py"
 _DIRECTORY = "persistence/test_directory.py"
 _FORGETTING = "test_forgetting.py"
+_RECOVERY = "raft/test_recovery.py"
 _INTERPLAY, _CHANGES = "raft/test_blank_interplay.py", "raft/test_membership_change.py"
 _TAIL, _TAIL_FILES = "persistence/test_tail.py", "persistence/test_tail_files.py"
 
 DEFECTS = (
     Defect(
         "an-ordered-survivor-stays-blank",
-        "in a new lineage nothing is promised yet",
+        "in a new lineage nothing is promised yet, so that who is alone has nothing to ask",
         "identity.py",
-        "            forgetful=True,\n            blank=False,\n            membership",
-        "            forgetful=True,\n            membership",
+        "blank=self._now.blank and len(membership.voters) > 1,",
+        "blank=self._now.blank,",
         (
             "test_identity.py::test_a_survivor_that_lost_its_disk_has_promised_nothing_in_a_new_lineage",
         ),
+    ),
+    Defect(
+        "an-order-that-comes-again-forgets-promises",
+        "blank: an order that reaches a node again does not say that it promised nothing",
+        "identity.py",
+        "blank=self._now.blank and len(membership.voters) > 1,",
+        "blank=False,",
+        ("test_identity.py::test_a_survivor_among_others_asks_them_what_it_promised",),
+    ),
+    Defect(
+        "removed-node-makes-the-floor",
+        "cold start: the floor is of the logs of those who are needed",
+        "raft/recovery.py",
+        "for peer, one in reports.items() if peer in needed]",
+        "for peer, one in reports.items() if needed]",
+        (f"{_RECOVERY}::TestColdStart::test_the_log_of_one_that_was_removed_makes_no_floor",),
+    ),
+    Defect(
+        "late-answers-never-count",
+        "recovery: answers that take longer than a round are waited for",
+        "raft/recovery.py",
+        "            self._round_s = min(2 * self._round_s, _ROUND_S_MAX)\n",
+        "            pass\n",
+        (f"{_RECOVERY}::TestColdStart::test_answers_that_take_longer_than_a_round_are_waited_for",),
     ),
     Defect(
         "blank-node-obeys",
@@ -266,8 +291,8 @@ DEFECTS = (
         "cold-start-over-several-rounds",
         "cold start: all members answered one nonce",
         "raft/recovery.py",
-        "        self._reports = {}\n        for peer",
-        "        for peer",
+        "        self._reports = {}\n        question",
+        "        question",
         (_COLD,),
     ),
     Defect(

@@ -62,6 +62,11 @@ class Links:
         self._cut.add(_pair(one, other))
         self._disconnect(_pair(one, other))
 
+    def heal_pair(self, one: str, other: str) -> None:
+        """Undo the cut between two nodes."""
+        self._cut.discard(_pair(one, other))
+        self._connect_all()
+
     def heal(self, *nodes: str) -> None:
         """Undo the cuts of these nodes; of all nodes if none is named."""
         self._cut = {pair for pair in self._cut if nodes and not set(pair) & set(nodes)}

@@ -64,7 +64,7 @@ class Disk:
     def rebuild(self, lineage: str, membership: Membership) -> None:
         """What `identity.Identity.rebuild` keeps."""
         self.standing, self.forgetful = self.standing.followed_by(lineage), True
-        self.blank = False
+        self.blank = self.blank and len(membership.voters) > 1
         self.membership = self.heard = membership
 
     def quarantined(self, newer: Standing) -> Disk:

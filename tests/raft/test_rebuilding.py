@@ -262,3 +262,37 @@ def test_a_node_wiped_before_a_cold_start_takes_nothing_from_the_others() -> Non
         cluster.check()
 
     simulate(scenario)
+
+
+def test_an_order_that_comes_again_makes_nobody_forget_what_it_promised_since() -> None:
+    """A survivor that loses its disk in the new lineage may have voted there."""
+
+    async def scenario() -> None:
+        cluster = Cluster(7, leader_fallback_ms=60_000)
+        await cluster.fill_log(await cluster.ready(), 10)
+        await cluster.settled()
+        left, dead = await survivors(cluster, 3)
+        plan = await rebuilt(cluster, left, dead)
+        deposed = await cluster.led(*left)
+        one, other = [node for node in left if node != deposed]
+        cluster.links.cut(deposed)
+        await cluster.until(lambda: cluster[one].leads or cluster[other].leads)
+        leader, victim = (one, other) if cluster[one].leads else (other, one)
+        await cluster.append(leader)
+        cluster.crash(victim)
+        cluster.wipe(victim)
+        cluster.links.cut(leader)
+        cluster.links.cut(victim)
+        await cluster.start(victim)
+        await cluster.override(victim, order(plan))
+        assert cluster.disks[victim].blank
+        cluster.links.heal(deposed)
+        cluster.links.cut_pair(deposed, leader)
+        outcome = asyncio.ensure_future(cluster.append(deposed, None, 5_000))
+        await asyncio.sleep(10)
+        cluster.links.heal()
+        await asyncio.wait([outcome])
+        await settled(cluster, *left)
+        cluster.check()
+
+    simulate(scenario)

@@ -380,6 +380,31 @@ class TestColdStart:
         solo.tick()
         assert not solo.recovery.may_stand()
 
+    def test_the_log_of_one_that_was_removed_makes_no_floor(self, hands: Clock) -> None:
+        """It runs on with what the members have lost, and nobody that is counted can reach it."""
+        solo = recovering(index=10)
+        two = solo.engine.membership.without("n3").plain()
+        for peer, log in (("n2", (3, 1)), ("n3", (3, 11))):
+            answer = report(solo, leads=False, recovering=True, term=4, committed=two, heard=two)
+            solo.recovery.report(peer, answer._replace(last_term=log[0], last_index=log[1]))
+        hands.advance(1)
+        solo.tick()
+        assert solo.recovery.may_stand()
+
+    def test_answers_that_take_longer_than_a_round_are_waited_for(self, hands: Clock) -> None:
+        solo = recovering(index=10)
+        for _ in range(8):
+            nonce = nonce_of(solo)
+            hands.advance(1.5)  # there and back
+            solo.tick()
+            if nonce_of(solo) == nonce:
+                for peer in ("n2", "n3"):
+                    solo.recovery.report(peer, report(solo, leads=False, last_term=3, last_index=1))
+                hands.advance(3)
+                solo.tick()
+                break
+        assert solo.recovery.may_stand()
+
     def test_a_vote_under_the_floor_still_compares_the_logs(self, hands: Clock) -> None:
         solo = recovering(index=10)
         self.rounds(solo, (3, 1), (3, 1))
@@ -403,7 +428,7 @@ class TestWords:
         solo.recovery.report("n2", report(solo, leads=False))
         for _ in range(2):
             assert "an answer of n3 (" in solo.recovery.waits_for()
-            hands.advance(0.3)
+            hands.advance(5)  # longer than any round
             solo.tick()
         assert "an answer of n2, n3 (" in solo.recovery.waits_for(), "two rounds later it is"
 
