@@ -143,13 +143,11 @@ class State:
         store = self.stores.get(command.store)
         if store is None:
             return StoreNotFound(command.store)
-        outcome = store.append_many(
-            command.events,
-            command.checks,
-            command.checkpoint,
-            command.created_us,
-            place >> PLACE_BITS,
-        )
+        _, created_us, events, checks, checkpoint = command
+        index = place >> PLACE_BITS
+        outcome = store.append_many(events, checks, checkpoint, created_us, index)
+        if checkpoint is not None and store.checkpoint_index.get(checkpoint[0]) == index:
+            self._changed.add(store.name)  # also where the events were stored before
         return self._noting(outcome, store)
 
     def _put_checkpoint(self, command: PutCheckpoint, place: int) -> Outcome:

@@ -103,10 +103,17 @@ class Store(Events):
         created_us: int,
         index: int,
     ) -> Appended | Refusal | CheckpointNotIncreasing:
-        """Append to several streams and move a checkpoint, all of it or nothing."""
+        """Append to several streams and move a checkpoint, all of it or nothing.
+
+        Where all events are stored already the checkpoint still moves, if that is forward: who has
+        written them in other batches, or before it failed, has got that far and must get on.
+        """
         ids = [frame_id(frame) for _, frame in events]
         if self._recent.knows_any(ids) or _repeats(ids):
-            return self._earlier_try(events)
+            earlier = self._earlier_try(events)
+            if type(earlier) is Appended and checkpoint is not None:
+                self.put_checkpoint(*checkpoint, index)
+            return earlier
         refusal = (
             self._refused_stream([*events, *checks])
             or self._refused_check(checks)

@@ -155,7 +155,10 @@ class ReferenceStore:
         if len(set(ids)) < len(ids):
             return Reused(frozenset(ids))
         if any(one in known for one in ids):
-            return self._earlier_try(events, [known.get(one, 0) for one in ids], frozenset(ids))
+            earlier = self._earlier_try(events, [known.get(one, 0) for one in ids], frozenset(ids))
+            if isinstance(earlier, Appended) and checkpoint and self._increases(*checkpoint):
+                self.checkpoints.update([checkpoint])
+            return earlier
         for stream, _ in [*events, *checks]:
             if stream in self.over:
                 return StreamDeleted(stream)

@@ -99,6 +99,23 @@ def test_ids_are_judged_before_checks_and_checkpoint():
     assert refused_or_found(state, behind) == Appended(0, 0, [1], {"s": 0}, True)
 
 
+def test_a_checkpoint_moves_forward_although_all_events_were_stored_before():
+    """A processor that makes its ids from what it reads may have cut its batches otherwise."""
+    state = stored()
+    state.apply(3, 1, [commands.put_checkpoint("main", "p", 5)])
+    told: list[str] = []
+    state.on_change = told.append
+    for position, stands in ((7, 7), (6, 7), (7, 7), (9, 9)):
+        again = commands.append_many("main", 5, [("s", A)], [("s", 77)], ("p", position))
+        [outcome] = state.apply(state.applied_index + 1, 1, [again])
+        assert outcome == Appended(0, 0, [1], {"s": 0}, True)
+        assert state.stores["main"].checkpoints == {"p": stands}
+    assert told == ["main"] * 2, "so that it comes to the disk"
+    other = commands.append_many("main", 5, [("s", A), ("s", NEW)], [], ("p", 11))
+    assert isinstance(refused_or_found(state, other), EventIdReused)
+    assert state.stores["main"].checkpoints == {"p": 9}
+
+
 def test_a_refused_append_leaves_its_ids_free():
     state = stored()
     assert isinstance(refused_or_found(state, append("s", [NEW], 77)), WrongExpectedVersion)

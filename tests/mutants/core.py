@@ -11,6 +11,16 @@ _LOADING = "core/test_loading.py"
 
 DEFECTS = (
     Defect(
+        "checkpoint-of-a-retry-is-no-change",
+        "I13: a checkpoint that moved reaches the disk, also where no event was stored",
+        "core/state.py",
+        "            self._changed.add(store.name)  # also where the events were stored before\n",
+        "            pass\n",
+        (
+            "core/test_retries.py::test_a_checkpoint_moves_forward_although_all_events_were_stored_before",
+        ),
+    ),
+    Defect(
         "version-judged-before-ids",
         "I7: event ids are looked up before the expected version",
         "core/store.py",
