@@ -30,6 +30,7 @@ it has compared what is there.
 `history`   a history with what stands in for removed events
 `file`      the SQLite file: checked, read
 `writing`   the same: written, finished
+`threads`   work in a thread, whose end is waited for
 `door`      requests to whichever node answers, in CBOR
 `carrying`  what stands beside the events: store -> file -> store
 `lives`     what streams keep, and which are deleted: store -> file -> store

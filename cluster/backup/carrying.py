@@ -16,7 +16,6 @@ was not delivered.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -27,6 +26,7 @@ from cluster.backup import BackupFailed, lives
 from cluster.backup.beside import Checkpoint, Parked, Settings, Snapshot, Subscription, Tally
 from cluster.backup.door import NOW, Door, each
 from cluster.backup.file import Advance, Finished
+from cluster.backup.threads import in_thread
 from cluster.backup.writing import Written
 from cluster.client_errors import ClientError, NotFound
 from cluster.client_values import quoted
@@ -49,11 +49,11 @@ async def take(door: Door, written: Written, advance: Advance) -> None:
     Raises BackupFailed and ClientError.
     """
     async for checkpoints in _checkpoints(door):
-        await asyncio.to_thread(written.put, checkpoints)
+        await in_thread(written.put, checkpoints)
     for status in (await door.ask("GET", "/subscriptions", NOW))["subscriptions"]:
-        await asyncio.to_thread(written.put, await _subscription(door, status["name"]))
+        await in_thread(written.put, await _subscription(door, status["name"]))
     async for page in _snapshots(door):
-        await asyncio.to_thread(written.put, page)
+        await in_thread(written.put, page)
         advance(len(page))
 
 

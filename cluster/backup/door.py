@@ -19,6 +19,7 @@ import cbor2
 from yarl import URL
 
 from cluster.access import reason_of
+from cluster.backup.threads import in_thread
 from cluster.client_asking import Attempts
 from cluster.client_errors import OutcomeUnknown, Unavailable, of_problem
 from cluster.client_routing import Routing
@@ -154,7 +155,7 @@ async def each(
     things: Iterator[T], put: Callable[[T], Awaitable[None]], advance: Callable[[int], None]
 ) -> None:
     """Put all, a few at a time. Raises what the first of them raises."""
-    while batch := await asyncio.to_thread(lambda: list(islice(things, _UNDER_WAY))):
+    while batch := await in_thread(lambda: list(islice(things, _UNDER_WAY))):
         for outcome in await asyncio.gather(*map(put, batch), return_exceptions=True):
             if outcome is not None:
                 raise outcome

@@ -16,7 +16,6 @@ and has lost the events up to there.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,6 +25,7 @@ from cluster.backup import BackupFailed
 from cluster.backup.beside import ALIVE, DELETED_FOR_EVER, Life
 from cluster.backup.door import NOW, Door, each
 from cluster.backup.file import Advance, Finished
+from cluster.backup.threads import in_thread
 from cluster.backup.writing import Written
 from cluster.client_errors import Deleted, NotFound
 from cluster.client_values import quoted
@@ -38,7 +38,7 @@ async def take(door: Door, written: Written) -> None:
     until, events = written.head.until, 0
     async for page in _pages(door, until):
         events += sum(row["version"] + 1 for row in page)
-        await asyncio.to_thread(written.put, _lives(page))
+        await in_thread(written.put, _lives(page))
     if events != until:
         raise BackupFailed(
             f"the streams of store {door.store!r} have had {events:,} events up to position"

@@ -30,6 +30,7 @@ from cluster.backup.door import CBOR, JSON, Door
 from cluster.backup.file import Advance, Finished
 from cluster.backup.history import Filler
 from cluster.backup.taking import decoded
+from cluster.backup.threads import in_thread
 from cluster.client_errors import NotFound
 
 BATCH_EVENTS = 2_000
@@ -106,7 +107,7 @@ async def _compared(door: Door, backup: Finished, position: int, advance: Advanc
         events, following, is_end = decoded(await door.page(begun.position, position))
         until = position if is_end else following
         expected = islice(wanted, until - begun.position)
-        link = await asyncio.to_thread(_link_of_same, expected, events, begun.link)
+        link = await in_thread(_link_of_same, expected, events, begun.link)
         if link is None:
             return None
         advance(until - begun.position)
@@ -141,11 +142,11 @@ async def _has_subscriptions(door: Door, facts: dict[str, Any]) -> bool:
 async def restore(door: Door, backup: Finished, after: int, advance: Advance) -> None:
     """Append all events behind a position, and fillers. Raises BackupFailed and ClientError."""
     waiting = batches(backup.history(after))
-    batch = await asyncio.to_thread(next, waiting, None)
+    batch = await in_thread(next, waiting, None)
     while batch is not None:
         asking = asyncio.create_task(_append(door, batch))
         try:
-            following = await asyncio.to_thread(next, waiting, None)
+            following = await in_thread(next, waiting, None)
             await asking
         finally:
             asking.cancel()
@@ -169,7 +170,7 @@ async def digest(door: Door, begun: Begun, until: int, advance: Advance) -> byte
     position, link = begun
     while position < until:
         events, following, is_end = decoded(await door.page(position, until))
-        link = await asyncio.to_thread(_links, link, events)
+        link = await in_thread(_links, link, events)
         if is_end and following < until:
             raise BackupFailed(f"store {door.store!r} ends at {following}, before {until}")
         advance(following - position)

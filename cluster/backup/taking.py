@@ -1,7 +1,7 @@
 """Taking a backup: what stands beside the events (`carrying`), then these, up to one position, then
 the lives of streams (`lives`).
 
-While a page is written to the file (in a thread) the next one is under way: two pages at most are
+While a page is written to the file (`threads`) the next one is under way: two pages at most are
 held. Each page begins at the last position of the one before (`file.Written.add`), and may come
 from another node: one that dies in the middle is passed over. Events that are removed meanwhile are
 left out in the end, whether they had been read or not.
@@ -20,6 +20,7 @@ from cluster.backup import BackupFailed, carrying, lives
 from cluster.backup.digest import StoredEvent
 from cluster.backup.door import Door
 from cluster.backup.file import NO_END, Advance, partial_of
+from cluster.backup.threads import in_thread
 from cluster.backup.writing import Written
 
 Watch = Callable[[int], AbstractContextManager[Advance]]
@@ -32,11 +33,11 @@ async def begin(door: Door, path: Path, watch: Watch) -> Written:
     All that stands beside the events is in it, and where these end. One that was interrupted before
     it had come to the events is begun anew. Raises BackupFailed and ClientError.
     """
-    if await asyncio.to_thread(path.exists):
+    if await in_thread(path.exists):
         raise BackupFailed(f"{path} is there already: name another file")
     facts = await door.facts()
-    if await asyncio.to_thread(partial_of(path).exists):
-        written = await asyncio.to_thread(Written.resume, path)
+    if await in_thread(partial_of(path).exists):
+        written = await in_thread(Written.resume, path)
         if written.head.store != door.store or written.head.until > facts["position"]:
             with written:
                 raise BackupFailed(
@@ -46,13 +47,13 @@ async def begin(door: Door, path: Path, watch: Watch) -> Written:
         if written.head.until != NO_END:
             return written
         with written:
-            await asyncio.to_thread(partial_of(path).unlink)
+            await in_thread(partial_of(path).unlink)
     settings = carrying.settings_of(facts)
-    written = await asyncio.to_thread(Written.begin, path, door.store, settings)
+    written = await in_thread(Written.begin, path, door.store, settings)
     try:
         with watch(facts.get("snapshots", 0)) as advance:
             await carrying.take(door, written, advance)
-        await asyncio.to_thread(written.end_at, (await door.facts())["position"])
+        await in_thread(written.end_at, (await door.facts())["position"])
     except BaseException:
         with written:
             raise
@@ -67,20 +68,20 @@ async def take(door: Door, written: Written, advance: Advance) -> None:
     if written.position < written.head.until:
         await _events(door, written, advance)
     await lives.take(door, written)
-    await asyncio.to_thread(written.leave_out_removed)
+    await in_thread(written.leave_out_removed)
 
 
 async def _events(door: Door, written: Written, advance: Advance) -> None:
     until = written.head.until
     page = await door.page(max(0, written.position - 1), until)
     while True:
-        events, following, is_end = await asyncio.to_thread(decoded, page)
+        events, following, is_end = await in_thread(decoded, page)
         if following >= until or is_end:
-            advance(await asyncio.to_thread(written.add, events, following))
+            advance(await in_thread(written.add, events, following))
             break
         asking = asyncio.create_task(door.page(following - 1, until))
         try:
-            advance(await asyncio.to_thread(written.add, events, following))
+            advance(await in_thread(written.add, events, following))
             page = await asking
         finally:
             asking.cancel()

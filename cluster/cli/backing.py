@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sqlite3
 import sys
 import time
@@ -28,6 +27,7 @@ from cluster.backup import BackupFailed, carrying, lives, restoring, taking
 from cluster.backup.beside import Checkpoint, Life, Parked, Snapshot, Subscription, Tally
 from cluster.backup.door import Door
 from cluster.backup.file import Advance, Finished
+from cluster.backup.threads import told_in_thread
 from cluster.cli import options as shared
 from cluster.cli.ending import Failure, run
 from cluster.cli.showing import say, say_json
@@ -88,7 +88,7 @@ async def _backup(options: argparse.Namespace) -> None:
             with bar(options, "reading", head.until, before) as advance:
                 await taking.take(door, written, advance)
             with bar(options, "checking", head.until) as advance:
-                tally = await asyncio.to_thread(written.finish, advance)
+                tally = await told_in_thread(written.finish, advance)
             digest = written.link.hex()
     seconds = time.monotonic() - start
     show(
@@ -109,7 +109,7 @@ async def _backup(options: argparse.Namespace) -> None:
 async def _check(options: argparse.Namespace) -> None:
     with Finished.open(options.file) as found:
         with bar(options, "checking", found.head.until) as advance:
-            tally = await asyncio.to_thread(found.check, advance)
+            tally = await told_in_thread(found.check, advance)
         show(
             options,
             f"backup of store {found.head.store}: whole",
@@ -138,7 +138,7 @@ async def _restore(options: argparse.Namespace) -> None:
     with Finished.open(options.file) as found:
         until = found.head.until
         with bar(options, "checking", until) as advance:
-            tally = await asyncio.to_thread(found.check, advance)
+            tally = await told_in_thread(found.check, advance)
         snapshots, streams = tally.counts[Snapshot], tally.counts[Life]
         store = options.store or found.head.store
         urls = urls_or_default(options.url)
