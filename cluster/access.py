@@ -4,20 +4,27 @@ Any node can answer any request, so a tool needs one that is up, not a particula
 goes to the first address; if that cannot be reached, or says that it cannot serve now (503, which
 promises that nothing was done), it goes to the next one. Only requests that may be repeated go
 through here, because an address that broke in the middle of an answer is passed over too.
+
+An answer is read up to `BODY_BYTES_MAX`. A node ends a page at 16 MiB and one event (1 MiB) of what
+it has stored. As JSON that may be six times as much, where text is of control characters; base64
+and the names around each event come to less.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
+import msgspec
 
 from cluster.client_values import exact
 
 DEFAULT_URLS = tuple(f"http://127.0.0.1:{port}" for port in (8101, 8102, 8103))
 CONNECT_S = 2.0
-_BODY_BYTES_MAX = 16 << 20
+BODY_BYTES_MAX = 128 << 20
+_UNREACHED = "no node could be reached"
 
 
 class Reply(NamedTuple):
@@ -29,11 +36,21 @@ class Reply(NamedTuple):
 
 
 class Unreachable(Exception):
-    """No node gave an answer. `reasons` says why, by address."""
+    """No node gave an answer, or none that can be read. `reasons` says why, by address."""
 
-    def __init__(self, reasons: Mapping[str, str]) -> None:
+    def __init__(self, reasons: Mapping[str, str], answered: bool = False) -> None:
         super().__init__("\n".join(f"{url}: {reason}" for url, reason in reasons.items()))
         self.reasons = dict(reasons)
+        self.answered = answered
+
+    @property
+    def words(self) -> str:
+        """What is the matter, before the reasons."""
+        return "no node gave an answer that can be read" if self.answered else _UNREACHED
+
+
+class Unreadable(aiohttp.ClientPayloadError):
+    """An answer that is too long, or not one of this API."""
 
 
 def urls_or_default(given: list[str] | None) -> list[str]:
@@ -71,7 +88,7 @@ def reason_of(error: Exception) -> str:
 
 async def request(
     method: str,
-    urls: list[str],
+    urls: Sequence[str],
     path: str,
     *,
     params: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
@@ -83,33 +100,45 @@ async def request(
     Each node gets `timeout_s`. Raises Unreachable.
     """
     reasons: dict[str, str] = {}
+    answered = False
     refusal: Reply | None = None
-    bounds = aiohttp.ClientTimeout(total=timeout_s, connect=min(CONNECT_S, timeout_s))
-    async with aiohttp.ClientSession(timeout=bounds) as http:
+    async with aiohttp.ClientSession() as http:
         for url in urls:
+            bounds = aiohttp.ClientTimeout(total=timeout_s, connect=min(CONNECT_S, timeout_s))
             try:
                 async with http.request(
-                    method, exact(url + path), params=params, json=json
+                    method, exact(url + path), params=params, json=json, timeout=bounds
                 ) as answer:
                     reply = Reply(url, answer.status, await _body(answer))
             except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+                answered = answered or isinstance(error, Unreadable)
                 reasons[url] = reason_of(error)
                 continue
             if reply.status != 503:
                 return reply
             refusal = refusal or reply
     if refusal is None:
-        raise Unreachable(reasons)
+        raise Unreachable(reasons, answered)
     return refusal
 
 
 async def _body(answer: aiohttp.ClientResponse) -> dict[str, Any]:
     """The body, which is a JSON object in every answer that is read here; 204 has none."""
-    if (answer.content_length or 0) > _BODY_BYTES_MAX:
-        raise ValueError("the answer is too long")
+    content = await content_of(answer)
     if answer.status == 204:
         return {}
-    body = await answer.json(content_type=None)
-    if not isinstance(body, dict):
-        raise ValueError("the answer is not a JSON object")
-    return body
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(content, type=dict[str, Any])
+    # A failure without an object is that of a proxy, which did not reach a node either.
+    kind = aiohttp.ClientPayloadError if answer.status >= 500 else Unreadable
+    raise kind("the answer is not a JSON object")
+
+
+async def content_of(answer: aiohttp.ClientResponse) -> bytes:
+    """What stands in an answer, counted while it comes. Raises Unreadable if it is too much."""
+    content = bytearray()
+    async for part in answer.content.iter_any():
+        content += part
+        if len(content) > BODY_BYTES_MAX:
+            raise Unreadable(f"the answer is longer than {BODY_BYTES_MAX:,} bytes")
+    return bytes(content)

@@ -34,7 +34,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from cluster.access import reason_of
+from cluster.access import content_of, reason_of
 from cluster.client_asking import CONNECT_S, Attempts
 from cluster.client_errors import ClientError, Unavailable, of_problem
 from cluster.client_events import Appended, Event, Filter, Recorded
@@ -205,7 +205,7 @@ class Subscription:
                 timeout=bounds,
             ) as answer:
                 if answer.status != 200:
-                    raise of_problem(answer.status, msgspec.json.decode(await answer.read()))
+                    raise of_problem(answer.status, msgspec.json.decode(await content_of(answer)))
                 self.connections += 1
                 async for line in _lines(answer.content):
                     said = msgspec.json.decode(line)

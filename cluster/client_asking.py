@@ -21,7 +21,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from cluster.access import reason_of
+from cluster.access import content_of, reason_of
 from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable, of_problem
 from cluster.client_routing import Routing
 from cluster.client_values import exact, quoted
@@ -199,7 +199,7 @@ class Asking:
                     timeout=bounds,
                 ) as answer,
             ):
-                content = await answer.read()
+                content = await content_of(answer)
                 found = msgspec.json.decode(content, type=dict[str, Any]) if content else {}
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # aiohttp has sent a PUT or DELETE before, if that was on a connection that broke.

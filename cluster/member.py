@@ -88,7 +88,7 @@ async def run(options: argparse.Namespace, console: Console) -> int:
             return _list(await look(urls), console)
         return await _change(options, urls, console)
     except Unreachable as error:
-        _complain(f"no node could be reached\n{error}")
+        _complain(f"{error.words}\n{error}")
         return 2
     except asyncio.CancelledError:
         _complain("interrupted" if options.command == "list" else f"interrupted; {_later(options)}")

@@ -211,7 +211,7 @@ async def _watch(urls: list[str], console: Console) -> int:
             try:
                 live.update(whole(table(await look(urls)), console), refresh=True)
             except Unreachable as error:
-                live.update(Text(f"no node could be reached\n{error}", "red"), refresh=True)
+                live.update(Text(f"{error.words}\n{error}", "red"), refresh=True)
             await asyncio.sleep(WATCH_S)
 
 

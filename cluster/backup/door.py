@@ -18,7 +18,7 @@ import aiohttp
 import cbor2
 from yarl import URL
 
-from cluster.access import reason_of
+from cluster.access import content_of, reason_of
 from cluster.backup.threads import in_thread
 from cluster.client_asking import Attempts
 from cluster.client_errors import OutcomeUnknown, Unavailable, of_problem
@@ -139,7 +139,7 @@ class Door:
                 asyncio.timeout(try_s + 0.5),  # the node's own answer to a time-out comes first
                 self._http.request(method, url, params=query, data=body, headers=headers) as answer,
             ):
-                content = await answer.read()
+                content = await content_of(answer)
                 if answer.status < 400:
                     return content
                 problem = cbor2.loads(content)

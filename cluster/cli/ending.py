@@ -159,7 +159,8 @@ def failure_of(error: ClientError | Unreachable | Failure) -> Failure:
         return error
     if isinstance(error, Unreachable):
         reasons = "; ".join(f"{url}: {reason}" for url, reason in error.reasons.items())
-        return Failure(f"no node could be reached ({reasons})", UNREACHABLE, "unreachable")
+        code, word = (FAILED, "unreadable") if error.answered else (UNREACHABLE, "unreachable")
+        return Failure(f"{error.words} ({reasons})", code, word)
     exit_code = next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
     if error.code == "checkpoint_not_increasing":
         exit_code = CONFLICT

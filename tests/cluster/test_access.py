@@ -1,10 +1,15 @@
 """One request, through whichever node answers."""
 
 import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
 
+from cluster import access
 from cluster.access import DEFAULT_URLS, Unreachable, request, url_of, urls_or_default
+from node.api.limits import ApiLimits
 from tests.cluster.fake_http import serving
 
 NOBODY = "http://127.0.0.1:9"
@@ -35,6 +40,50 @@ async def test_an_answer_that_is_no_json_object_is_no_answer() -> None:
     ):
         reply = await request("GET", [other.url, odd.url, up.url], "/v1/info")
         assert reply.url == up.url
+
+
+@asynccontextmanager
+async def answering(
+    answer: Callable[[web.Request], Awaitable[web.StreamResponse]],
+) -> AsyncIterator[str]:
+    """The address of a server that gives this answer to everything."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def test_every_page_of_a_node_fits_into_what_is_read() -> None:
+    """Also where all that it holds are characters which JSON writes as six."""
+    limits = ApiLimits()
+    stored = limits.page_bytes_max + limits.event_bytes_max
+    assert 6 * stored < access.BODY_BYTES_MAX
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+async def test_an_answer_without_end_is_read_up_to_a_limit(
+    is_chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(asked: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        if is_chunked:
+            answer.enable_chunked_encoding()
+        else:
+            answer.content_length = 1 << 40
+        await answer.prepare(asked)
+        while True:
+            await answer.write(b" " * 65_536)
+
+    monkeypatch.setattr(access, "BODY_BYTES_MAX", 1 << 20)
+    async with answering(endless) as url:
+        with pytest.raises(Unreachable, match="longer than 1,048,576 bytes") as caught:
+            await request("GET", [url], "/v1/info")
+    assert caught.value.words == "no node gave an answer that can be read"
 
 
 async def test_other_refusals_are_answers() -> None:

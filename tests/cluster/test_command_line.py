@@ -311,6 +311,13 @@ async def test_no_node_at_all_is_exit_2(exesdb: Exesdb) -> None:
         assert "127.0.0.1:9" in err and "event" not in out.replace("events  stream", "")
 
 
+async def test_an_answer_that_cannot_be_read_is_called_that(exesdb: Exesdb) -> None:
+    async with serving({("GET", "/v1/stores"): (200, "hello")}) as odd:
+        code, out, err = await exesdb(odd, "stores")
+    assert (code, out) == (1, "")
+    assert err.startswith("exesdb stores: unreadable: no node gave an answer that can be read (")
+
+
 async def test_lines_are_appended_in_requests_that_expect_one_another(
     exesdb: Exesdb, tmp_path: Path
 ) -> None:
