@@ -10,6 +10,7 @@ it has stored. As JSON that may be six times as much, where text is of control c
 and the names around each event come to less.
 """
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,11 @@ from cluster.client_values import exact
 
 DEFAULT_URLS = tuple(f"http://127.0.0.1:{port}" for port in (8101, 8102, 8103))
 CONNECT_S = 2.0
+_TRY_MIN_S = 0.05
 BODY_BYTES_MAX = 128 << 20
 _UNREACHED = "no node could be reached"
+
+Params = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
 class Reply(NamedTuple):
@@ -91,20 +95,25 @@ async def request(
     urls: Sequence[str],
     path: str,
     *,
-    params: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
+    params: Params | None = None,
     json: object = None,
     timeout_s: float = 10.0,
+    together: bool = False,
 ) -> Reply:
     """The first answer that a node gives; a 503 only if no node has a better one.
 
-    Each node gets `timeout_s`. Raises Unreachable.
+    Each node gets `timeout_s`, or all of them `together`: then a node gets half of what is left, so
+    that one which says nothing leaves time for another, and the last one all of it. Raises
+    Unreachable.
     """
+    until = asyncio.get_running_loop().time() + timeout_s
     reasons: dict[str, str] = {}
     answered = False
     refusal: Reply | None = None
     async with aiohttp.ClientSession() as http:
         for url in urls:
-            bounds = aiohttp.ClientTimeout(total=timeout_s, connect=min(CONNECT_S, timeout_s))
+            try_s = _share_s(until, url == urls[-1]) if together else timeout_s
+            bounds = aiohttp.ClientTimeout(total=try_s, connect=min(CONNECT_S, try_s))
             try:
                 async with http.request(
                     method, exact(url + path), params=params, json=json, timeout=bounds
@@ -120,6 +129,12 @@ async def request(
     if refusal is None:
         raise Unreachable(reasons, answered)
     return refusal
+
+
+def _share_s(until: float, is_last: bool) -> float:
+    """How long a try may take of the time that is left; at least a little, so that it is made."""
+    left_s = until - asyncio.get_running_loop().time()
+    return max(_TRY_MIN_S, left_s if is_last else left_s / 2)
 
 
 async def _body(answer: aiohttp.ClientResponse) -> dict[str, Any]:

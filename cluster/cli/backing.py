@@ -22,7 +22,6 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from cluster.access import urls_or_default
 from cluster.backup import BackupFailed, carrying, lives, restoring, taking
 from cluster.backup.beside import Checkpoint, Life, Parked, Snapshot, Subscription, Tally
 from cluster.backup.door import Door
@@ -80,7 +79,7 @@ async def _told(work: Any) -> None:
 
 async def _backup(options: argparse.Namespace) -> None:
     start = time.monotonic()
-    door = Door(urls_or_default(options.url), options.store, options.timeout_ms / 1000)
+    door = Door(options.nodes, options.store, options.timeout_ms / 1000)
     async with door:
         watch = partial(bar, options, "reading", unit="snapshots")
         with await taking.begin(door, options.file, watch) as written:
@@ -141,8 +140,7 @@ async def _restore(options: argparse.Namespace) -> None:
             tally = await told_in_thread(found.check, advance)
         snapshots, streams = tally.counts[Snapshot], tally.counts[Life]
         store = options.store or found.head.store
-        urls = urls_or_default(options.url)
-        async with Door(urls, store, options.timeout_ms / 1000) as door:
+        async with Door(options.nodes, store, options.timeout_ms / 1000) as door:
             with bar(options, "looking", until) as advance:
                 begun = await restoring.begin(door, found, advance)
             with bar(options, "appending", until, begun.position) as advance:

@@ -6,9 +6,8 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from cluster.access import request, urls_or_default
 from cluster.cli import options as shared
-from cluster.cli.ending import NOT_FOUND, Failure, accepted, run
+from cluster.cli.ending import NOT_FOUND, Failure, run
 from cluster.cli.showing import say, say_json
 from cluster.client import ANY
 from cluster.client_values import quoted
@@ -62,15 +61,12 @@ def stores(argv: list[str], prog: str = "exesdb stores") -> int:
 
 
 async def _stores(options: argparse.Namespace) -> None:
-    urls, timeout_s = urls_or_default(options.url), options.timeout_ms / 1000
     name = options.create or options.delete
     if name is not None:
         path = f"/v1/stores/{quoted(name)}"
         method, body = ("PUT", _settings(options)) if options.create else ("DELETE", None)
-        accepted(await request(method, urls, path, json=body, timeout_s=timeout_s))
-    params = {"consistency": "leader"}
-    reply = await request("GET", urls, "/v1/stores", params=params, timeout_s=timeout_s)
-    found = accepted(reply)["stores"]
+        await shared.ask(options, method, path, body=body)
+    found = (await shared.ask(options, "GET", "/v1/stores", {"consistency": "leader"}))["stores"]
     if options.json:
         for store in found:
             say_json(store)
@@ -151,15 +147,13 @@ async def _delete(options: argparse.Namespace) -> None:
 
 
 async def _list(options: argparse.Namespace) -> None:
-    path = f"/v1/stores/{quoted(options.store)}/streams"
     left = options.limit
     after: str | None = options.after or ""
     heading = "" if options.json else f"{'events':>12}  stream"
     while after is not None and left != 0:
         limit = _PAGE_STREAMS if left is None else min(left, _PAGE_STREAMS)
         params = {"prefix": options.prefix or "", "after": after, "limit": str(limit)}
-        urls, timeout_s = urls_or_default(options.url), options.timeout_ms / 1000
-        page = accepted(await request("GET", urls, path, params=params, timeout_s=timeout_s))
+        page = await shared.ask_store(options, "GET", "/streams", params)
         if heading:
             say(heading)
             heading = ""

@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from cluster.access import DEFAULT_URLS, urls_or_default
-from cluster.cli.ending import WRONG_USAGE, Failure, complain
+from cluster.access import DEFAULT_URLS, Params, request, urls_or_default
+from cluster.cli.ending import WRONG_USAGE, Failure, accepted, complain
 from cluster.client import ANY, NO_STREAM, STREAM_EXISTS, Client, Filter
+from cluster.client_values import quoted
 
 DEFAULT_STORE = "my_store"
 TIMEOUT_MS = 15_000
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         options.prog = self.prog
         if hasattr(options, "url"):
             try:
-                urls_or_default(options.url)
+                options.nodes = urls_or_default(options.url)
             except ValueError as error:
                 self.error(str(error))
         return options
@@ -106,8 +107,38 @@ def _conditions(text: str) -> list[Any]:
 
 def client(options: argparse.Namespace) -> Client:
     """A client of the store that the options name."""
-    urls = urls_or_default(options.url)
-    return Client(*urls, store=options.store, timeout_s=options.timeout_ms / 1000)
+    return Client(*options.nodes, store=options.store, timeout_s=options.timeout_ms / 1000)
+
+
+async def ask(
+    options: argparse.Namespace,
+    method: str,
+    path: str,
+    params: Params | None = None,
+    body: object = None,
+) -> dict[str, Any]:
+    """What a node answers to what may be repeated, at any. Raises ClientError and Unreachable.
+
+    The next question goes to the node that answered first of all: others may be frozen, and each
+    costs its share of the time.
+    """
+    timeout_s = options.timeout_ms / 1000
+    reply = await request(
+        method, options.nodes, path, params=params, json=body, timeout_s=timeout_s, together=True
+    )
+    options.nodes.sort(key=lambda url: url != reply.url)
+    return accepted(reply)
+
+
+async def ask_store(
+    options: argparse.Namespace,
+    method: str,
+    path: str,
+    params: Params | None = None,
+    body: object = None,
+) -> dict[str, Any]:
+    """The same of the store that the options name."""
+    return await ask(options, method, f"/v1/stores/{quoted(options.store)}{path}", params, body)
 
 
 def whole(text: str) -> int:

@@ -12,13 +12,11 @@ import os
 import socket
 import sys
 
-from cluster.access import request, urls_or_default
 from cluster.cli import options as shared
-from cluster.cli.ending import DONE, Failure, accepted, end_with_reader, run
+from cluster.cli.ending import DONE, Failure, end_with_reader, run
 from cluster.cli.showing import say_event
 from cluster.client import Client, Recorded
 from cluster.client_consumer import IN_FLIGHT
-from cluster.client_values import quoted
 
 _PAGE_EVENTS = 1_000
 
@@ -117,20 +115,12 @@ async def _tail(options: argparse.Namespace) -> None:
 
 async def _head(options: argparse.Namespace) -> int:
     """Where the store ends now, on a node that has what the leader has."""
-    route = f"/v1/stores/{quoted(options.store)}/events"
-    reply = await request(
-        "GET",
-        urls_or_default(options.url),
-        route,
-        params={"limit": "1", "consistency": "leader"},
-        timeout_s=options.timeout_ms / 1000,
-    )
-    return int(accepted(reply)["head"])
+    params = {"limit": "1", "consistency": "leader"}
+    return int((await shared.ask_store(options, "GET", "/events", params))["head"])
 
 
 async def _last(options: argparse.Namespace, head: int) -> list[Recorded]:
     """The last events up to a position of the store, in order."""
-    path = f"/v1/stores/{quoted(options.store)}/events"
     params = [("direction", "backward"), ("min_position", str(head))]
     params += shared.wanted(options).query()
     if options.stream is not None:
@@ -139,15 +129,8 @@ async def _last(options: argparse.Namespace, head: int) -> list[Recorded]:
     found: list[Recorded] = []
     while len(found) < options.events:
         limit = min(_PAGE_EVENTS, options.events - len(found))
-        page = accepted(
-            await request(
-                "GET",
-                urls_or_default(options.url),
-                path,
-                params=[*params, ("after", str(after)), ("limit", str(limit))],
-                timeout_s=options.timeout_ms / 1000,
-            )
-        )
+        place = [("after", str(after)), ("limit", str(limit))]
+        page = await shared.ask_store(options, "GET", "/events", [*params, *place])
         found += [Recorded.of(plain) for plain in page["events"]]
         if page["is_end"]:
             break

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cluster.access import request, urls_or_default
 from cluster.cli import options as shared
-from cluster.cli.ending import NOT_FOUND, Failure, accepted, run
+from cluster.cli.ending import NOT_FOUND, Failure, run
 from cluster.cli.showing import say, say_json, shortened
 from cluster.client_values import quoted
 
@@ -98,15 +97,7 @@ async def _ask(
     body: Any = None,
 ) -> dict[str, Any]:
     """What is asked here may be repeated, at any node."""
-    reply = await request(
-        method,
-        urls_or_default(options.url),
-        f"/v1/stores/{quoted(options.store)}/snapshots{path}",
-        params=params,
-        json=body,
-        timeout_s=options.timeout_ms / 1000,
-    )
-    return accepted(reply)
+    return await shared.ask_store(options, method, f"/snapshots{path}", params, body)
 
 
 def _series(options: argparse.Namespace) -> str:

@@ -6,9 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from cluster.access import request, urls_or_default
 from cluster.cli import options as shared
-from cluster.cli.ending import accepted, run
+from cluster.cli.ending import run
 from cluster.cli.showing import say, say_event, say_json
 from cluster.client import Recorded
 from cluster.client_values import quoted
@@ -161,15 +160,7 @@ async def _ask(
     body: Any = None,
 ) -> dict[str, Any]:
     """What is asked here may be repeated, at any node."""
-    reply = await request(
-        method,
-        urls_or_default(options.url),
-        f"/v1/stores/{quoted(options.store)}/subscriptions{path}",
-        params=params,
-        json=body,
-        timeout_s=options.timeout_ms / 1000,
-    )
-    return accepted(reply)
+    return await shared.ask_store(options, method, f"/subscriptions{path}", params, body)
 
 
 def _one(options: argparse.Namespace) -> str:

@@ -1,5 +1,6 @@
 """One request, through whichever node answers."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -97,6 +98,22 @@ async def test_silence_is_told_in_words() -> None:
         url = "http://{}:{}".format(*silent.getsockname())
         with pytest.raises(Unreachable, match=f"^{url}: no answer in time$"):
             await request("GET", [url], "/v1/info", timeout_s=0.2)
+
+
+@pytest.mark.parametrize("silent", [1, 2])
+async def test_all_nodes_together_take_no_longer_than_they_may(silent: int) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        url = "http://{}:{}".format(*frozen.getsockname())
+        async with serving({PATH: (200, {})}) as up:
+            urls = [*[url] * silent, up.url]
+            began = loop.time()
+            reply = await request("GET", urls, "/v1/info", timeout_s=2, together=True)
+            assert reply.url == up.url and loop.time() - began < 2
+        began = loop.time()
+        with pytest.raises(Unreachable, match="no answer in time"):
+            await request("GET", [url, *urls[:-1]], "/v1/info", timeout_s=1, together=True)
+        assert loop.time() - began < 1.9
 
 
 async def test_where_nobody_answers_every_reason_is_told() -> None:

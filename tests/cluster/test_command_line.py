@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -316,6 +317,20 @@ async def test_an_answer_that_cannot_be_read_is_called_that(exesdb: Exesdb) -> N
         code, out, err = await exesdb(odd, "stores")
     assert (code, out) == (1, "")
     assert err.startswith("exesdb stores: unreadable: no node gave an answer that can be read (")
+
+
+async def test_who_was_silent_is_not_asked_first_again() -> None:
+    page = {"streams": [{"stream": "s", "count": 1}], "next": "s"}
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        url = "http://{}:{}".format(*frozen.getsockname())
+        async with serving({("GET", f"{STORE}/streams"): (200, page)}) as up:
+            words = ["streams", "--limit", "3", "--url", url, "--url", up.url]
+            code = await asyncio.to_thread(main, [*words, "--timeout-ms", "1000"])
+            assert code == 0 and len(up.asked) == 3
+        frozen.setblocking(False)
+        frozen.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # nobody else has come
+            frozen.accept()
 
 
 async def test_lines_are_appended_in_requests_that_expect_one_another(
