@@ -81,6 +81,8 @@ def url_of(text: str) -> str:
 
 def reason_of(error: Exception) -> str:
     """Why there was no answer, in few words."""
+    if isinstance(error, aiohttp.ClientSSLError):  # its number is OpenSSL's, not the system's
+        return str(error.__cause__ or error)
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno or 0
         words = os.strerror(number) if number > 0 else error.os_error.strerror

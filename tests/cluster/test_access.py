@@ -123,6 +123,13 @@ async def test_where_nobody_answers_every_reason_is_told() -> None:
     assert set(caught.value.reasons.values()) == {"Connection refused"}
 
 
+async def test_what_is_wrong_with_tls_is_told_in_its_own_words() -> None:
+    async with serving({}) as plain:
+        url = plain.url.replace("http:", "https:")
+        with pytest.raises(Unreachable, match="wrong version number"):
+            await request("GET", [url], "/v1/info")
+
+
 def test_addresses_come_from_options_then_the_environment_then_the_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
