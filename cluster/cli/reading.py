@@ -13,7 +13,7 @@ import socket
 import sys
 
 from cluster.cli import options as shared
-from cluster.cli.ending import DONE, Failure, end_with_reader, run
+from cluster.cli.ending import DONE, Failure, end_by_sigterm, end_with_reader, run
 from cluster.cli.showing import say_event
 from cluster.client import Client, Recorded
 from cluster.client_consumer import IN_FLIGHT
@@ -175,6 +175,7 @@ async def _consume(options: argparse.Namespace) -> None:
     if left == 0:
         return
     end_with_reader()
+    end_by_sigterm()  # others get at once what this one leaves
     name = options.consumer or f"{socket.gethostname()}-{os.getpid()}"
     ahead = IN_FLIGHT if left is None else min(left, IN_FLIGHT)
     async with (

@@ -578,6 +578,35 @@ async def without_room(*words: str) -> tuple[int | None, str]:
     return process.returncode, said.decode()
 
 
+async def test_who_ends_a_consumer_by_sigterm_leaves_nothing_with_it() -> None:
+    path = f"{STORE}/subscriptions/jobs"
+    handed_out = [
+        event(n) | {"event_stream_id": f"s{n}", "delivery_id": f"d{n}", "attempt": 1}
+        for n in (1, 2, 3)
+    ]
+    answers: dict[tuple[str, str], tuple[int, Any]] = {
+        ("GET", path): (200, {"ack_timeout_ms": 30_000}),
+        ("POST", f"{path}/fetch"): (200, {"events": handed_out}),
+        ("POST", f"{path}/ack"): (503, {"code": "no_leader"}),
+        ("POST", f"{path}/nack"): (200, {"stale": []}),
+    }
+    async with serving(answers) as server:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cluster", "subscribe", "--persistent", "jobs"),
+            *("--limit", "3", "--url", server.url),
+            stdout=subprocess.PIPE,
+            cwd=PROJECT,
+        )
+        async with asyncio.timeout(20):
+            await until(lambda: any("ack" in what for what, _ in server.asked), 20)
+            process.terminate()
+            server.answers[("POST", f"{path}/ack")] = (200, {"stale": []})
+            out, _ = await process.communicate()
+    assert (process.returncode, len(out.splitlines())) == (0, 1)
+    assert server.asked[-1][0] == f"POST {path}/nack"
+    assert json.loads(server.bodies[-1]) == {"action": "give_back", "delivery_ids": ["d2", "d3"]}
+
+
 async def test_who_does_not_know_whether_it_was_stored_is_told_the_id_to_repeat_it_with(
     exesdb: Exesdb,
 ) -> None:
