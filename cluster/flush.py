@@ -4,7 +4,8 @@ One request to any node (`POST /v1/persistence/force?scope=cluster`) makes that 
 member, and it answers when all have fsynced what was committed when the request came, or have
 failed. The answer is shown as a table with one row a node; a failed node's row says why.
 
-Exit codes: 0 every member has it on disk; 1 at least one has not; 2 no node could be reached.
+Exit codes: 0 every member has it on disk; 1 at least one has not; 2 no node could be reached; 130
+interrupted.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
-from cluster.cli.ending import ended, refused, shown
+from cluster.cli.ending import INTERRUPTED, ended, refused, shown
 from cluster.cli.options import Parser
 from cluster.client_values import quoted
 from cluster.tables import whole
@@ -32,7 +33,7 @@ examples:
   {prog} --store my_store --url http://10.0.0.1:8101 --url http://10.0.0.2:8101
 
 exit codes: 0 all nodes have it on disk, 1 a node has not, 2 no node could be reached, 64 wrong
-options
+options, 130 interrupted
 The environment variable EX_ESDB_URL holds addresses too, with commas between them.
 """
 
@@ -150,7 +151,10 @@ async def run(options: argparse.Namespace, console: Console) -> int:
 def main(argv: list[str], prog: str = PROG) -> int:
     """The exit code."""
     options = parse(argv, prog)
-    return shown(prog, run(options, Console()), options.json)
+    try:
+        return shown(prog, run(options, Console()), options.json)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

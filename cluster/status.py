@@ -10,7 +10,7 @@ is behind what is committed: reads there are so much older. The persisted lag is
 disk is behind its memory: that much it would need from the others after a crash.
 
 Exit codes: 0 there is a leader and every member is reachable (with `--leader`: there is one);
-1 not so; 2 no node could be reached.
+1 not so; 2 no node could be reached; 130 interrupted, but for `--watch`, whose end is 0.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
-from cluster.cli.ending import Failure, ended, refused, shown
+from cluster.cli.ending import DONE, INTERRUPTED, Failure, ended, refused, shown
 from cluster.cli.options import Parser
 from cluster.tables import whole
 
@@ -43,7 +43,7 @@ examples:
   kill -9 $(cat data/$({prog} --leader)/lock)        on the leader's own machine: see who is next
 
 exit codes: 0 there is a leader and all members are reachable, 1 not so, 2 no node could be reached,
-64 wrong options
+64 wrong options, 130 interrupted (with --watch: 0)
 The environment variable EX_ESDB_URL holds addresses too, with commas between them.
 """
 
@@ -216,12 +216,12 @@ async def _watch(urls: list[str], console: Console) -> int:
 
 
 def main(argv: list[str], prog: str = PROG) -> int:
-    """The exit code; to leave a watch by Ctrl-C is no failure."""
+    """The exit code; to leave a watch by Ctrl-C is no failure, and all else is not known then."""
     options = parse(argv, prog)
     try:
         return shown(prog, run(options, Console()), options.json)
     except KeyboardInterrupt:
-        return 0
+        return DONE if options.watch else INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -115,3 +115,11 @@ async def test_json_is_the_nodes_own_answer() -> None:
 def test_wrong_options_are_exit_64(argv: list[str]) -> None:
     with pytest.raises(SystemExit, match="64"):
         flush.parse(argv)
+
+
+def test_who_interrupts_it_sees_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flush, "flush", interrupted)
+    assert flush.main([]) == 130

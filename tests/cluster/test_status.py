@@ -158,3 +158,17 @@ async def test_json_is_the_nodes_own_answer() -> None:
 def test_watching_and_json_exclude_each_other() -> None:
     with pytest.raises(SystemExit, match="64"):
         status.parse(["--watch", "--json"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"), [([], 130), (["--leader"], 130), (["--json"], 130), (["--watch"], 0)]
+)
+def test_who_interrupts_a_look_does_not_take_it_for_a_healthy_cluster(
+    argv: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def interrupted(_: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status, "look", interrupted)
+    assert status.main(argv) == code
+    assert capsys.readouterr().err == ""
