@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import os
-import stat
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import msgspec
 
+from cluster.cli import incoming
 from cluster.cli import options as shared
 from cluster.cli.ending import INTERRUPTED, WRONG_USAGE, Failure, complain, end_by_sigterm, run
 from cluster.cli.showing import say, say_json
@@ -31,7 +30,6 @@ from cluster.client_errors import ClientError
 BATCH_EVENTS = 500
 LINE_BYTES_MAX = 8 * 1024 * 1024
 _BATCH_BYTES_MAX = 4 * 1024 * 1024
-_READ_BYTES = 256 * 1024
 
 _EXAMPLES = """\
   exesdb append order-7 OrderPlaced '{"total": 12}' --expect no_stream
@@ -105,8 +103,8 @@ def _parse(argv: list[str], prog: str) -> argparse.Namespace:
 async def _one(options: argparse.Namespace) -> None:
     event = Event(
         options.event_type,
-        shared.value(options.data, options.bytes, "data"),
-        shared.value(options.metadata, False, "metadata"),
+        await shared.value(options.data, options.bytes, "data"),
+        await shared.value(options.metadata, False, "metadata"),
         str(options.id or uuid.uuid4()),
     )
     end_by_sigterm()
@@ -224,7 +222,7 @@ def _of_line(line: Numbered, stream: str | None) -> tuple[str, Event]:
 async def _batches(file: str) -> AsyncIterator[list[Numbered]]:
     """Lines of a file in lists that fit a request; a list ends where the input pauses."""
     number, rest = 0, b""
-    async for part in _parts(file):
+    async for part in incoming.parts(file):
         *whole, rest = (rest + part).split(b"\n")
         if len(rest) > LINE_BYTES_MAX:
             raise Failure(f"line {number + len(whole) + 1} is too long", WRONG_USAGE, "wrong_input")
@@ -243,39 +241,3 @@ async def _batches(file: str) -> AsyncIterator[list[Numbered]]:
             yield batch
     if rest.strip():
         yield [Numbered(number + 1, rest)]
-
-
-async def _parts(file: str) -> AsyncIterator[bytes]:
-    """What a file or a pipe has, as it comes, without keeping the event loop waiting."""
-    try:
-        number = os.dup(0) if file == "-" else os.open(file, os.O_RDONLY)
-    except OSError as error:
-        raise Failure(str(error), WRONG_USAGE, "wrong_usage") from None
-    try:
-        regular = stat.S_ISREG(os.fstat(number).st_mode)
-        while True:
-            if not regular:
-                await _readable(number)
-            try:
-                part = os.read(number, _READ_BYTES)
-            except OSError as error:
-                words = f"{file}: {error.strerror}"
-                raise Failure(words, WRONG_USAGE, "wrong_usage") from None
-            if not part:
-                return
-            yield part
-    finally:
-        os.close(number)
-
-
-async def _readable(number: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    try:
-        loop.add_reader(number, ready.set)
-    except PermissionError:  # what nobody ever waits for, such as /dev/null
-        return
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(number)

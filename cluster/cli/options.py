@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 
 from cluster.access import DEFAULT_URLS, Params, request, urls_or_default
+from cluster.cli import incoming
 from cluster.cli.ending import WRONG_USAGE, Failure, accepted, complain
 from cluster.client import ANY, NO_STREAM, STREAM_EXISTS, Client, Filter
 from cluster.client_values import quoted
@@ -181,16 +180,17 @@ def expected(text: str) -> int | str:
     return text if text in (ANY, NO_STREAM, STREAM_EXISTS) else whole(text)
 
 
-def value(given: str | None, as_bytes: bool, what: str) -> Any:
+async def value(given: str | None, as_bytes: bool, what: str) -> Any:
     """The value that an argument stands for: JSON, or bytes; @FILE holds it, @- is stdin."""
     if given is None:
         return None
     content = given.encode()
     if given.startswith("@"):
         try:
-            content = sys.stdin.buffer.read() if given == "@-" else Path(given[1:]).read_bytes()
-        except OSError as error:
-            raise Failure(f"{what}: {error}", WRONG_USAGE, "wrong_usage") from None
+            content = await incoming.whole(given[1:])
+        except Failure as failure:
+            failure.detail = f"{what}: {failure.detail}"
+            raise
     if as_bytes:
         return content
     try:

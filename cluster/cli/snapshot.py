@@ -54,7 +54,7 @@ async def _work(options: argparse.Namespace) -> None:
     elif options.record is not None:
         body = {
             "source_type": options.source_type,
-            "data": shared.value(options.record, False, "--record"),
+            "data": await shared.value(options.record, False, "--record"),
         }
         _show(options, await _ask(options, "PUT", _one(options), body=body), "recorded")
     elif options.delete:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -637,6 +638,45 @@ async def test_a_run_of_lines_that_breaks_off_says_where(
         sent = [event["event_id"] for event in json.loads(server.bodies[-1])["events"]]
     assert told["lines"] == [2, 4] and told.get("event_ids", sent) == sent
     assert ("event_ids" in told) == (code == 5)
+
+
+@pytest.mark.parametrize(
+    "words", [["append", "s", "T", "@PIPE"], ["snapshot", "b", "s", "3", "--record", "@PIPE"]]
+)
+async def test_ctrl_c_ends_a_command_whose_input_does_not_come(
+    words: list[str], tmp_path: Path
+) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cluster", *words[:-1], f"@{pipe}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=PROJECT,
+    )
+    writers: list[int] = []
+
+    def is_read() -> bool:
+        with contextlib.suppress(OSError):  # nobody reads yet
+            writers.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(writers)
+
+    try:
+        await until(is_read, 20)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(5):
+            assert (await process.communicate(), process.returncode) == ((b"", None), 130)
+    finally:
+        for writer in writers:
+            os.close(writer)
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def test_a_file_without_an_end_is_not_held_in_memory(exesdb: Exesdb) -> None:
+    ended = await exesdb(None, "append", "s", "T", "@/dev/zero", "--bytes")
+    words = "data: /dev/zero is longer than 16,777,216 bytes"
+    assert ended == (64, "", f"exesdb append: wrong_usage: {words}\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
