@@ -5,7 +5,7 @@ What a client does (`client`, `client_snapshots`, `client_subscriptions`) stands
 what it did itself.
 
 A request may go over a `Line`, so that who no longer waits can hang up, and still hear what the
-node has said by then.
+node has said by then; or learn whether anything was sent that may be stored.
 """
 
 from __future__ import annotations
@@ -38,6 +38,17 @@ class Line:
 
     def __init__(self) -> None:
         self.connection: aiohttp.connector.Connection | None = None
+        self._perhaps_stored = False  # by a try that is over
+
+    @property
+    def perhaps_stored(self) -> bool:
+        """Whether the change that is asked for may be stored, if nothing more is heard of it."""
+        return self._perhaps_stored or self.connection is not None
+
+    def try_is_over(self, perhaps_stored: bool) -> None:
+        """The last try has come to this, or none was made; the next may find no connection."""
+        self.connection = None
+        self._perhaps_stored = perhaps_stored
 
     def use(self) -> None:
         """The next request of this task goes over this line."""
@@ -71,7 +82,7 @@ class _Connector(aiohttp.TCPConnector):
     ) -> aiohttp.connector.Connection:
         connection = await super().connect(req, traces, timeout)
         line = _line.get()
-        if line is not None:
+        if line is not None and req.method != "GET":  # as a look for the leader is
             line.connection = connection
         return connection
 
@@ -156,12 +167,15 @@ class Asking:
         that is recorded again replaces itself, and a delivery is settled once.
         """
         attempts, loop = Attempts(self._timeout_s, self._chance), asyncio.get_running_loop()
+        line = _line.get() or Line()
+        line.try_is_over(perhaps_stored=False)
         while True:
             url = await self._node(method != "GET", attempts.try_s() / 2)
             began = loop.time()
             try:
                 return await self._once(method, url, path, query, body, attempts.try_s())
             except (Unavailable, OutcomeUnknown) as error:
+                line.try_is_over(attempts.perhaps_stored or error.stored)
                 self._routing.failed(url, loop.time() - began)
                 await attempts.failed(error)
             except ClientError as error:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from cluster import client_asking
 from cluster.cli import incoming
 from cluster.cli import options as shared
 from cluster.cli.ending import INTERRUPTED, WRONG_USAGE, Failure, complain, end_by_sigterm, run
@@ -108,6 +109,8 @@ async def _one(options: argparse.Namespace) -> None:
         str(options.id or uuid.uuid4()),
     )
     end_by_sigterm()
+    wire = client_asking.Line()
+    wire.use()
     async with shared.client(options) as client:
         try:
             done = await client.append(options.stream, [event], options.expect, options.durability)
@@ -117,8 +120,9 @@ async def _one(options: argparse.Namespace) -> None:
                 error.fields["event_id"] = event.id
             raise
         except asyncio.CancelledError:
-            fields = {"stored": True, "event_id": event.id}
-            _interrupted(options, f"perhaps stored; to repeat it safely: --id {event.id}", fields)
+            again = f"perhaps stored; to repeat it safely: --id {event.id}"
+            fields = {"stored": wire.perhaps_stored, "event_id": event.id}
+            _interrupted(options, again if wire.perhaps_stored else "not stored", fields)
             raise
     if options.json:
         say_json(dataclasses.asdict(done))
@@ -160,6 +164,8 @@ class _Progress:
 
 async def _lines(options: argparse.Namespace) -> None:
     end_by_sigterm()
+    wire = client_asking.Line()
+    wire.use()
     done = _Progress(options.expect)
     async with shared.client(options) as client:
         try:
@@ -171,7 +177,8 @@ async def _lines(options: argparse.Namespace) -> None:
                     _tell_of(error, lines, batch, options.json)
                     raise
                 except asyncio.CancelledError:
-                    _interrupted(options, _perhaps(lines), _fields(lines, batch, stored=True))
+                    stored = wire.perhaps_stored
+                    _interrupted(options, _end(lines, stored), _fields(lines, batch, stored))
                     raise
         except BaseException:
             if done.events:
@@ -186,8 +193,7 @@ def _tell_of(
     """Which lines the error is about: nobody could go on behind what is stored without that."""
     error.fields |= _fields(lines, batch, error.stored)
     if not as_json:
-        not_stored = f"not stored from line {lines[0].number} on"
-        error.detail += f"; {_perhaps(lines) if error.stored else not_stored}"
+        error.detail += f"; {_end(lines, error.stored)}"
 
 
 def _fields(lines: list[Numbered], batch: list[tuple[str, Event]], stored: bool) -> dict[str, Any]:
@@ -197,13 +203,16 @@ def _fields(lines: list[Numbered], batch: list[tuple[str, Event]], stored: bool)
     return fields
 
 
-def _perhaps(lines: list[Numbered]) -> str:
+def _end(lines: list[Numbered], stored: bool) -> str:
+    """What holds of the lines of a request that did not go well, and of those behind it."""
     first, last = lines[0].number, lines[-1].number
+    if not stored:
+        return f"not stored from line {first} on"
     return f"lines {first} to {last} are perhaps stored, and nothing behind them"
 
 
 def _interrupted(options: argparse.Namespace, what: str, fields: dict[str, Any]) -> None:
-    """Ctrl-C or SIGTERM came while a request was under way: its outcome is open."""
+    """Ctrl-C or SIGTERM came while a request was under way: its outcome may be open."""
     complain(options.prog, Failure(what, INTERRUPTED, "interrupted", fields), options.json)
 
 

@@ -735,6 +735,29 @@ async def test_who_interrupts_an_append_is_told_what_is_perhaps_stored(
         )
 
 
+async def test_who_interrupts_an_append_before_anything_was_sent_is_told_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a node answers, but only that it cannot serve now."""
+    (file := tmp_path / "lines").write_text("\n" + '{"event_type": "T"}\n' * 3)
+    refusal = (503, {"code": "no_leader", "detail": "so it is"})
+    paths = (f"{STORE}/streams/s/events", f"{STORE}/append")
+    async with serving({("POST", path): refusal for path in paths}) as server:
+        for url in ("http://127.0.0.1:9", server.url):
+            for words in (("T",), ("--lines", str(file))):
+                options = append._parse(["s", *words, "--url", url, "--json"], "exesdb append")
+                work = append._lines(options) if options.lines else append._one(options)
+                task = asyncio.create_task(work)
+                await asyncio.sleep(0.3)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                told = json.loads(capsys.readouterr().err)
+                assert (told["error"], told["stored"]) == ("interrupted", False)
+                assert told.get("lines", [2, 4]) == [2, 4]
+                assert ("not stored from line 2 on" in told["detail"]) == ("lines" in told)
+
+
 async def test_events_are_written_as_utf_8_where_the_locale_knows_no_such_letters() -> None:
     page = {"events": [event(1, data="größe"), event(2)], "next": 2, "is_end": True}
     async with serving({("GET", f"{STORE}/events"): (200, page)}) as server:
