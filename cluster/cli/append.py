@@ -62,6 +62,21 @@ class Line(msgspec.Struct, forbid_unknown_fields=True):
         return Event(self.event_type, data, metadata, str(self.event_id or uuid.uuid4()))
 
 
+class _WrongLine(Failure):
+    """A line that cannot be appended."""
+
+    def __init__(self, number: int, what: str) -> None:
+        super().__init__(f"line {number}{what}", WRONG_USAGE, "wrong_input")
+        self._number = number
+
+    def tell(self, stored: int, as_json: bool) -> None:
+        """What holds of it and of those before it, of which so many lines are dealt with."""
+        first = stored + 1
+        self.fields |= {"stored": False, "lines": [first, self._number]}
+        if not as_json:
+            self.detail += f"; not stored from line {first} on"
+
+
 class Numbered(NamedTuple):
     """A line of the input with its number, from 1."""
 
@@ -137,6 +152,7 @@ class _Progress:
 
     def __init__(self, expected: int | str) -> None:
         self.events = self.requests = self.repeated = self.last_position = 0
+        self.line = 0  # the last one of those that are stored
         self.expected = expected
 
     async def append(
@@ -173,6 +189,7 @@ async def _lines(options: argparse.Namespace) -> None:
                 batch = [_of_line(line, options.stream) for line in lines]
                 try:
                     await done.append(client, batch, options)
+                    done.line = lines[-1].number
                 except ClientError as error:
                     _tell_of(error, lines, batch, options.json)
                     raise
@@ -180,7 +197,9 @@ async def _lines(options: argparse.Namespace) -> None:
                     stored = wire.perhaps_stored
                     _interrupted(options, _end(lines, stored), _fields(lines, batch, stored))
                     raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, _WrongLine):
+                error.tell(done.line, options.json)
             if done.events:
                 done.show(options.json)
             raise
@@ -219,12 +238,12 @@ def _interrupted(options: argparse.Namespace, what: str, fields: dict[str, Any])
 def _of_line(line: Numbered, stream: str | None) -> tuple[str, Event]:
     try:
         parsed = msgspec.json.decode(line.text, type=Line)
-    except msgspec.DecodeError as error:
-        raise Failure(f"line {line.number}: {error}", WRONG_USAGE, "wrong_input") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _WrongLine(line.number, f": {error}") from None
     name = parsed.stream or stream
     if name is None or (stream is not None and name != stream):
         words = "names no stream" if name is None else f"names {name!r}, not {stream!r}"
-        raise Failure(f"line {line.number} {words}", WRONG_USAGE, "wrong_input")
+        raise _WrongLine(line.number, f" {words}")
     return name, parsed.event()
 
 
@@ -234,7 +253,7 @@ async def _batches(file: str) -> AsyncIterator[list[Numbered]]:
     async for part in incoming.parts(file):
         *whole, rest = (rest + part).split(b"\n")
         if len(rest) > LINE_BYTES_MAX:
-            raise Failure(f"line {number + len(whole) + 1} is too long", WRONG_USAGE, "wrong_input")
+            raise _WrongLine(number + len(whole) + 1, f" is longer than {LINE_BYTES_MAX:,} bytes")
         batch: list[Numbered] = []
         size = 0
         for text in whole:

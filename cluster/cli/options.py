@@ -195,7 +195,7 @@ async def value(given: str | None, as_bytes: bool, what: str) -> Any:
         return content
     try:
         return msgspec.json.decode(content)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         words = f"{what} is not JSON: {error} (a text needs its quotes: '\"text\"')"
         raise Failure(words, WRONG_USAGE, "wrong_usage") from None
 

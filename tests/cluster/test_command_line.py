@@ -358,8 +358,30 @@ async def test_a_wrong_line_is_named_and_what_was_stored_before_is_told(
     file.write_text('{"event_type": "T"}\n' * 600 + "\n" + '{"type": "T"}\n')
     async with serving({("POST", f"{STORE}/append"): (201, STORED)}) as server:
         code, out, err = await exesdb(server, "append", "s", "--lines", str(file))
+        told = await exesdb(server, "append", "s", "--lines", str(file), "--json")
     assert code == 64 and err.startswith("exesdb append: wrong_input: line 602: ")
+    assert err.endswith("; not stored from line 501 on\n")
     assert out == "stored 500 events, the last at position 7\n"
+    said = json.loads(told.err)
+    assert (said["stored"], said["lines"]) == (False, [501, 602])
+    assert "not stored" not in said["detail"]
+
+
+async def test_what_is_not_utf_8_is_one_line_that_says_so(exesdb: Exesdb, tmp_path: Path) -> None:
+    (file := tmp_path / "lines").write_bytes(b'\n{"event_type": "T", "data": "\xff"}\n')
+    for words in (("s", "--lines", str(file)), ("s", "T", f"@{file}")):
+        code, out, err = await exesdb(None, "append", *words)
+        assert (code, out, len(err.splitlines())) == (64, "", 1) and "'utf-8' codec" in err
+
+
+async def test_a_line_without_an_end_is_named(exesdb: Exesdb, tmp_path: Path) -> None:
+    (file := tmp_path / "lines").write_bytes(b"\n" * 3 + b"x" * (append.LINE_BYTES_MAX + 1))
+    code, _, err = await exesdb(None, "append", "s", "--lines", str(file))
+    assert code == 64
+    assert err == (
+        "exesdb append: wrong_input: line 4 is longer than 8,388,608 bytes;"
+        " not stored from line 1 on\n"
+    )
 
 
 @pytest.mark.parametrize(
