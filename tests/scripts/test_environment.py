@@ -33,7 +33,7 @@ WITHOUT_ENSUREPIP = STUB.replace(
 )
 """As Debian's Python without the package python3-venv."""
 
-TOOLS = ("bash", "cat", "cmp", "cp", "dirname", "mkdir")
+TOOLS = ("bash", "cat", "cmp", "cp", "dirname", "mkdir", "readlink")
 """What the scripts use besides Python. The rest of this machine, its Pythons too, is not seen."""
 
 
@@ -100,6 +100,12 @@ def test_the_first_use_sets_up_and_the_next_ones_do_not(machine: Machine) -> Non
     assert err.startswith(f"Setting up {machine.venv}")
     assert machine.run("flush") == (0, "-m cluster.flush\n", "")
     assert machine.installations == [str(SCRIPTS / "requirements.txt")]
+
+
+def test_a_link_to_a_script_is_as_good_as_the_script(machine: Machine, tmp_path: Path) -> None:
+    (link := tmp_path / "elsewhere").symlink_to(SCRIPTS / "exesdb")
+    (further := tmp_path / "further").symlink_to(link.name)
+    assert machine.run(str(further), "read")[:2] == (0, "-m cluster read\n")
 
 
 def test_only_what_the_lock_file_names_is_installed(machine: Machine) -> None:
