@@ -67,14 +67,9 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    if words and words[0] in ("-h", "--help", "help"):
-        print(usage(), end="")
-        return 0
     command = COMMANDS.get(words[0]) if words else None
     if command is None:
-        said = f"there is no command {words[0]!r}" if words else "name a command"
-        print(f"exesdb: {said}; exesdb --help lists them", file=sys.stderr)
-        return WRONG_USAGE
+        return _without_command(words)
     try:
         function = getattr(importlib.import_module(command.module), command.function)
         return int(function(words[1:], f"exesdb {words[0]}"))
@@ -82,6 +77,17 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     except SystemExit as leaving:  # argparse has no other way to end
         return WRONG_USAGE if leaving.code == _ARGPARSE_USAGE else int(leaving.code or 0)
+
+
+def _without_command(words: list[str]) -> int:
+    """The list of commands, or that there is no such one."""
+    ending = importlib.import_module("cluster.cli.ending")
+    ending.open_closed()
+    if words and words[0] in ("-h", "--help", "help"):
+        return int(ending.written("exesdb", usage()))
+    said = f"there is no command {words[0]!r}" if words else "name a command"
+    print(f"exesdb: {said}; exesdb --help lists them", file=sys.stderr)
+    return WRONG_USAGE
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -126,10 +126,31 @@ def end_with_reader() -> None:
             asyncio.get_running_loop().add_reader(number, task.cancel)
 
 
+def open_closed() -> None:
+    """What the caller has closed is /dev/null, and not the next thing that is opened."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # until the end
+
+
+def written(prog: str, text: str, as_json: bool = False) -> int:
+    """Write a text, such as a command's help; the exit code."""
+
+    def write() -> int:
+        sys.stdout.write(text)
+        return DONE
+
+    return _with_room(prog, write, as_json)
+
+
 def shown(prog: str, work: Coroutine[Any, Any, int], as_json: bool = False) -> int:
     """Do work that ends in an exit code; another one where its output finds no room."""
+    return _with_room(prog, lambda: asyncio.run(work), as_json)
+
+
+def _with_room(prog: str, work: Callable[[], int], as_json: bool) -> int:
     try:
-        code = asyncio.run(work)
+        code = work()
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read our output has seen enough

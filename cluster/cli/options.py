@@ -11,7 +11,7 @@ import msgspec
 
 from cluster.access import DEFAULT_URLS, Params, request, urls_or_default
 from cluster.cli import incoming
-from cluster.cli.ending import WRONG_USAGE, Failure, accepted, complain
+from cluster.cli.ending import WRONG_USAGE, Failure, accepted, complain, open_closed, written
 from cluster.client import ANY, NO_STREAM, STREAM_EXISTS, Client, Filter
 from cluster.client_values import quoted
 
@@ -33,6 +33,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         """The options, with the name of the command under `prog`."""
+        open_closed()
         self.json = "--json" in args
         options = super().parse_args(args)
         options.prog = self.prog
@@ -42,6 +43,11 @@ class Parser(argparse.ArgumentParser):
             except ValueError as error:
                 self.error(str(error))
         return options
+
+    def print_help(self, file: object = None) -> None:
+        """On stdout; leave with exit code 1 if it finds no room there."""
+        if code := written(self.prog, self.format_help(), self.json):
+            raise SystemExit(code)
 
     def error(self, message: str) -> NoReturn:
         """Leave with exit code 64."""
@@ -97,6 +103,8 @@ def _conditions(text: str) -> list[Any]:
     """Conditions; what they say is judged by the node."""
     try:
         given = msgspec.json.decode(text)
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("is not UTF-8") from None
     except msgspec.DecodeError as error:
         raise argparse.ArgumentTypeError(f"is not JSON: {error}") from None
     if not isinstance(given, dict | list):

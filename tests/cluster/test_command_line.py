@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -583,6 +584,43 @@ async def test_no_table_without_room_for_it_is_a_traceback(
         assert (code, said) == (1, f"scripts/{words[0]}: {NO_ROOM}")
 
 
+@pytest.mark.parametrize(
+    ("words", "prog"),
+    [
+        (("cluster", "--help"), "exesdb"),
+        (("cluster", "read", "--help"), "exesdb read"),
+        (("cluster.status", "--help"), "scripts/status"),
+        (("cluster.member", "add", "--help"), "scripts/member add"),
+    ],
+)
+async def test_no_help_without_room_for_it_is_a_traceback(
+    words: tuple[str, ...], prog: str
+) -> None:
+    assert await without_room(*words) == (1, f"{prog}: {NO_ROOM}")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("read", "--help"), ("read",), ("nonsense",)])
+async def test_what_is_closed_is_not_written_to(words: tuple[str, ...]) -> None:
+    """Neither results to a closed stdout, nor what went wrong to stdout for a closed stderr."""
+    page = {"events": [event(1)], "next": 1, "is_end": True}
+    async with serving({("GET", f"{STORE}/events"): (200, page)}) as server:
+        where = ("--url", server.url) if words == ("read",) else ()
+        command = shlex.join([sys.executable, "-m", "cluster", *words, *where])
+        for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
+            process = await asyncio.create_subprocess_shell(
+                f"{command} {closed}",
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=PROJECT,
+            )
+            async with asyncio.timeout(20):
+                out, err = await process.communicate()
+            wrong = words == ("nonsense",)
+            assert process.returncode == (64 if wrong else 0)
+            assert bool(out) == (closed == "2>&-" and not wrong)
+            assert bool(err) == (closed == ">&-" and wrong)
+
+
 async def test_a_cluster_whose_start_cannot_be_told_is_not_started(tmp_path: Path) -> None:
     words = ("cluster.up", "--data-dir", str(tmp_path / "data"))
     assert await without_room(*words) == (1, f"scripts/cluster: {NO_ROOM}")
@@ -798,6 +836,12 @@ async def test_events_are_written_as_utf_8_where_the_locale_knows_no_such_letter
 async def test_what_is_no_text_is_a_wrong_option(exesdb: Exesdb, words: list[str]) -> None:
     ended = await exesdb(None, *words)
     assert ended.code == 64 and "'\\udcff' is not UTF-8" in ended.err
+
+
+def test_conditions_that_are_no_text_are_called_that(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", "--where", '{"path": "data", "equals": "\udcff"}']) == 64
+    said = capsys.readouterr().err
+    assert said == "exesdb read: wrong_usage: argument --where: is not UTF-8\n"
 
 
 def test_the_figures_of_a_benchmark_can_be_json(capsys: pytest.CaptureFixture[str]) -> None:
