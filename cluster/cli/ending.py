@@ -5,7 +5,8 @@
     1     refused, or failed
     2     no node could be reached, or none could serve: certainly nothing was stored
     3     conflict: the stream, event id, checkpoint or subscription is not as the request says
-    4     there is no such store, stream, checkpoint, snapshot or subscription
+    4     there is no such store, stream, checkpoint, snapshot or subscription; to read a stream
+          without events is none of that, as in the API
     5     an append whose outcome is not known: repeat it with the same event ids
     64    wrong options
     130   interrupted

@@ -964,3 +964,11 @@ async def test_a_persistent_subscription_from_its_making_to_its_end(
     assert (await run("subscriptions", "delete", "a/b")).out == "deleted: a/b\n"
     for words in (("subscriptions", "show", "a/b"), ("subscribe", "--persistent", "a/b")):
         assert (await run(*words)).code == 4
+
+
+async def test_a_stream_without_events_is_read_as_an_empty_one(exesdb: Exesdb, node: Node) -> None:
+    """As in the API; a store that is not there is another matter."""
+    for words in (("read", "nothing"), ("tail", "nothing")):
+        url = f"127.0.0.1:{node.port}"
+        assert await exesdb(url, *words, "--store", "main") == (0, "", "")
+        assert (await exesdb(url, *words, "--store", "nowhere")).code == 4
