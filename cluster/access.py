@@ -5,9 +5,9 @@ goes to the first address; if that cannot be reached, or says that it cannot ser
 promises that nothing was done), it goes to the next one. Only requests that may be repeated go
 through here, because an address that broke in the middle of an answer is passed over too.
 
-An answer is read up to `BODY_BYTES_MAX`. A node ends a page at 16 MiB and one event (1 MiB) of what
-it has stored. As JSON that may be six times as much, where text is of control characters; base64
-and the names around each event come to less.
+An answer is read up to `BODY_BYTES_MAX`. A node ends a page at 16 MiB and one event or snapshot (at
+most 16 MiB, as a request) of what it has stored. As JSON that may be six times as much, where text
+is of control characters; base64 and the names around each event come to less.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from cluster.client_values import exact
 
 DEFAULT_URLS = tuple(f"http://127.0.0.1:{port}" for port in (8101, 8102, 8103))
 CONNECT_S = 2.0
+BODY_BYTES_MAX = 256 << 20
 _TRY_MIN_S = 0.05
-BODY_BYTES_MAX = 128 << 20
 _UNREACHED = "no node could be reached"
 
 Params = Mapping[str, str] | Sequence[tuple[str, str]]
