@@ -168,7 +168,10 @@ class Subscription:
 
     `position` is that of the last thing it was told, also where a filter let nothing through: what
     to pass as `after` to go on behind it later. `caught_up` is true while the end of the store, as
-    the node knew it, is reached. It ends only where there is nothing more to follow (`NotFound`).
+    the node knew it, is reached.
+
+    It raises an error only where there is nothing more to follow (`NotFound`). Leaving the context
+    of the client ends it as a loop ends: who leaves knows that more may come.
     """
 
     def __init__(self, client: Client, after: int, query: list[tuple[str, str]]) -> None:
@@ -179,8 +182,9 @@ class Subscription:
         self._query = query
 
     async def __aiter__(self) -> AsyncIterator[Recorded]:
+        self._client._check_open()
         attempts = Attempts(float("inf"), self._client._chance)
-        while True:
+        while self._client.is_open:
             url = self._client._routing.pick(for_append=False)
             try:
                 async for event in self._from(url):
@@ -204,6 +208,7 @@ class Subscription:
                 headers={"Accept": "application/x-ndjson"},
                 timeout=bounds,
             ) as answer:
+                client._answers.add(answer)
                 if answer.status != 200:
                     raise of_problem(answer.status, msgspec.json.decode(await content_of(answer)))
                 self.connections += 1

@@ -15,7 +15,8 @@ import random
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
+from weakref import WeakSet
 
 import aiohttp
 import msgspec
@@ -113,13 +114,18 @@ class Attempts:
             self._answered = error.detail
         pause_s = self._pause_s * (0.5 + self._chance.random())
         if asyncio.get_running_loop().time() + pause_s >= self._until:
-            if self._answered and not error.code:  # says more than that this node is away
-                error.detail += f"; another node said: {self._answered}"
-            if self.perhaps_stored:
-                raise OutcomeUnknown(error.detail, "outcome_unknown", error.fields) from error
-            raise error
+            self.end(error)
         self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
         await asyncio.sleep(pause_s)
+
+    def end(self, error: ClientError) -> NoReturn:
+        """Raise the error that tells how it stands after `error`, as there is no further try."""
+        self.perhaps_stored = self.perhaps_stored or error.stored
+        if self._answered and not error.code:  # says more than that this node is away
+            error.detail += f"; another node said: {self._answered}"
+        if self.perhaps_stored:
+            raise OutcomeUnknown(error.detail, "outcome_unknown", error.fields) from error
+        raise error
 
 
 class Asking:
@@ -141,6 +147,7 @@ class Asking:
         self._timeout_s = timeout_s
         self._chance = chance or random.Random()
         self._http: aiohttp.ClientSession | None = None
+        self._answers: WeakSet[aiohttp.ClientResponse] = WeakSet()  # those that are being read
 
     async def __aenter__(self) -> Self:
         bounds = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
@@ -155,8 +162,16 @@ class Asking:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._session.close()
-        self._http = None
+        session, self._http = self._session, None  # from now on nobody tries again
+        # aiohttp closes connections without a word to who reads from them.
+        for answer in list(self._answers):
+            answer.close()
+        await session.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the client is in its context."""
+        return self._http is not None
 
     async def _ask(
         self, method: str, path: str, query: list[tuple[str, str]], body: Any = None
@@ -164,8 +179,10 @@ class Asking:
         """The answer, from whichever node gives it; retried while that is safe and there is time.
 
         Everything that is asked may be repeated: appends are known by their event ids, a snapshot
-        that is recorded again replaces itself, and a delivery is settled once.
+        that is recorded again replaces itself, and a delivery is settled once. Who leaves the
+        client meanwhile ends the tries, as the end of the time does.
         """
+        self._check_open()
         attempts, loop = Attempts(self._timeout_s, self._chance), asyncio.get_running_loop()
         line = _line.get() or Line()
         line.try_is_over(perhaps_stored=False)
@@ -177,7 +194,10 @@ class Asking:
             except (Unavailable, OutcomeUnknown) as error:
                 line.try_is_over(attempts.perhaps_stored or error.stored)
                 self._routing.failed(url, loop.time() - began)
-                await attempts.failed(error)
+                if self.is_open:
+                    await attempts.failed(error)
+                if not self.is_open:
+                    attempts.end(error)
             except ClientError as error:
                 error.stored = error.stored or attempts.perhaps_stored
                 raise
@@ -213,6 +233,7 @@ class Asking:
                     timeout=bounds,
                 ) as answer,
             ):
+                self._answers.add(answer)
                 content = await content_of(answer)
                 found = msgspec.json.decode(content, type=dict[str, Any]) if content else {}
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -240,17 +261,22 @@ class Asking:
                     self._session.get(f"{url}/v1/cluster") as answer,
                 ):
                     self._routing.learned(await answer.json())
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+            except (aiohttp.ClientError, Unavailable, OSError, ValueError, KeyError, TypeError):
                 self._routing.failed(url, loop.time() - began)
         return self._routing.pick(for_change)
 
     def _url(self, node: str, path: str) -> URL:
         return exact(f"{node}/v1/stores/{quoted(self.store)}{path}")
 
+    def _check_open(self) -> None:
+        if not self.is_open:
+            raise RuntimeError("use the client in an `async with` block")
+
     @property
     def _session(self) -> aiohttp.ClientSession:
+        """For what was begun in the context, and may go on behind its end."""
         if self._http is None:
-            raise RuntimeError("use the client in an `async with` block")
+            raise Unavailable("the client was left")
         return self._http
 
 

@@ -27,7 +27,8 @@ it by then. What you do not settle is no longer counted once its deadline is ove
 it at once: what was fetched ahead is given back untried, what the program had and did not settle is
 to be tried again. A fetch that is under way is hung up on: what its node has answered by then is
 given back too, the rest the node takes back itself. If no node takes these words within the
-client's `timeout_s`, the events come again after their deadline.
+client's `timeout_s`, the events come again after their deadline. Leaving the client first ends the
+loop, too, but no word is sent any more.
 
 Several tasks may share a consumer: each `async for` gets deliveries of its own.
 """
@@ -188,6 +189,9 @@ class Consumer:
                     await self._fetch(url, room)
                     attempts = Attempts(float("inf"), self._client._chance)
                 except (Unavailable, OutcomeUnknown) as error:
+                    if not self._client.is_open:
+                        self._leaving = True
+                        self._arrived.set()
                     if self._leaving:
                         return
                     lost_s = loop.time() - began - _WAIT_MS / 1000

@@ -26,6 +26,7 @@ from cluster.client_errors import (
 )
 from cluster.client_routing import Routing
 from node.api.limits import ApiLimits
+from tests.api.fakes import eventually
 
 STORED = {"positions": [1], "streams": {"s": 0}, "raft_index": 7, "idempotent": False}
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -402,6 +403,57 @@ async def test_a_subscription_outlives_refusals():
             assert event.position == 1
             break
         assert len(node.asked) == 6
+
+
+async def silent_stream(request: web.Request) -> web.StreamResponse:
+    """A node that has nothing to say, and is there."""
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    await asyncio.Event().wait()
+    return response
+
+
+async def test_leaving_the_client_ends_a_subscription_that_waits():
+    node = Node(silent_stream)
+    async with nodes(node) as urls:
+        async with Client(*urls) as client:
+            subscription = client.subscribe()
+
+            async def follow() -> list[Any]:
+                return [event async for event in subscription]
+
+            following = asyncio.create_task(follow())
+            await eventually(lambda: subscription.connections == 1)
+        async with asyncio.timeout(2):
+            assert await following == []
+        with pytest.raises(RuntimeError, match="async with"):
+            await anext(aiter(client.subscribe()))
+
+
+async def test_leaving_the_client_ends_a_subscription_that_cannot_connect():
+    async with Client("127.0.0.1:9") as client:
+        following = asyncio.create_task(anext(aiter(client.subscribe()), None))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(2):
+        assert await following is None
+
+
+async def test_an_append_that_is_under_way_when_its_client_is_left_is_open():
+    async def silent(_: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    node = Node(silent)
+    async with nodes(node) as urls:
+        async with Client(*urls) as client:
+            appending = asyncio.create_task(client.append("s", [Event("A")]))
+            reading = asyncio.create_task(client.version("s"))
+            await eventually(lambda: len(node.asked) == 2)
+        async with asyncio.timeout(2):
+            with pytest.raises(OutcomeUnknown):
+                await appending
+            with pytest.raises(Unavailable):
+                await reading
 
 
 def test_a_node_that_failed_is_passed_over_for_a_while():

@@ -410,3 +410,14 @@ async def test_the_example_of_subscriptions_works(
         await delivery.nack("park")
     await names["example"](client)
     assert capsys.readouterr().out == "0\n2 1 by_consumer\n1\n"
+
+
+async def test_leaving_the_client_ends_a_consumer_that_waits(node: Node):
+    async with Client(f"127.0.0.1:{node.port}", store="main") as client:
+        await client.create_subscription(NAME)
+        consumer = await client.consume(NAME, "c1").__aenter__()
+        waiting = asyncio.create_task(anext(consumer, None))
+        await eventually(lambda: consumer._waiting == 1)
+    async with asyncio.timeout(2):
+        assert await waiting is None
+        await consumer.__aexit__(None, None, None)
