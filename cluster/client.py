@@ -19,7 +19,9 @@ append, so that a client never misses what it wrote itself, whichever node it as
 
 **Following.** A subscription keeps the position of the last thing it was told and goes on behind it
 at another node when a connection ends: every event once, in order, for as long as the process that
-reads it lives. Keep `position` together with what you made of the events to go on after a restart.
+reads it lives. Keep `position` together with what you made of the events to go on after a restart,
+and `lineage` with it: after `scripts/recover` positions are given to other events, and who goes on
+behind one of before gets `LineageChanged`, in a running process as after a restart.
 
 **Snapshots** of aggregates are recorded and read as `client_snapshots` shows. **Persistent
 subscriptions**, which share events among several consumers, are made with `client_subscriptions`
@@ -36,7 +38,7 @@ import msgspec
 
 from cluster.access import content_of, reason_of
 from cluster.client_asking import CONNECT_S, Attempts
-from cluster.client_errors import ClientError, Unavailable, of_problem
+from cluster.client_errors import ClientError, LineageChanged, Unavailable, of_problem
 from cluster.client_events import Appended, Event, Filter, Recorded
 from cluster.client_snapshots import SnapshotCalls
 from cluster.client_streams import StreamCalls
@@ -156,11 +158,19 @@ class Client(StreamCalls, SnapshotCalls, SubscriptionCalls):
     # --- following ---------------------------------------------------------------------------
 
     def subscribe(
-        self, after: int = 0, wanted: Filter | None = None, stream: str | None = None
+        self,
+        after: int = 0,
+        wanted: Filter | None = None,
+        stream: str | None = None,
+        lineage: str | None = None,
     ) -> Subscription:
-        """Every event behind `after`, and then every one that comes; see `Subscription`."""
+        """Every event behind `after`, and then every one that comes; see `Subscription`.
+
+        `lineage` is that of `after`, if it was kept: that of the cluster must be the same.
+        """
         query = (wanted or Filter()).query()
-        return Subscription(self, after, [*query, ("stream", stream)] if stream else query)
+        query = [*query, ("stream", stream)] if stream else query
+        return Subscription(self, after, query, lineage)
 
 
 class Subscription:
@@ -168,14 +178,18 @@ class Subscription:
 
     `position` is that of the last thing it was told, also where a filter let nothing through: what
     to pass as `after` to go on behind it later. `caught_up` is true while the end of the store, as
-    the node knew it, is reached.
+    the node knew it, is reached. `lineage` is that of `position`, None until it is connected.
 
-    It raises an error only where there is nothing more to follow (`NotFound`). Leaving the context
-    of the client ends it as a loop ends: who leaves knows that more may come.
+    It raises an error only where there is nothing more to follow: `NotFound`, or `LineageChanged`,
+    after which `position` means nothing any more. Leaving the context of the client ends it as a
+    loop ends: who leaves knows that more may come.
     """
 
-    def __init__(self, client: Client, after: int, query: list[tuple[str, str]]) -> None:
+    def __init__(
+        self, client: Client, after: int, query: list[tuple[str, str]], lineage: str | None
+    ) -> None:
         self.position = after
+        self.lineage = lineage
         self.caught_up = False
         self.connections = 0
         self._client = client
@@ -211,6 +225,7 @@ class Subscription:
                 client._answers.add(answer)
                 if answer.status != 200:
                     raise of_problem(answer.status, msgspec.json.decode(await content_of(answer)))
+                await self._same_lineage(url)
                 self.connections += 1
                 async for line in _lines(answer.content):
                     said = msgspec.json.decode(line)
@@ -219,6 +234,18 @@ class Subscription:
                         yield event
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
             raise Unavailable(f"{url}: {reason_of(error)}") from error
+
+    async def _same_lineage(self, url: str) -> None:
+        """Raises `LineageChanged` if the node follows another one than this subscription does.
+
+        It is asked when the subscription is connected: a node that restarts in another lineage
+        after that ends the connection, and one that did before tells the new one.
+        """
+        now = await self._client._learn(url, CONNECT_S)
+        if now is not None and self.lineage not in (None, now):
+            words = f"position {self.position} is of lineage {self.lineage}, {url} follows {now}"
+            raise LineageChanged(words, fields={"before": self.lineage, "now": now})
+        self.lineage = now or self.lineage
 
     def _told(self, said: Mapping[str, Any]) -> Recorded | None:
         kind, data = said["event"], said["data"]

@@ -2,7 +2,8 @@
 
 What a client does (`client`, `client_snapshots`, `client_subscriptions`) stands on `_ask`, and on
 `_read`, which asks each node for at least what this client was told before, so that it never misses
-what it did itself.
+what it did itself. That holds within a lineage (`client_lineage`): in another one it has done
+nothing yet.
 
 A request may go over a `Line`, so that who no longer waits can hang up, and still hear what the
 node has said by then; or learn whether anything was sent that may be stored.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -24,6 +26,7 @@ from yarl import URL
 
 from cluster.access import content_of, reason_of
 from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable, of_problem
+from cluster.client_lineage import Lineage
 from cluster.client_routing import Routing
 from cluster.client_values import exact, quoted
 
@@ -131,7 +134,7 @@ class Attempts:
 class Asking:
     """The nodes, the connections to them, and what was seen; see `client.Client`.
 
-    `seen_index` is the greatest Raft index that an answer to a change told of.
+    `seen_index` is the greatest Raft index that an answer to a change told of, in this lineage.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class Asking:
         self.store = store
         self.seen_index = 0
         self._routing = Routing(nodes or ("127.0.0.1:8101",))
+        self._lineage = Lineage()
         self._timeout_s = timeout_s
         self._chance = chance or random.Random()
         self._http: aiohttp.ClientSession | None = None
@@ -169,18 +173,30 @@ class Asking:
         await session.close()
 
     @property
+    def lineage(self) -> str | None:
+        """The lineage of the cluster, as far as a node has told it; see `client_lineage`."""
+        return self._lineage.name
+
+    @property
     def is_open(self) -> bool:
         """Whether the client is in its context."""
         return self._http is not None
 
     async def _ask(
-        self, method: str, path: str, query: list[tuple[str, str]], body: Any = None
+        self,
+        method: str,
+        path: str,
+        query: list[tuple[str, str]],
+        body: Any = None,
+        *,
+        as_seen: bool = False,
     ) -> Any:
         """The answer, from whichever node gives it; retried while that is safe and there is time.
 
         Everything that is asked may be repeated: appends are known by their event ids, a snapshot
         that is recorded again replaces itself, and a delivery is settled once. Who leaves the
-        client meanwhile ends the tries, as the end of the time does.
+        client meanwhile ends the tries, as the end of the time does. With `as_seen`, each node is
+        asked for at least what this client has seen.
         """
         self._check_open()
         attempts, loop = Attempts(self._timeout_s, self._chance), asyncio.get_running_loop()
@@ -189,11 +205,14 @@ class Asking:
         while True:
             url = await self._node(method != "GET", attempts.try_s() / 2)
             began = loop.time()
+            asked = [*query, ("min_index", str(self.seen_index))] if as_seen else query
             try:
-                return await self._once(method, url, path, query, body, attempts.try_s())
+                return await self._once(method, url, path, asked, body, attempts.try_s())
             except (Unavailable, OutcomeUnknown) as error:
                 line.try_is_over(attempts.perhaps_stored or error.stored)
                 self._routing.failed(url, loop.time() - began)
+                if error.code == "read_barrier_timeout":  # is that index of this lineage at all?
+                    await self._look(url, CONNECT_S)
                 if self.is_open:
                     await attempts.failed(error)
                 if not self.is_open:
@@ -203,7 +222,7 @@ class Asking:
                 raise
 
     async def _read(self, path: str, query: list[tuple[str, str]]) -> Any:
-        return await self._ask("GET", path, [*query, ("min_index", str(self.seen_index))])
+        return await self._ask("GET", path, query, as_seen=True)
 
     async def _once(
         self,
@@ -252,18 +271,45 @@ class Asking:
 
     async def _node(self, for_change: bool, look_s: float) -> str:
         if for_change and self._routing.stale:
-            url = self._routing.pick(for_append=False)
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            try:
-                async with (
-                    asyncio.timeout(min(CONNECT_S, look_s)),
-                    self._session.get(f"{url}/v1/cluster") as answer,
-                ):
-                    self._routing.learned(await answer.json())
-            except (aiohttp.ClientError, Unavailable, OSError, ValueError, KeyError, TypeError):
-                self._routing.failed(url, loop.time() - began)
+            await self._look(self._routing.pick(for_append=False), min(CONNECT_S, look_s))
         return self._routing.pick(for_change)
+
+    async def _look(self, url: str, within_s: float) -> None:
+        """Learn what a node knows of the cluster, if it answers within this time."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            await self._learn(url, within_s)
+        except Unavailable:
+            self._routing.failed(url, loop.time() - began)
+
+    async def _learn(self, url: str, within_s: float) -> str | None:
+        """Have a node tell who belongs to the cluster, who leads it, and its lineage, which is
+        returned; None if something answers that tells none. Raises `Unavailable`."""
+        cluster = await self._cluster(url, within_s)
+        try:
+            if self._lineage.met(cluster):
+                self.seen_index = 0
+        except Unavailable as error:
+            raise Unavailable(f"{url}: {error}") from error
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            self._routing.learned(cluster)
+        return self.lineage if "lineage" in cluster else None
+
+    async def _cluster(self, url: str, within_s: float) -> dict[str, Any]:
+        try:
+            async with (
+                asyncio.timeout(within_s),
+                self._session.get(f"{url}/v1/cluster") as answer,
+            ):
+                status, content = answer.status, await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(f"{url}: {reason_of(error)}") from error
+        if status >= 500:
+            raise Unavailable(f"{url}: HTTP status {status}")
+        with suppress(msgspec.DecodeError):
+            return msgspec.json.decode(content, type=dict[str, Any])
+        return {}
 
     def _url(self, node: str, path: str) -> URL:
         return exact(f"{node}/v1/stores/{quoted(self.store)}{path}")

@@ -5,6 +5,7 @@
     │   ├── WrongExpectedVersion, EventIdReused, NotFound, Deleted
     │   ├── SubscriptionExists
     │   └── InvalidRequest
+    ├── LineageChanged      the cluster goes on in another history; nothing was stored
     ├── Unavailable         no node could take it in time; certainly not stored
     └── OutcomeUnknown      a change was sent and its answer never came; perhaps stored
 
@@ -78,6 +79,21 @@ class SubscriptionExists(Refused):
 
 class Deleted(Refused):
     """The stream was deleted for ever."""
+
+
+class LineageChanged(ClientError):
+    """An operator had the cluster go on without members, and it follows another lineage than that
+    of the position to go on from. Read from the start: other events may stand where some were."""
+
+    @property
+    def before(self) -> str:
+        """The lineage that the position is of."""
+        return str(self.fields.get("before", ""))
+
+    @property
+    def now(self) -> str:
+        """The one that the cluster follows."""
+        return str(self.fields.get("now", ""))
 
 
 class Unavailable(ClientError):

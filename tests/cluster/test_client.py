@@ -18,6 +18,7 @@ from cluster.client_asking import Attempts
 from cluster.client_errors import (
     ClientError,
     Deleted,
+    LineageChanged,
     NotFound,
     OutcomeUnknown,
     Unavailable,
@@ -351,12 +352,13 @@ def recorded(position: int) -> dict[str, Any]:
 
 
 def streaming(*lines: str) -> Answer:
-    """A node that says these lines and then breaks off."""
+    """A node that says these lines and then stops."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         await response.write("".join(line + "\n" for line in lines).encode())
+        await response.write_eof()  # aiohttp's client drops what it has of an answer that breaks
         assert request.transport is not None
         request.transport.close()
         return response
@@ -436,6 +438,86 @@ async def test_leaving_the_client_ends_a_subscription_that_cannot_connect():
         await asyncio.sleep(0)
     async with asyncio.timeout(2):
         assert await following is None
+
+
+def of_lineage(name: str, *ancestry: str, founded: bool = True) -> dict[str, Any]:
+    known = {"lineage": name, "ancestry": list(ancestry), "founded": founded}
+    return {"leader": None, "members": [], **known}
+
+
+async def test_reads_do_not_wait_for_an_index_of_a_lineage_that_was_given_up():
+    async def behind(request: web.Request) -> web.Response:
+        if int(request.query["min_index"]):
+            status, content = problem(504, "read_barrier_timeout")
+            return web.json_response(content, status=status)
+        return web.json_response({"version": 0})
+
+    node = Node((201, STORED), behind)
+    node.cluster = of_lineage("old")
+    async with nodes(node) as urls, Client(*urls) as client:
+        assert client.lineage is None
+        await client.append("s", [Event("A")])
+        assert (client.lineage, client.seen_index) == ("old", 7)
+        node.cluster = of_lineage("new", "old")
+        assert await client.version("s") == 0
+        assert (client.lineage, client.seen_index) == ("new", 0)
+        await client.version("s")
+        assert len(node.asked) == 4, "one more try, and no more than one"
+
+
+async def test_what_was_seen_holds_while_the_lineage_does():
+    node = Node((201, STORED), problem(504, "read_barrier_timeout"))
+    node.cluster = of_lineage("old")
+    async with nodes(node) as urls, Client(*urls, timeout_s=0.3) as client:
+        await client.append("s", [Event("A")])
+        with pytest.raises(Unavailable):
+            await client.version("s")
+        assert client.seen_index == 7
+
+
+async def test_a_subscription_ends_when_the_cluster_goes_on_in_another_lineage():
+    one = streaming(line("event", 1, recorded(1)), line("event", 2, recorded(2)))
+    node = Node(one, streaming(line("event", 3, recorded(3))))
+    node.cluster = of_lineage("old")
+    async with nodes(node) as urls, Client(*urls) as client:
+        subscription = client.subscribe()
+        with pytest.raises(LineageChanged, match="position 2 is of lineage old") as caught:
+            async for event in subscription:
+                assert event.position <= 2 and subscription.lineage == "old"
+                node.cluster = of_lineage("new", "old")
+        assert (caught.value.before, caught.value.now) == ("old", client.lineage)
+        assert not caught.value.stored and not caught.value.retry
+        with pytest.raises(LineageChanged):
+            await anext(aiter(client.subscribe(2, lineage="old")))
+        assert (await anext(aiter(client.subscribe(2, lineage="new")))).position == 3
+
+
+async def test_a_node_of_a_lineage_that_was_given_up_or_is_not_founded_is_not_followed():
+    old = Node(streaming(line("event", 1, recorded(7))))
+    unfounded = Node(streaming(line("event", 1, recorded(8))))
+    new = Node(streaming(line("event", 1, recorded(9))), problem(404, "store_not_found"))
+    old.cluster, new.cluster = of_lineage("old"), of_lineage("new", "old")
+    unfounded.cluster = of_lineage("newer", "new", founded=False)
+    async with nodes(new, old, unfounded) as urls, Client(*urls) as client:
+        await client._look(urls[0], 5)
+        subscription = client.subscribe(lineage="new")
+        with pytest.raises(NotFound):
+            async for event in subscription:
+                assert event.position == 9
+        assert client.lineage == "new"
+
+
+@pytest.mark.parametrize("status", [200, 403])
+async def test_who_tells_no_lineage_can_be_followed(status: int):
+    async def proxy(request: web.Request) -> web.StreamResponse:
+        if request.path == "/v1/cluster":
+            return web.Response(status=status, text="<html>")
+        return await streaming(line("event", 1, recorded(1)))(request)
+
+    node = Node()
+    node.answer = proxy  # type: ignore[method-assign]
+    async with nodes(node) as urls, Client(*urls) as client:
+        assert (await anext(aiter(client.subscribe()))).position == 1
 
 
 async def test_an_append_that_is_under_way_when_its_client_is_left_is_open():
