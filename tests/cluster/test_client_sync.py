@@ -211,4 +211,4 @@ def test_leaving_the_client_ends_who_still_waits(node: Node):
         while not consumer._consumer._waiting:
             assert not ended
     waiting.join(5)
-    assert [type(error) for error in ended] == [asyncio.CancelledError]
+    assert [type(error) for error in ended] == [StopIteration]
