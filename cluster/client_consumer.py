@@ -120,6 +120,8 @@ class Consumer:
         self._leaving = self._left = False
 
     async def __aenter__(self) -> Consumer:
+        if self._tasks:
+            raise RuntimeError("a consumer is entered once: have `consume` make another one")
         found = await self._client._ask("GET", self._path, [("consistency", "leader")])
         self._ack_timeout_s = found["ack_timeout_ms"] / 1000
         self._tasks = [asyncio.create_task(self._fetch_on()), asyncio.create_task(self._send_on())]
@@ -158,6 +160,8 @@ class Consumer:
         return self
 
     async def __anext__(self) -> Delivery:
+        if not self._tasks:
+            raise RuntimeError("use the consumer in an `async with` block; without await, `with`")
         while True:
             self._drop_overdue()
             if self._leaving:

@@ -421,3 +421,16 @@ async def test_leaving_the_client_ends_a_consumer_that_waits(node: Node):
     async with asyncio.timeout(2):
         assert await waiting is None
         await consumer.__aexit__(None, None, None)
+
+
+async def test_a_consumer_outside_its_context_says_what_to_do(client: Client):
+    await client.create_subscription(NAME)
+    consumer = client.consume(NAME, "c1")
+    async with asyncio.timeout(2):
+        with pytest.raises(RuntimeError, match="async with"):
+            await anext(consumer)
+        async with consumer:
+            with pytest.raises(RuntimeError, match="another one"):
+                await consumer.__aenter__()
+        with pytest.raises(RuntimeError, match="another one"):
+            await consumer.__aenter__()

@@ -7,7 +7,7 @@ import signal
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -212,3 +212,40 @@ def test_leaving_the_client_ends_who_still_waits(node: Node):
             assert not ended
     waiting.join(5)
     assert [type(error) for error in ended] == [StopIteration]
+
+
+def within(timeout_s: float, work: Callable[[], Any]) -> Any:
+    """What the work returns or raises, in a thread that does not hold up the tests if it hangs."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result(timeout_s)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.append("s", [Event("M")]),
+        lambda client: next(client.read("s")),
+        lambda client: next(client.subscribe()),
+        lambda client: client.consume(NAME, "c1").__enter__(),
+        lambda client: next(client.consume(NAME, "c1")),
+    ],
+)
+def test_outside_its_context_a_client_says_what_to_do(call: Callable[[SyncClient], Any]):
+    with pytest.raises(RuntimeError, match="`with`"):
+        within(5, lambda: call(SyncClient("127.0.0.1:9")))
+
+
+def test_a_consumer_that_was_not_entered_says_what_to_do(client: SyncClient):
+    client.create_subscription(NAME)
+    consumer = client.consume(NAME, "c1")
+    for call in (lambda: next(consumer), lambda: consumer.take(timeout_s=1)):
+        with pytest.raises(RuntimeError, match="`with`"):
+            within(5, call)
