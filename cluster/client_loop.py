@@ -14,11 +14,16 @@ import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _END_S = 3.0  # more than a pause between two tries, or looking for a connection
+
+
+class NotRunning(RuntimeError):
+    """There is no loop, or none any more."""
 
 
 class LoopThread:
@@ -65,7 +70,7 @@ class LoopThread:
             return asyncio.run_coroutine_threadsafe(work, self._loop_for(work))
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """What the work returns or raises; `RuntimeError` if the loop was stopped before."""
+        """What the work returns or raises; `NotRunning` if the loop was stopped before."""
         over = threading.Event()
         tasks: list[asyncio.Task[T]] = []
 
@@ -88,13 +93,18 @@ class LoopThread:
             over.wait()
             raise
         if tasks[0].cancelled():
-            raise RuntimeError("the client was left meanwhile")
+            raise NotRunning("the client was left meanwhile")
         return tasks[0].result()
+
+    def leave(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Have work done that nobody waits for; where nobody works any more, it is not needed."""
+        with suppress(NotRunning):
+            self.begin(work)
 
     def _loop_for(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             work.close()
-            raise RuntimeError("use the client in a `with` block")
+            raise NotRunning("use the client in a `with` block")
         return self._loop
 
     async def _end(self) -> None:

@@ -9,17 +9,21 @@ It is the same client (see `client`), on an event loop in a thread of its own. C
 threads are served side by side. An iterator asks for the next event when it is wanted, so nothing
 is read ahead of a slow reader but a page. Consumers of persistent subscriptions, which do read
 ahead, are shown in `client_sync_consumer`.
+
+Leaving the client ends whoever still follows the store or consumes, as a loop ends. A call that is
+under way in another thread ends in a `ClientError` that says what is certain.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
-from cluster.client import ANY, Appended, Client, Event, Filter, Recorded
+from cluster.client import ANY, Appended, Client, Event, Filter, Recorded, Subscription
 from cluster.client_consumer import IN_FLIGHT
-from cluster.client_loop import LoopThread
+from cluster.client_loop import LoopThread, NotRunning
 from cluster.client_snapshots import Snapshot
 from cluster.client_streams import StreamInfo
 from cluster.client_subscriptions import Parked, PersistentSubscription
@@ -181,12 +185,22 @@ class SyncClient:
         return self._wait(self._client.replay_parked(name, positions))
 
     def subscribe(
-        self, after: int = 0, wanted: Filter | None = None, stream: str | None = None
-    ) -> Iterator[Recorded]:
+        self,
+        after: int = 0,
+        wanted: Filter | None = None,
+        stream: str | None = None,
+        lineage: str | None = None,
+    ) -> SyncSubscription:
         """Every event behind `after`, and then every one that comes, for ever."""
-        return self._iterate(aiter(self._client.subscribe(after, wanted, stream)))
+        subscription = self._client.subscribe(after, wanted, stream, lineage)
+        return SyncSubscription(subscription, self._iterate(aiter(subscription)))
 
-    def _iterate(self, events: AsyncIterator[T]) -> Iterator[T]:
+    @property
+    def lineage(self) -> str | None:
+        """The lineage of the cluster, as far as a node has told it."""
+        return self._client.lineage
+
+    def _iterate(self, events: AsyncIterator[T]) -> Generator[T, None, None]:
         try:
             while True:
                 try:
@@ -194,10 +208,52 @@ class SyncClient:
                 except StopAsyncIteration:
                     return
         finally:
-            self._wait(_close(events))
+            # Not waited for: whoever collects garbage comes here, and that may be the loop itself.
+            self._loop.leave(_close(events))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.wait(work)
+
+
+class SyncSubscription:
+    """Events as they come, as an iterator; see `client.Subscription`, whose facts these are."""
+
+    def __init__(self, subscription: Subscription, events: Generator[Recorded, None, None]) -> None:
+        self._subscription = subscription
+        self._events = events
+        self._begun = False
+
+    def __iter__(self) -> SyncSubscription:
+        return self
+
+    def __next__(self) -> Recorded:
+        try:
+            event = next(self._events)
+        except NotRunning:
+            if self._begun:  # the client was left, which ends it wherever it stands
+                raise StopIteration from None
+            raise
+        self._begun = True
+        return event
+
+    def close(self) -> None:
+        """Follow no more. Raises `ValueError` while another thread waits in it."""
+        self._events.close()
+
+    @property
+    def position(self) -> int:
+        """That of the last thing it was told: what to go on behind later."""
+        return self._subscription.position
+
+    @property
+    def lineage(self) -> str | None:
+        """The lineage that `position` is of."""
+        return self._subscription.lineage
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the end of the store, as the node knew it, is reached."""
+        return self._subscription.caught_up
 
 
 async def _next(events: AsyncIterator[T]) -> T:
@@ -205,4 +261,5 @@ async def _next(events: AsyncIterator[T]) -> T:
 
 
 async def _close(events: Any) -> None:
-    await events.aclose()
+    with suppress(Exception):  # nobody is there to be told
+        await events.aclose()

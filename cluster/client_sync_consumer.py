@@ -24,12 +24,13 @@ counted. Several threads may share a consumer: each gets deliveries of its own.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from concurrent.futures import Future, wait
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.client_consumer import Action, Consumer, Delivery
-from cluster.client_loop import LoopThread
+from cluster.client_loop import LoopThread, NotRunning
 
 
 class SyncDelivery:
@@ -66,10 +67,12 @@ class SyncConsumer:
         self.name = consumer.name
         self._consumer = consumer
         self._loop = loop
+        self._entered = False
         self._said: set[Future[bool]] = set()  # words whose outcome is not known yet
 
     def __enter__(self) -> SyncConsumer:
         self._loop.wait(self._consumer.__aenter__())
+        self._entered = True
         return self
 
     def __exit__(
@@ -85,15 +88,23 @@ class SyncConsumer:
         return self
 
     def __next__(self) -> SyncDelivery:
-        try:
-            return SyncDelivery(self, self._loop.wait(self._consumer.__anext__()))
-        except StopAsyncIteration:
-            raise StopIteration from None
+        delivery = self._wait(_next(self._consumer))
+        if delivery is None:
+            raise StopIteration
+        return SyncDelivery(self, delivery)
 
     def take(self, timeout_s: float) -> SyncDelivery | None:
         """The next delivery, or None if none comes in time, or after the context was left."""
-        delivery = self._loop.wait(_within(self._consumer, timeout_s))
+        delivery = self._wait(_within(self._consumer, timeout_s))
         return None if delivery is None else SyncDelivery(self, delivery)
+
+    def _wait(self, work: Coroutine[Any, Any, Delivery | None]) -> Delivery | None:
+        try:
+            return self._loop.wait(work)
+        except NotRunning:
+            if self._entered:  # the client was left, which ends it
+                return None
+            raise
 
     def settle(self, delivery: Delivery, action: Action | Literal["ack"]) -> Future[bool]:
         """Have a word about a delivery sent; `SyncDelivery.ack` and `nack` are the way here."""
@@ -107,10 +118,14 @@ class SyncConsumer:
         return self._loop.time()
 
 
+async def _next(consumer: Consumer) -> Delivery | None:
+    return await anext(consumer, None)
+
+
 async def _within(consumer: Consumer, timeout_s: float) -> Delivery | None:
     try:
         async with asyncio.timeout(timeout_s):
-            return await anext(consumer, None)
+            return await _next(consumer)
     except TimeoutError:
         return None
 

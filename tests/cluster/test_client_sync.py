@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -15,7 +17,7 @@ import pytest
 
 from cluster import client_sync_consumer
 from cluster.client import Event
-from cluster.client_errors import NotFound, Unavailable
+from cluster.client_errors import NotFound, OutcomeUnknown, Unavailable
 from cluster.client_loop import LoopThread
 from cluster.client_sync import SyncClient
 from node.errors import NoLeader
@@ -214,6 +216,11 @@ def test_leaving_the_client_ends_who_still_waits(node: Node):
     assert [type(error) for error in ended] == [StopIteration]
 
 
+def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        time.sleep(0.001)
+
+
 def within(timeout_s: float, work: Callable[[], Any]) -> Any:
     """What the work returns or raises, in a thread that does not hold up the tests if it hangs."""
     outcome: Future[Any] = Future()
@@ -249,3 +256,53 @@ def test_a_consumer_that_was_not_entered_says_what_to_do(client: SyncClient):
     for call in (lambda: next(consumer), lambda: consumer.take(timeout_s=1)):
         with pytest.raises(RuntimeError, match="`with`"):
             within(5, call)
+
+
+def test_an_iterator_that_outlives_its_client_ends_without_a_word(node: Node):
+    made = SyncClient(f"127.0.0.1:{node.port}", store="main")
+    for _ in range(2):  # a client may be entered again
+        with made as client:
+            client.append("s", [Event("M", n) for n in range(3)])
+            following, reading, dropped = client.subscribe(), client.read(), client.subscribe()
+            assert next(following).position == next(reading).position == next(dropped).position
+        del dropped
+        gc.collect()  # what is said now about what was left open fails the test
+        assert list(following) == []
+        with pytest.raises(RuntimeError, match="`with`"):
+            list(reading)
+        following.close()
+
+
+def test_a_client_that_is_never_entered_leaves_nothing_open():
+    SyncClient("127.0.0.1:9")
+    gc.collect()
+
+
+def test_leaving_the_client_ends_threads_that_follow_or_append(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    over = threading.Event()
+
+    async def late(command: bytes, timeout_ms: int) -> Any:
+        await asyncio.to_thread(over.wait, 10)
+        raise NoLeader("?")
+
+    monkeypatch.setattr(node.replica, "propose", late)
+    with ThreadPoolExecutor(2) as threads:
+        with SyncClient(f"127.0.0.1:{node.port}", store="main", timeout_s=30) as client:
+            following = client.subscribe()
+            ended = threads.submit(list, following)
+            appended = threads.submit(client.append, "s", [Event("M")])
+            within(5, lambda: until(lambda: following.caught_up and len(client._loop._awaited) > 1))
+        assert ended.result(5) == []
+        with pytest.raises(OutcomeUnknown):
+            appended.result(5)
+    over.set()
+
+
+def test_a_follower_knows_how_far_it_is(client: SyncClient):
+    client.append("s", [Event("M")])
+    following = client.subscribe()
+    assert next(following).position == following.position == 1
+    assert following.lineage == client.lineage == "zero"
+    following.close()
