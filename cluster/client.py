@@ -37,7 +37,7 @@ import aiohttp
 import msgspec
 
 from cluster.access import content_of, reason_of
-from cluster.client_asking import CONNECT_S, Attempts
+from cluster.client_asking import CONNECT_S, Attempts, problem_of
 from cluster.client_errors import ClientError, LineageChanged, Unavailable, of_problem
 from cluster.client_events import Appended, Event, Filter, Recorded
 from cluster.client_snapshots import SnapshotCalls
@@ -224,15 +224,14 @@ class Subscription:
             ) as answer:
                 client._answers.add(answer)
                 if answer.status != 200:
-                    raise of_problem(answer.status, msgspec.json.decode(await content_of(answer)))
+                    raise of_problem(answer.status, problem_of(answer, await content_of(answer)))
                 await self._same_lineage(url)
                 self.connections += 1
                 async for line in _lines(answer.content):
-                    said = msgspec.json.decode(line)
-                    event = self._told(said)
+                    event = self._heard(url, line)
                     if event is not None:
                         yield event
-        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unavailable(f"{url}: {reason_of(error)}") from error
 
     async def _same_lineage(self, url: str) -> None:
@@ -246,6 +245,12 @@ class Subscription:
             words = f"position {self.position} is of lineage {self.lineage}, {url} follows {now}"
             raise LineageChanged(words, fields={"before": self.lineage, "now": now})
         self.lineage = now or self.lineage
+
+    def _heard(self, url: str, line: bytes) -> Recorded | None:
+        try:
+            return self._told(msgspec.json.decode(line, type=dict[str, Any]))
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            raise Unavailable(f"{url}: this is nothing that a node says: {error}") from error
 
     def _told(self, said: Mapping[str, Any]) -> Recorded | None:
         kind, data = said["event"], said["data"]

@@ -124,7 +124,9 @@ _BY_CODE: dict[str, type[ClientError]] = {
 _BY_STATUS: dict[int, type[ClientError]] = {
     400: InvalidRequest,
     404: NotFound,
+    408: Unavailable,
     413: InvalidRequest,
+    429: Unavailable,
     503: Unavailable,
     504: Unavailable,
 }

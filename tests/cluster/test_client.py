@@ -21,6 +21,7 @@ from cluster.client_errors import (
     LineageChanged,
     NotFound,
     OutcomeUnknown,
+    Refused,
     Unavailable,
     WrongExpectedVersion,
     of_problem,
@@ -190,7 +191,7 @@ async def test_a_conflict_after_an_open_try_does_not_claim_that_nothing_was_stor
 
 
 @pytest.mark.parametrize("content", [[], "no", None])
-@pytest.mark.parametrize("status", [200, 403, 502])
+@pytest.mark.parametrize("status", [200, 502])
 async def test_what_a_proxy_says_that_is_no_object_is_an_error_of_the_tree(
     content: Any, status: int
 ):
@@ -199,6 +200,63 @@ async def test_what_a_proxy_says_that_is_no_object_is_an_error_of_the_tree(
             await client.checkpoint("c")
         with pytest.raises(OutcomeUnknown):
             await client.append("s", [Event("A")])
+
+
+def saying(status: int, text: str = "<html>", **headers: str) -> Answer:
+    """A proxy in place of a node."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=text, headers=headers)
+
+    return answer
+
+
+@pytest.mark.parametrize("text", ["<html>", "", "[]", '{"code": 16, "message": "no"}'])
+@pytest.mark.parametrize("status", [301, 302, 307, 401, 403, 404, 407, 413])
+async def test_what_a_proxy_refuses_is_a_definite_no_that_names_the_status(status: int, text: str):
+    node = Node(saying(status, text))
+    async with nodes(node) as urls, Client(*urls) as client:
+        for call in (client.append("s", [Event("A")]), client.version("s")):
+            with pytest.raises(Refused, match=f"{urls[0]}: HTTP status {status}") as caught:
+                await call
+            assert not caught.value.stored
+        with pytest.raises(Refused, match=f"HTTP status {status}"):
+            await anext(aiter(client.subscribe()))
+        assert len(node.asked) == 3, "nothing was tried again"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(429, Unavailable), (303, OutcomeUnknown), (408, OutcomeUnknown), (503, OutcomeUnknown)],
+)
+async def test_what_a_proxy_did_is_not_known_where_it_may_have_passed_it_on(
+    status: int, kind: type[ClientError]
+):
+    async with nodes(Node(saying(status))) as urls, Client(*urls, timeout_s=0.3) as client:
+        with pytest.raises(kind, match=f"HTTP status {status}"):
+            await client.append("s", [Event("A")])
+
+
+async def test_an_append_does_not_follow_to_another_address_where_it_would_be_a_read():
+    node = Node(saying(302, Location="/elsewhere"), (200, {"events": []}))
+    async with nodes(node) as urls, Client(*urls) as client:
+        with pytest.raises(Refused, match="HTTP status 302 Found, to /elsewhere"):
+            await client.append("s", [Event("A")])
+
+
+async def test_an_answer_that_lacks_what_a_node_tells_is_an_error_of_the_tree():
+    async with nodes(Node((200, {}))) as urls, Client(*urls) as client:
+        with pytest.raises(OutcomeUnknown, match="lacks 'positions'") as caught:
+            await client.append("s", [Event("A")])
+        assert caught.value.stored
+        with pytest.raises(Unavailable, match="lacks 'version'"):
+            await client.version("s")
+
+
+async def test_a_subscription_passes_over_who_says_what_no_node_does():
+    node = Node(saying(200), streaming("{}"), streaming(line("event", 1, recorded(1))))
+    async with nodes(node) as urls, Client(*urls) as client:
+        assert (await anext(aiter(client.subscribe()))).position == 1
 
 
 @pytest.mark.parametrize("content", [b"<html>", b'"no"', b"null", b"[]"])
