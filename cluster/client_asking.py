@@ -12,6 +12,7 @@ node has said by then; or learn whether anything was sent that may be stored.
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,6 +36,7 @@ CONNECT_S = 2.0
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.02, 1.0
 _TRY_MIN_S = 1.0
 _TRY_MAX_S = 300.0  # a node refuses to wait longer
+_BYTES_AT_ONCE_MAX = 2**20
 
 
 class Line:
@@ -247,7 +249,7 @@ class Asking:
                     method,
                     self._url(url, path),
                     params=query,
-                    data=encoded,
+                    data=None if encoded is None else _payload(encoded),
                     headers=headers,
                     timeout=bounds,
                     allow_redirects=method == "GET",  # of another it would make a GET
@@ -324,6 +326,16 @@ class Asking:
         if self._http is None:
             raise Unavailable("the client was left")
         return self._http
+
+
+def _payload(encoded: bytes) -> bytes | aiohttp.Payload:
+    """A body as aiohttp wants it, which warns of many bytes that are written at once.
+
+    As a payload, and not as a file, it is whole again where aiohttp sends it again.
+    """
+    if len(encoded) <= _BYTES_AT_ONCE_MAX:
+        return encoded
+    return aiohttp.BytesIOPayload(io.BytesIO(encoded), content_type="application/json")
 
 
 class _Found(dict[str, Any]):

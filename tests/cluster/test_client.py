@@ -65,7 +65,7 @@ async def nodes(*fakes: Node) -> AsyncIterator[list[str]]:
     runners = []
     try:
         for fake in fakes:
-            app = web.Application()
+            app = web.Application(client_max_size=2**24)
             app.router.add_route("*", "/{path:.*}", fake.answer)
             runner = web.AppRunner(app, shutdown_timeout=0.1)
             runners.append(runner)
@@ -122,6 +122,15 @@ async def test_an_append_says_where_the_events_stand():
             "data": {"x": 1},
             "metadata_base64": "AP8=",
         }
+
+
+async def test_large_appends_are_nothing_to_warn_of():
+    """pytest makes errors of warnings."""
+    large = Event("A", "x" * 1_500_000)
+    node = Node(problem(503, "no_leader"), (201, STORED))
+    async with nodes(node) as urls, Client(*urls) as client:
+        await client.append("s", [large])
+        assert [body["events"][0]["data"] for _, _, body in node.asked] == [large.data] * 2
 
 
 @pytest.mark.parametrize(
