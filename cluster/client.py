@@ -57,7 +57,8 @@ _LINE_BYTES_MAX = 32 * 1024 * 1024
 class Client(StreamCalls, SnapshotCalls, SubscriptionCalls):
     """A client of one store of a cluster; see the module.
 
-    `nodes` are addresses, `timeout_s` bounds every call with all its retries. Use it as an
+    `nodes` are addresses, such as "127.0.0.1:8101" or "https://proxy/exesdb"; one that is none is a
+    `ValueError` at once. `timeout_s` bounds every call with all its retries. Use it as an
     asynchronous context, on one event loop. Every method raises `ClientError`.
     """
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cluster.access import url_of
+
 _AVOIDED_S, _AVOIDED_S_MAX = 2.0, 60.0
 _FRESH_S = 30.0
 _NODES_MAX = 64
@@ -23,9 +25,10 @@ class Routing:
     """The nodes of one cluster, as one client sees them."""
 
     def __init__(self, urls: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises `ValueError` or `TypeError` where an address is none."""
         if not urls:
             raise ValueError("a client needs the address of at least one node")
-        self._given = [_url(url) for url in urls]
+        self._given = [_given(url) for url in urls]
         self._learned: list[str] = []
         self._leader: str | None = None
         self._avoided: dict[str, float] = {}
@@ -63,7 +66,7 @@ class Routing:
     def learned(self, cluster: Mapping[str, Any]) -> None:
         """What a node said of the cluster (`GET /v1/cluster`)."""
         members = {
-            str(member["id"]): _url(str(member["http_address"]))
+            str(member["id"]): url_of(str(member["http_address"]))
             for member in cluster["members"][:_NODES_MAX]
             if member.get("http_address")
         }
@@ -72,6 +75,7 @@ class Routing:
         self._learned_at = self._clock()
 
 
-def _url(address: str) -> str:
-    address = address.rstrip("/")
-    return address if "://" in address else f"http://{address}"
+def _given(address: object) -> str:
+    if not isinstance(address, str):
+        raise TypeError(f"{address!r} is no address: addresses are text, and given one by one")
+    return url_of(address)

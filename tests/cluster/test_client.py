@@ -27,6 +27,7 @@ from cluster.client_errors import (
     of_problem,
 )
 from cluster.client_routing import Routing
+from cluster.client_sync import SyncClient
 from node.api.limits import ApiLimits
 from tests.api.fakes import eventually
 
@@ -603,6 +604,15 @@ async def test_an_append_that_is_under_way_when_its_client_is_left_is_open():
                 await appending
             with pytest.raises(Unavailable):
                 await reading
+
+
+@pytest.mark.parametrize("make", [Client, SyncClient])
+@pytest.mark.parametrize("address", ["", "kurrentdb://h:2113", "h:abc", "http://", "h:99999"])
+def test_an_address_that_is_none_is_refused_where_it_is_given(make: Any, address: str):
+    with pytest.raises(ValueError, match="is no address of a node"):
+        make("127.0.0.1:8101", address)
+    with pytest.raises(TypeError, match="one by one"):
+        make([address])
 
 
 def test_a_node_that_failed_is_passed_over_for_a_while():
