@@ -30,6 +30,8 @@ and worked on with `client_consumer`. **Streams** are deleted and truncated with
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +51,10 @@ __all__ = ["ANY", "NO_STREAM", "STREAM_EXISTS", "Appended", "Client", "Event", "
 
 ANY, NO_STREAM, STREAM_EXISTS = "any", "no_stream", "stream_exists"
 
+log = logging.getLogger(__name__)
+
 _SILENCE_S = 30.0  # a follower hears something at least every 15 s
+_WARNING_S = 10.0  # between two of the same subscription
 _PAGE_EVENTS = 1_000
 _LINE_BYTES_MAX = 32 * 1024 * 1024
 
@@ -180,6 +185,8 @@ class Subscription:
     `position` is that of the last thing it was told, also where a filter let nothing through: what
     to pass as `after` to go on behind it later. `caught_up` is true while the end of the store, as
     the node knew it, is reached. `lineage` is that of `position`, None until it is connected.
+    `last_error` is why it is not connected, None while it is; where it cannot connect, it also
+    logs a warning every 10 s, for a program that only waits shows nothing.
 
     It raises an error only where there is nothing more to follow: `NotFound`, or `LineageChanged`,
     after which `position` means nothing any more. Leaving the context of the client ends it as a
@@ -193,6 +200,8 @@ class Subscription:
         self.lineage = lineage
         self.caught_up = False
         self.connections = 0
+        self.last_error: ClientError | None = None
+        self._warned_at = float("-inf")
         self._client = client
         self._query = query
 
@@ -201,6 +210,7 @@ class Subscription:
         attempts = Attempts(float("inf"), self._client._chance)
         while self._client.is_open:
             url = self._client._routing.pick(for_append=False)
+            connections = self.connections
             try:
                 async for event in self._from(url):
                     attempts = Attempts(float("inf"), self._client._chance)
@@ -209,7 +219,15 @@ class Subscription:
             except Unavailable as error:
                 self.caught_up = False
                 self._client._routing.failed(url)
+                self._note(error, was_connected=self.connections > connections)
                 await attempts.failed(error)
+
+    def _note(self, error: ClientError, was_connected: bool) -> None:
+        self.last_error = error
+        moment = asyncio.get_running_loop().time()
+        if not was_connected and self._client.is_open and moment - self._warned_at >= _WARNING_S:
+            self._warned_at = moment
+            log.warning("cannot follow store %s: %s", self._client.store, error)
 
     async def _from(self, url: str) -> AsyncIterator[Recorded]:
         """What one node sends, from where this subscription has got to."""
@@ -228,6 +246,7 @@ class Subscription:
                     raise of_problem(answer.status, problem_of(answer, await content_of(answer)))
                 await self._same_lineage(url)
                 self.connections += 1
+                self.last_error = None
                 async for line in _lines(answer.content):
                     event = self._heard(url, line)
                     if event is not None:

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 
 from cluster.client import ANY, Appended, Client, Event, Filter, Recorded, Subscription
 from cluster.client_consumer import IN_FLIGHT
+from cluster.client_errors import ClientError
 from cluster.client_loop import LoopThread, NotRunning
 from cluster.client_snapshots import Snapshot
 from cluster.client_streams import StreamInfo
@@ -254,6 +255,11 @@ class SyncSubscription:
     def caught_up(self) -> bool:
         """Whether the end of the store, as the node knew it, is reached."""
         return self._subscription.caught_up
+
+    @property
+    def last_error(self) -> ClientError | None:
+        """Why it is not connected; None while it is."""
+        return self._subscription.last_error
 
 
 async def _next(events: AsyncIterator[T]) -> T:

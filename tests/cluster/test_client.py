@@ -500,6 +500,21 @@ async def test_leaving_the_client_ends_a_subscription_that_waits():
             await anext(aiter(client.subscribe()))
 
 
+async def test_a_subscription_that_cannot_connect_says_why_now_and_then(
+    caplog: pytest.LogCaptureFixture,
+):
+    node = Node(*[problem(503, "not_ready")] * 3, streaming(line("event", 1, recorded(1))))
+    async with nodes(node) as urls, Client(*urls) as client:
+        subscription = client.subscribe()
+        events = aiter(subscription)
+        following = asyncio.ensure_future(anext(events))
+        await eventually(lambda: subscription.last_error is not None)
+        assert isinstance(subscription.last_error, Unavailable)
+        assert (await following).position == 1 and subscription.last_error is None
+    (said,) = [one for one in caplog.records if one.name == "cluster.client"]
+    assert said.levelname == "WARNING" and "so it is" in said.message
+
+
 async def test_leaving_the_client_ends_a_subscription_that_cannot_connect():
     async with Client("127.0.0.1:9") as client:
         following = asyncio.create_task(anext(aiter(client.subscribe()), None))
