@@ -14,7 +14,10 @@ from cluster.client_values import plain_values, value_of
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event to be appended. `data` and `metadata` are JSON values, or bytes."""
+    """An event to be appended. `data` and `metadata` are JSON values, or bytes.
+
+    What is in neither form is refused where it is appended, with a `ValueError` or `TypeError`.
+    """
 
     type: str
     data: Any = None

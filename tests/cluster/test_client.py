@@ -125,6 +125,41 @@ async def test_an_append_says_where_the_events_stand():
         }
 
 
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (float("nan"), ValueError),
+        ({"a": [1, float("inf")]}, ValueError),
+        ({"a": b"x"}, TypeError),
+        ([bytearray(b"x")], TypeError),
+        ((memoryview(b"x"),), TypeError),
+        ({1: "a"}, TypeError),
+        ([{"a": {None: 1}}], TypeError),
+    ],
+)
+async def test_what_would_be_changed_on_its_way_is_not_sent(value: Any, error: type[Exception]):
+    node = Node((201, STORED))
+    async with nodes(node) as urls, Client(*urls) as client:
+        for event in (Event("A", value), Event("A", metadata=value)):
+            with pytest.raises(error):
+                await client.append("s", [event])
+            with pytest.raises(error):
+                await client.append_many([("s", event)])
+        with pytest.raises(error):
+            await client.record_snapshot("a", "s", 0, "A", value)
+        assert node.asked == []
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_bytes_of_all_kinds_are_bytes(kind: Any):
+    node = Node((201, STORED))
+    async with nodes(node) as urls, Client(*urls) as client:
+        await client.append("s", [Event("A", kind(b"\x00\xff")), Event("A", [1.5, {"a": None}])])
+        ((_, _, body),) = node.asked
+        assert [event.get("data_base64") for event in body["events"]] == ["AP8=", None]
+        assert body["events"][1]["data"] == [1.5, {"a": None}]
+
+
 async def test_large_appends_are_nothing_to_warn_of():
     """pytest makes errors of warnings."""
     large = Event("A", "x" * 1_500_000)
