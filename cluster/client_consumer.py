@@ -41,7 +41,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from itertools import takewhile
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cluster.client_asking import Asking, Attempts, Line
 from cluster.client_errors import OutcomeUnknown, Unavailable
@@ -87,9 +87,10 @@ class Delivery:
         """It is not done: try it again, "park" it for somebody to look at, or "skip" it.
 
         "give_back" leaves it to another consumer, as not tried: that does not count as a failure.
-        What is returned is as with `ack`.
+        What is returned is as with `ack`. Raises `ValueError` for any other word, which settles
+        nothing.
         """
-        return self._settle(action)
+        return self._settle(checked(action))
 
     def _settle(self, action: str) -> asyncio.Future[bool]:
         if self.settled is None:
@@ -289,6 +290,13 @@ class Consumer:
             del self._held[delivery.id]
             _answer(delivery, answers[delivery.id])
         self._looked.set()
+
+
+def checked(action: Action) -> Action:
+    """The action if it is one. Raises `ValueError`."""
+    if action not in get_args(Action):
+        raise ValueError(f"{action!r} is no action: it is one of {', '.join(get_args(Action))}")
+    return action
 
 
 def _answer(delivery: Delivery, answer: bool | Exception) -> None:

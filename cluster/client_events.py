@@ -82,6 +82,10 @@ class Filter:
     stream_prefix: str = ""
     where: Sequence[Mapping[str, Any]] = ()
 
+    def __post_init__(self) -> None:
+        if isinstance(self.types, str):  # it would be taken for the types of its letters
+            raise TypeError(f"types are several: Filter(({self.types!r},))")
+
     def query(self) -> list[tuple[str, str]]:
         """As parameters of the API."""
         query = [("type", one) for one in self.types]

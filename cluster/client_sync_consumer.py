@@ -29,7 +29,7 @@ from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Any, Literal
 
-from cluster.client_consumer import Action, Consumer, Delivery
+from cluster.client_consumer import Action, Consumer, Delivery, checked
 from cluster.client_loop import LoopThread, NotRunning
 
 
@@ -57,7 +57,7 @@ class SyncDelivery:
 
     def nack(self, action: Action = "retry") -> Future[bool]:
         """It is not done: "retry", "park", "skip" or "give_back", as `client_consumer` says."""
-        return self._consumer.settle(self._delivery, action)
+        return self._consumer.settle(self._delivery, checked(action))
 
 
 class SyncConsumer:

@@ -656,6 +656,11 @@ async def test_an_append_that_is_under_way_when_its_client_is_left_is_open():
                 await reading
 
 
+def test_a_type_that_is_given_as_one_text_is_refused():
+    with pytest.raises(TypeError, match=r"Filter\(\('OrderPlaced',\)\)"):
+        Filter("OrderPlaced")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("make", [Client, SyncClient])
 @pytest.mark.parametrize("address", ["", "kurrentdb://h:2113", "h:abc", "http://", "h:99999"])
 def test_an_address_that_is_none_is_refused_where_it_is_given(make: Any, address: str):

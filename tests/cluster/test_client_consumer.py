@@ -434,3 +434,14 @@ async def test_a_consumer_outside_its_context_says_what_to_do(client: Client):
                 await consumer.__aenter__()
         with pytest.raises(RuntimeError, match="another one"):
             await consumer.__aenter__()
+
+
+async def test_a_word_that_is_none_is_refused_at_once_and_settles_nothing(client: Client):
+    await appended(client, "s")
+    await client.create_subscription(NAME)
+    async with client.consume(NAME, "c1") as consumer:
+        (delivery,) = await taken(consumer, 1)
+        with pytest.raises(ValueError, match="'Park' is no action"):
+            delivery.nack("Park")  # type: ignore[arg-type]
+        assert await delivery.nack("park")
+    assert len([one async for one in client.parked(NAME)]) == 1

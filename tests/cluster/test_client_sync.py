@@ -306,3 +306,12 @@ def test_a_follower_knows_how_far_it_is(client: SyncClient):
     assert next(following).position == following.position == 1
     assert following.lineage == client.lineage == "zero"
     following.close()
+
+
+def test_a_word_that_is_none_is_refused_at_once(client: SyncClient):
+    subscribed(client, 1)
+    with client.consume(NAME, "c1") as consumer:
+        (delivery,) = islice(consumer, 1)
+        with pytest.raises(ValueError, match="'Park' is no action"):
+            delivery.nack("Park")  # type: ignore[arg-type]
+        assert delivery.ack().result(5)
