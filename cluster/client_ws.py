@@ -12,8 +12,10 @@ of the event loop share messages, as do their answers. What `node/api/socket_mes
 is all there is to it; `ask` and `tell` send any other request.
 
 It is one connection to one node, and knows no other: when it is lost, everything under way ends in
-`OutcomeUnknown` (appends: repeat them with the same events) or `Unavailable`, and a subscription in
-`Unavailable`. Going on elsewhere is its owner's business, or that of `client.Client`.
+`OutcomeUnknown` (appends) or `Unavailable`, and a subscription in `Unavailable`. Going on elsewhere
+is its owner's business. Repeat what is open over a WebSocket of another node, with the same events.
+Not through `client.Client`: it sends JSON where this sends CBOR, which makes another event of it,
+and what was stored already is then refused (`EventIdReused`).
 """
 
 from __future__ import annotations

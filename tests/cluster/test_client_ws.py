@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from cluster.client import NO_STREAM, Event
+from cluster.client import NO_STREAM, Client, Event
 from cluster.client_errors import (
+    EventIdReused,
     InvalidRequest,
     NotFound,
     OutcomeUnknown,
@@ -46,6 +47,17 @@ async def test_appends_are_sent_together_and_each_has_its_own_outcome(node: Node
         with pytest.raises(InvalidRequest):
             await pipeline.read(limit=0)
         await pipeline.ping()
+
+
+async def test_what_is_open_is_repeated_over_a_websocket_and_not_by_the_other_client(node: Node):
+    event = Event("OrderPlaced", {"total": 12})
+    async with connect(address(node), "main") as pipeline:
+        await pipeline.append("s", [event])
+    async with connect(address(node), "main") as pipeline:
+        assert (await pipeline.append("s", [event])).idempotent
+    async with Client(address(node), store="main") as client:
+        with pytest.raises(EventIdReused):
+            await client.append("s", [event])
 
 
 async def test_a_subscription_gives_what_was_and_what_comes(node: Node):
