@@ -14,6 +14,9 @@ import pytest
 from cluster import recover as tool
 from cluster import topology
 from cluster.bench.ports import free_ports
+from cluster.client import Client as Program
+from cluster.client import Event, Recorded
+from cluster.client_errors import LineageChanged
 from cluster.recover_plan import make
 from cluster.supervisor import PROJECT, Supervisor
 from cluster.topology import Topology
@@ -110,6 +113,37 @@ async def test_the_last_of_three_goes_on_alone_and_an_old_copy_is_quarantined(
     await cluster.supervisor["n1"].wait_ready()
     assert (await told(n1))["lineage"] == now["lineage"]
     assert len(await n1.events(21)) == 21
+
+
+async def test_a_client_that_is_running_notices_and_reads_on(
+    cluster: Cluster, layout: Topology
+) -> None:
+    urls = [layout.node(node_id).url for node_id in ("n1", "n2", "n3")]
+    async with Program(*urls, timeout_s=20) as program:
+        await program.append("stream", [Event("A", number) for number in range(20)])
+        subscription = program.subscribe()
+
+        async def follow() -> list[Recorded]:
+            return [event async for event in subscription]
+
+        following = asyncio.create_task(follow())
+        async with asyncio.timeout(30):
+            while subscription.position < 20:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        before = program.lineage
+        for node_id in ("n2", "n3"):
+            await cluster.supervisor[node_id].kill()
+            shutil.rmtree(layout.node(node_id).data_dir)
+        await until(cluster.clients["n1"], lambda body: body["leader"] is None)
+        program.seen_index += 1_000_000  # as if the others had known more
+        code, said = await recover("--nodes", urls[0], "--missing", "n2,n3", "--yes")
+        assert code == 0, said
+        async with asyncio.timeout(60):
+            assert await program.version("stream") == 19
+            with pytest.raises(LineageChanged) as caught:
+                await following
+        assert caught.value.before == before and caught.value.now == program.lineage != before
+        assert (await program.append("stream", [Event("A")])).raft_index == program.seen_index
 
 
 async def test_killed_in_the_middle_of_it_the_rest_is_done_by_another_run(tmp_path: Path) -> None:
