@@ -156,6 +156,8 @@ class Asking:
         self._answers: WeakSet[aiohttp.ClientResponse] = WeakSet()  # those that are being read
 
     async def __aenter__(self) -> Self:
+        if self.is_open:
+            raise RuntimeError("the client is in a context already")
         bounds = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
         self._http = aiohttp.ClientSession(
             timeout=bounds, connector=_Connector(limit=0), read_bufsize=2**18
@@ -168,11 +170,12 @@ class Asking:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        session, self._http = self._session, None  # from now on nobody tries again
+        session, self._http = self._http, None  # from now on nobody tries again
         # aiohttp closes connections without a word to who reads from them.
         for answer in list(self._answers):
             answer.close()
-        await session.close()
+        if session is not None:
+            await session.close()
 
     @property
     def lineage(self) -> str | None:

@@ -518,6 +518,15 @@ async def silent_stream(request: web.Request) -> web.StreamResponse:
     return response
 
 
+async def test_a_client_is_entered_by_one_at_a_time():
+    async with Client("127.0.0.1:9") as client:
+        with pytest.raises(RuntimeError, match="already"):
+            await client.__aenter__()
+    await client.__aexit__(None, None, None)
+    async with client:
+        assert client.is_open
+
+
 async def test_leaving_the_client_ends_a_subscription_that_waits():
     node = Node(silent_stream)
     async with nodes(node) as urls:
