@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
@@ -28,6 +29,7 @@ from cluster.client_errors import (
 )
 from cluster.client_routing import Routing
 from cluster.client_sync import SyncClient
+from cluster.supervisor import PROJECT
 from node.api.limits import ApiLimits
 from tests.api.fakes import eventually
 
@@ -158,6 +160,12 @@ async def test_bytes_of_all_kinds_are_bytes(kind: Any):
         ((_, _, body),) = node.asked
         assert [event.get("data_base64") for event in body["events"]] == ["AP8=", None]
         assert body["events"][1]["data"] == [1.5, {"a": None}]
+
+
+def test_an_installed_client_tells_programs_its_types():
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["package-data"]["cluster"] == ["py.typed"]
+    assert (PROJECT / "cluster" / "py.typed").exists()
 
 
 async def test_large_appends_are_nothing_to_warn_of():
