@@ -11,8 +11,8 @@ signals, and over HTTP. It never imports `node`, so what works from here works f
 `up`, `flush`, `status`, `member`   what stands behind `scripts/cluster` and those of their names
 `recover_plan`, `recover`           going on without members that are gone for good
 `client_errors`, `client_values`, `client_events`   what the client for programs takes and tells
-`client_lineage`, `client_routing`, `client_asking`   which history it follows, which node it asks,
-  and how often
+`client_lineage`, `client_routing`   which history it follows, and which node it asks
+`client_answers`, `client_asking`    what an answer says, and how often it asks
 `client`, `client_streams`, `client_snapshots`, `client_subscriptions`, `client_consumer`   what it
   can do
 `client_loop`, `client_sync_consumer`, `client_sync`   the same without `await`

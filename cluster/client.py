@@ -39,7 +39,8 @@ import aiohttp
 import msgspec
 
 from cluster.access import content_of, reason_of
-from cluster.client_asking import CONNECT_S, Attempts, problem_of
+from cluster.client_answers import problem_of
+from cluster.client_asking import CONNECT_S, Attempts
 from cluster.client_errors import ClientError, LineageChanged, Unavailable, of_problem
 from cluster.client_events import Appended, Event, Filter, Recorded
 from cluster.client_snapshots import SnapshotCalls

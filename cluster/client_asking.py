@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import io
 import random
-from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from types import TracebackType
@@ -26,7 +25,8 @@ import msgspec
 from yarl import URL
 
 from cluster.access import content_of, reason_of
-from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable, of_problem
+from cluster.client_answers import found_in, lost, refusal
+from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable
 from cluster.client_lineage import Lineage
 from cluster.client_routing import Routing
 from cluster.client_values import exact, quoted
@@ -265,10 +265,10 @@ class Asking:
             kind = OutcomeUnknown if method in ("PUT", "DELETE") else Unavailable
             raise kind(f"{url}: {reason_of(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _lost(method)(f"{url}: {reason_of(error)}") from error
+            raise lost(method)(f"{url}: {reason_of(error)}") from error
         if answer.status >= 300:
-            raise _refusal(method, answer, content)
-        found = _found(method, url, content)
+            raise refusal(method, answer, content)
+        found = found_in(method, url, content)
         if method != "GET":  # an answer that names no index tells how far the node has applied
             applied = int(answer.headers.get("X-Applied-Index", 0))
             self.seen_index = max(self.seen_index, found.get("raft_index", applied))
@@ -339,55 +339,3 @@ def _payload(encoded: bytes) -> bytes | aiohttp.Payload:
     if len(encoded) <= _BYTES_AT_ONCE_MAX:
         return encoded
     return aiohttp.BytesIOPayload(io.BytesIO(encoded), content_type="application/json")
-
-
-class _Found(dict[str, Any]):
-    """An answer. One that lacks what is in every node's is not a node's, and is an error."""
-
-    def __init__(self, method: str, url: str, plain: dict[str, Any]) -> None:
-        super().__init__(plain)
-        self._kind, self._url = _lost(method), url
-
-    def __missing__(self, name: str) -> Any:
-        raise self._kind(f"{self._url}: this is no answer of a node, it lacks {name!r}")
-
-
-def _found(method: str, url: str, content: bytes) -> _Found:
-    """What stands in an answer that is no refusal; some are empty."""
-    try:
-        plain = msgspec.json.decode(content, type=dict[str, Any]) if content else {}
-    except msgspec.DecodeError as error:
-        raise _lost(method)(f"{url}: this is no answer of a node: {error}") from error
-    return _Found(method, url, plain)
-
-
-def _lost(method: str) -> type[ClientError]:
-    """The error where a node may have done what it was asked."""
-    return Unavailable if method == "GET" else OutcomeUnknown
-
-
-def _refusal(method: str, answer: aiohttp.ClientResponse, content: bytes) -> ClientError:
-    """The error of an answer. Of servers that failed, only a node's 503 promises something.
-
-    That of a proxy may also mean that the connection behind it broke. Where one wants something
-    else of the client (3xx, 4xx), it has passed nothing on; but for 303, which tells where to see
-    what was done, and 408, which some say where the server behind them took too long.
-    """
-    problem = problem_of(answer, content)
-    error = of_problem(answer.status, problem)
-    is_promised = problem.get("stored") == "no" or (answer.status == 503 and bool(error.code))
-    is_open = isinstance(error, Unavailable) and answer.status != 429
-    if method == "GET" or is_promised or not (is_open or answer.status == 303):
-        return error
-    return OutcomeUnknown(error.detail, error.code, error.fields)
-
-
-def problem_of(answer: aiohttp.ClientResponse, content: bytes) -> Mapping[str, Any]:
-    """What stands in a refusal; for that of a proxy, which may be anything, its status speaks."""
-    with suppress(msgspec.DecodeError):
-        problem = msgspec.json.decode(content, type=dict[str, Any])
-        if isinstance(problem.get("code"), str):
-            return problem
-    where = f"{answer.url.origin()}: HTTP status {answer.status} {answer.reason or ''}".rstrip()
-    to = answer.headers.get("Location")
-    return {"detail": f"{where}, to {to}" if to else where}
