@@ -13,6 +13,12 @@ A cycle, in the order that makes it safe:
 A crash between 1 and 2 leaves store files ahead of the cut; the loader rolls them back. What any
 failure leaves behind is treated as unknown: the connection is closed, and the file is opened again,
 and rolled back to its last certain mark, before the next try.
+
+**After a failure the WAL is begun anew.** The kernel calls pages clean whose fsync has failed, so
+they are in its cache and perhaps never come to the disk. SQLite finds them there when it opens the
+file again, and would append behind them: a loss of power then ends the WAL at the hole, and takes
+what was reported as persisted since. So such a file's WAL is folded into the file, all of it,
+before anything more is said of it; while another process reads in it, that fails like the disk.
 """
 
 from __future__ import annotations
@@ -90,6 +96,9 @@ class Database:
         self._connect = connect
         self._clock = clock
         self._node: NodeFile | None = None
+        self._unsure_node = (
+            True  # whether its WAL may have a hole; an earlier process may have died
+        )
         self._safe_cut = Cut()
         self._files: OrderedDict[int, StoreFile] = OrderedDict()
         self._marks: dict[int, int] = {}  # uid -> raft index of the last certain mark
@@ -97,6 +106,7 @@ class Database:
         self._unlisted: dict[str, StoreEntry] = {}  # written, but not in node.db yet
         self._gone: dict[tuple[str, int], Path] = {}  # to be unlisted, then removed
         self._grown: dict[int, StoreFile] = {}  # written since their WAL was last looked at
+        self._sure: set[int] = set()  # stores whose WAL has no hole: folded since the last failure
 
     def open(self) -> tuple[Cut, list[StoreEntry]]:
         """Open node.db: the cut, and the stores at it. Raises FileFault."""
@@ -147,7 +157,7 @@ class Database:
             file = self._store_file(path, store.uid)
             swept = file.sweep(positions)
         except _FAILURES as error:
-            self._close_file(store.uid)
+            self._close_failed(store.uid)
             fault = StoreDamaged if is_corruption(error) else FilesUnreadable
             raise fault(path, str(error)) from error
         self._grown[store.uid] = file
@@ -163,7 +173,7 @@ class Database:
             file = self._store_file(path, store.uid)
             gave = file.give_back(_PAGES_A_STEP)
         except _FAILURES as error:
-            self._close_file(store.uid)
+            self._close_failed(store.uid)
             log.warning("Cannot make %s shorter: %s", path, error)
             return False
         if gave:
@@ -195,7 +205,7 @@ class Database:
                 sync_directory(path.parent)
                 file.created = False
         except _FAILURES as error:
-            self._close_file(store.uid)
+            self._close_failed(store.uid)
             result.errors[store.name] = f"{path}: {error}"
             if is_corruption(error):
                 self._start_over(path, store.uid, "damaged")
@@ -214,6 +224,9 @@ class Database:
         file = self._files.get(uid)
         if file is None:
             file = self._files[uid] = StoreFile(path, mark, self._connect)
+            if uid not in self._sure:
+                _fold_wholly(file)
+                self._sure.add(uid)
             while len(self._files) > OPEN_FILES_MAX:
                 self._close_file(next(iter(self._files)))
         self._files.move_to_end(uid)
@@ -237,7 +250,7 @@ class Database:
         try:
             left = file.checkpoint_wal()
         except _FAILURES as error:
-            self._close_file(uid)
+            self._close_failed(uid)
             log.warning("Cannot fold the WAL of %s: %s", file.path, error)
             return
         if left > WAL_BYTES_ALARM:
@@ -254,6 +267,11 @@ class Database:
         if name in self._unlisted and self._unlisted[name].uid == uid:
             del self._unlisted[name]
 
+    def _close_failed(self, uid: int) -> None:
+        """Close a file of which nobody knows what came to the disk."""
+        self._sure.discard(uid)
+        self._close_file(uid)
+
     def _close_file(self, uid: int) -> None:
         self._grown.pop(uid, None)
         file = self._files.pop(uid, None)
@@ -268,13 +286,19 @@ class Database:
         listed |= self._unlisted
         try:
             node = self._node_file()
+            if self._unsure_node:
+                _fold_wholly(node)
+                self._unsure_node = False
             node.move(cut, listed.values(), self._unlisted.values(), gone)
             if node.created:
                 sync_directory(self._directory.path)
                 node.created = False
         except _FAILURES as error:
             self._close_node()
+            self._unsure_node = True
             result.node_error = f"{self._directory.node_path}: {error}"
+            if is_corruption(error):
+                self._put_node_aside()
             return
         self._safe_cut = cut
         self._listed = listed
@@ -299,6 +323,15 @@ class Database:
             self._node = NodeFile(self._directory.node_path, self._connect)
         return self._node
 
+    def _put_node_aside(self) -> None:
+        """What it listed is known here: the next cycle writes all of it to a new one."""
+        try:
+            log.error(
+                "Set aside %s", self._directory.set_aside(self._directory.node_path, "damaged")
+            )
+        except OSError as error:
+            log.error("Cannot put %s out of the way: %s", self._directory.node_path, error)
+
     def _close_node(self) -> None:
         node, self._node = self._node, None
         if node is not None:
@@ -317,6 +350,15 @@ def _entry(cut: StoreCut, at: Cut) -> StoreEntry:
         durability=cut.durability,
         snapshots_kept=cut.snapshots.kept,
     )
+
+
+def _fold_wholly(file: StoreFile | NodeFile) -> None:
+    """Have the WAL begin anew. Raises `FilesUnreadable` where another process reads in it."""
+    if file.checkpoint_wal():
+        raise FilesUnreadable(
+            file.path,
+            "has a WAL that another process reads, and that must be folded after a failure",
+        )
 
 
 def _close_quietly(file: StoreFile | NodeFile) -> None:

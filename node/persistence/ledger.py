@@ -189,7 +189,7 @@ class Ledger:
             account.last_duration_ms = result.durations_ms[account.name]
             if account.name in result.errors:
                 self._book_failure(account, result, before)
-            else:
+            elif account.origin is cut.store.origin:  # else it was doubted meanwhile: written anew
                 _book_success(account, cut, plan.cut.raft_index)
         self.covered_index = plan.cut.raft_index
         self._taken = {}
@@ -234,7 +234,7 @@ class Ledger:
             return _cut(store, account)
         if account.origin is not store.origin:
             # Its events came from elsewhere, and those in the file may not be the same.
-            account.origin = store.origin
+            account.origin, account.failing_since = store.origin, 0
             account.position = account.bytes = account.moves_after = account.snapshot_bytes = 0
             return replace(_cut(store, account), anew=True)
         return _cut(store, account) if _differs(store, account) else None

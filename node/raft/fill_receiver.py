@@ -166,7 +166,7 @@ class FillReceiver:
         live = self._state.stores.get(one.name)
         if live is not None and live.uid != one.uid:
             live = None
-        staged = self._staged.pop(one.uid, None)
+        staged = self._staged.get(one.uid)
         if staged is None or not await self._goes_on(link, one, staged, live):
             if live is None or not await self._agrees(link, one, live):
                 staged = _Staged(Store(one.name, one.uid, one.created_us), Digest())

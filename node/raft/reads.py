@@ -104,9 +104,11 @@ class Reads:
         while True:
             leader = await self.leader(deadline)
             if leader == self._settings.node_id:
-                sure = self._engine.leads_with_own_entry_applied
-                await self._waiting.until(sure, _left_ms(deadline), "an entry of its own term")
-                return self._engine.commit_index
+                what = "an entry of its own term"
+                await self._waiting.until(self._is_decided, _left_ms(deadline), what)
+                if self._engine.leads_with_own_entry_applied():
+                    return self._engine.commit_index
+                continue  # another one leads by now, or will
             try:
                 async with asyncio.timeout(max(0.01, deadline - now())):
                     return await asyncio.shield(self._question_to(leader))
@@ -114,6 +116,10 @@ class Reads:
                 if now() >= deadline:
                     raise ReadBarrierTimeout(f"the leader did not answer: {error}") from error
                 await asyncio.sleep(_ASK_AGAIN_S)
+
+    def _is_decided(self) -> bool:
+        """Whether this node, which leads, is sure of what is committed, or leads no more."""
+        return self._engine.leads_with_own_entry_applied() or not self._engine.leads
 
     def _question_to(self, leader: str) -> asyncio.Task[int]:
         """One that is sent after this call: its answer covers what was acknowledged before."""

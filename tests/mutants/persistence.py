@@ -92,9 +92,33 @@ DEFECTS = (
         "failed-transaction-is-trusted",
         "after a failed transaction the file is opened again",
         "persistence/database.py",
-        "            self._close_file(store.uid)\n            result.errors[",
-        "            result.errors[",
+        "            self._close_failed(store.uid)\n            result.errors[",
+        "            self._sure.discard(store.uid)\n            result.errors[",
         (_WORKER,),
+    ),
+    Defect(
+        "store-goes-on-behind-a-hole-in-its-wal",
+        "after a failed fsync the WAL begins anew before anything more is said of it",
+        "persistence/database.py",
+        "        self._sure.discard(uid)\n        self._close_file(uid)\n",
+        "        self._close_file(uid)\n",
+        (f"{_WORKER}::test_nothing_is_said_to_be_on_disk_behind_a_hole_in_a_wal",),
+    ),
+    Defect(
+        "cut-goes-on-behind-a-hole-in-its-wal",
+        "after a failed fsync the WAL begins anew before anything more is said of it",
+        "persistence/database.py",
+        "            self._unsure_node = True\n            result",
+        "            result",
+        (f"{_WORKER}::test_nothing_is_said_to_be_on_disk_behind_a_hole_in_a_wal",),
+    ),
+    Defect(
+        "doubted-file-is-booked-as-whole",
+        "a file that is to be written anew has nothing on disk until it was",
+        "persistence/ledger.py",
+        "            elif account.origin is cut.store.origin:",
+        "            elif account.origin is not cut:",
+        (f"{_WORKER}::test_a_file_that_was_doubted_during_a_cycle_is_not_booked_as_whole",),
     ),
     Defect(
         "failed-cut-is-trusted",
@@ -102,8 +126,8 @@ DEFECTS = (
         "persistence/database.py",
         "        except _FAILURES as error:\n"
         "            self._close_node()\n"
-        "            result.node_error",
-        "        except _FAILURES as error:\n            result.node_error",
+        "            self._unsure_node = True\n",
+        "        except _FAILURES as error:\n            self._unsure_node = True\n",
         (_CRASH,),
     ),
     Defect(

@@ -16,7 +16,10 @@ from node.errors import (
     PersistenceTimeout,
     ReadBarrierTimeout,
 )
+from node.persistence.breaker import Breaker
+from node.persistence.database import Database
 from node.persistence.directory import SQLITE_COMPANIONS, DataDirectory
+from node.persistence.ledger import Ledger
 from node.persistence.loader import load_state
 from node.persistence.worker import Worker
 from tests.persistence.failing_disk import FailingDisk, corruption
@@ -619,7 +622,7 @@ async def test_a_node_database_that_vanishes_is_written_anew_with_all_stores(
 async def test_a_store_that_the_list_has_lost_is_not_left_out_of_the_next_one(
     history: History, directory: DataDirectory
 ) -> None:
-    """A node that began without it would take itself for complete."""
+    """A node that began without it would take itself for complete. What was listed is known."""
     async with working(history, directory) as worker:
         await flush(worker, history)
         cut = worker.persisted_index
@@ -629,4 +632,99 @@ async def test_a_store_that_the_list_has_lost_is_not_left_out_of_the_next_one(
         with pytest.raises(PersistenceFailed, match="lacks the entry of a store"):
             await flush(worker, history)
         assert worker.persisted_index == cut
-    assert load_state(directory).lost
+        await flush(worker, history)
+        assert worker.persisted_index == history.index
+    assert len(list(directory.path.glob("node.db.damaged-*Z"))) == 1
+    assert reloaded(directory) == contents(history.state)
+
+
+FOLD = "PRAGMA wal_checkpoint(TRUNCATE)"
+
+
+@pytest.mark.parametrize("file", ["alpha", "node.db"])
+async def test_nothing_is_said_to_be_on_disk_behind_a_hole_in_a_wal(
+    history: History, directory: DataDirectory, file: str
+) -> None:
+    """After a failed fsync its pages are called clean, and may never come to the disk; a WAL that
+    goes on behind them ends there after a loss of power. So it has to begin anew first."""
+    disk = FailingDisk()
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        history.append("alpha")
+        disk.fail(file, "COMMIT", after=True)
+        with pytest.raises(PersistenceFailed):
+            await flush(worker, history)
+        disk.repair()
+        disk.fail(file, FOLD)
+        with pytest.raises(PersistenceFailed):
+            await flush(worker, history)
+        disk.repair()
+        await flush(worker, history)
+        wal = [path for path in directory.path.rglob("*-wal") if file in path.name]
+        assert not any(path.stat().st_size > 64 * 1024 for path in wal)
+    assert reloaded(directory) == contents(history.state)
+
+
+@pytest.mark.parametrize("file", ["alpha", "node.db"])
+async def test_a_reader_holds_up_a_cycle_only_after_a_failure(
+    history: History, directory: DataDirectory, file: str
+) -> None:
+    disk = FailingDisk()
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        alpha = directory.store_path("alpha", history.state.stores["alpha"].uid)
+        with closing(sqlite3.connect(alpha if file == "alpha" else directory.node_path)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            history.append("alpha")
+            await flush(worker, history)
+            disk.fail(file, "COMMIT")
+            history.append("alpha")
+            with pytest.raises(PersistenceFailed):
+                await flush(worker, history)
+            disk.repair()
+            with pytest.raises(PersistenceFailed, match="another process reads"):
+                await flush(worker, history)
+        await flush(worker, history)
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_file_that_was_doubted_during_a_cycle_is_not_booked_as_whole(
+    history: History, directory: DataDirectory
+) -> None:
+    """The cycle goes behind what is there, and does not look at what a sweep has found."""
+    database = Database(directory)
+    ledger = Ledger(history.state, lambda: Breaker(5, 1), lambda: 0.0)
+    ledger.open(*database.open())
+    store = history.state.stores["alpha"]
+    ledger.settle(plan := ledger.take(forced=True), database.run(plan))
+    assert ledger.covered("alpha") == history.index
+    history.append("alpha")
+    ledger.changed("alpha")
+    plan = ledger.take(forced=True)
+    ledger.doubted(store, "is damaged")
+    ledger.settle(plan, database.run(plan))
+    assert ledger.covered("alpha") == 0
+    plan = ledger.take(forced=True)
+    assert [cut.anew for cut in plan.stores] == [True]
+    ledger.settle(plan, database.run(plan))
+    assert ledger.covered("alpha") == history.index
+    database.close()
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_store_that_came_from_elsewhere_is_on_disk_only_when_it_is_written(
+    history: History, directory: DataDirectory
+) -> None:
+    disk = FailingDisk()
+    database = Database(directory, disk.connect)
+    ledger = Ledger(history.state, lambda: Breaker(5, 1), lambda: 0.0)
+    ledger.open(*database.open())
+    ledger.settle(plan := ledger.take(forced=True), database.run(plan))
+    history.state.stores["alpha"].origin = object()
+    ledger.changed("alpha")
+    disk.fail("alpha", "BEGIN")
+    ledger.settle(plan := ledger.take(forced=True), database.run(plan))
+    assert ledger.covered("alpha") == 0
+    disk.repair()
+    database.close()

@@ -528,6 +528,19 @@ async def test_a_fill_that_broke_off_goes_on_behind_what_it_had(known: int) -> N
     assert received == whole.receiver.counters["fill_events_received"] + 3
 
 
+async def test_an_unfinished_store_outlives_a_question_that_finds_no_answer() -> None:
+    """The next source compares it with its own, which may take longer than an answer may."""
+    pair, whole = Pair(0), Pair(0)
+    await whole.fill()
+    await pair.break_off("fill_rows", 9)
+    pair.link.asked.clear()
+    await pair.break_off("fill_digest", 0)
+    await pair.fill()
+    pair.check()
+    received = pair.receiver.counters["fill_events_received"]
+    assert received == whole.receiver.counters["fill_events_received"]
+
+
 async def test_a_file_that_was_begun_meanwhile_can_be_gone_on_with() -> None:
     """A file with another origin is set aside before the new one counts: a crash loses both."""
     pair = Pair(0)

@@ -127,6 +127,35 @@ class TestBarriers:
 
         simulate(scenario)
 
+    def test_a_read_at_a_leader_that_is_replaced_at_once_asks_the_next_one(self) -> None:
+        """It has not applied an entry of its own term, and never will."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3, leader_fallback_ms=60_000)
+            first = await cluster.ready()
+            cluster.links.watchers.append(
+                lambda sender, _, message: sender == first or not isinstance(message, AppendEntries)
+            )
+            cluster.links.cut(first)
+            second, third = cluster.followers()
+            await cluster.until(lambda: cluster[second].leads or cluster[third].leads)
+            brief = second if cluster[second].leads else third
+            reading = asyncio.ensure_future(cluster[brief].barrier("leader", 30_000))
+            await asyncio.sleep(0.1)
+            assert not reading.done()
+            cluster.links.watchers.pop()
+            cluster.links.heal()
+            cluster.links.cut(brief)
+            await cluster.until(
+                lambda: any(cluster[one].leads for one in cluster.ids if one not in (first, brief))
+            )
+            cluster.links.heal()
+            began = asyncio.get_running_loop().time()
+            await reading
+            assert asyncio.get_running_loop().time() - began < 3
+
+        simulate(scenario)
+
     @pytest.mark.parametrize("level", ["leader", "linearizable"])
     def test_without_a_leader_a_barrier_ends_in_time(self, level: str) -> None:
         async def scenario() -> None:

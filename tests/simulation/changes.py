@@ -105,10 +105,14 @@ class Changes:
             await simulation.operator.make_even()
         if not await director.all_well():
             return
-        before = simulation.chronicle.membership.voter_ids
-        carried = await self._carried(
-            simulation.operator.add, lambda one: one.membership.voter_ids > before, 4.0
-        )
+        newest = simulation.chronicle.membership
+        before = newest.voter_ids
+
+        def is_promotion(one: Carried) -> bool:
+            # Who lags is sent old memberships as well.
+            return one.membership.version > newest.version and one.membership.voter_ids > before
+
+        carried = await self._carried(simulation.operator.add, is_promotion, 4.0)
         deposed = self._nodes.get(carried.sender) if carried else None
         if carried is None or deposed is None or deposed.life is None:
             return
