@@ -284,6 +284,8 @@ class Desk:
         """Fetch for as many of those who wait as there may be events for."""
         able: deque[_Waiting] = deque()
         for each in self._waiting:
+            if each.fetched.done():
+                continue  # it left while the desk looked
             if each.is_unable():
                 each.fetched.set_result(Fetched(0, (), False))
             else:

@@ -163,6 +163,8 @@ class _Follower:
         while not shared.arrivals.stopped:
             store = self._store = shared.as_it_is(self._store)
             await self._look(store, outflow)
+            # A fill may have put another one in its place while this waited for room.
+            store = self._store = shared.as_it_is(store)
             crowd = None
             if self._course.position >= store.position:
                 crowd = shared.crowds.find(store, self._course, outflow.chunked)

@@ -72,6 +72,8 @@ class KnownHeads:
         """The request that `data` is, if it is exactly one and its header lines are known."""
         line_end = data.find(b"\r\n")
         head_end = data.find(_END, line_end)
+        if not 0 < line_end <= head_end:
+            return None  # the rest of it is still to come
         known = self._known.get(data[line_end:head_end])
         if known is None or line_end > self._line_bytes_max:
             return None
@@ -92,7 +94,10 @@ class KnownHeads:
         """
         line_end = data.find(b"\r\n")
         head_end = data.find(_END, line_end)
-        if head_end < 0 or not isinstance(message, RawRequestMessage) or not _is_plain(message):
+        # The parser passes over empty lines before a request: then its lines begin elsewhere.
+        if not 0 < line_end <= head_end:
+            return None
+        if not isinstance(message, RawRequestMessage) or not _is_plain(message):
             return None
         length = int(message.headers.get("Content-Length", "0"))
         if head_end - line_end <= LINES_BYTES_MAX:

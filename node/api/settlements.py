@@ -1,8 +1,10 @@
 """What becomes of deliveries, gathered into few commands.
 
 While one command of a subscription is under way, what comes for it waits and shares the next one,
-in the order in which it came; so settling costs appends little. At most `settlements_waiting_max`
-ids wait on a node. What was taken is carried out whoever leaves meanwhile.
+in the order in which it came; so settling costs appends little. A command is waited for 5 s at
+most; then what became of it is unknown, and the same may be said again. At most
+`settlements_waiting_max` ids wait on a node. What was taken is carried out whoever leaves
+meanwhile.
 
 A delivery id is opaque to clients: which life of the subscription, which event, the number of the
 delivery. Settling an id that is over harms nothing.
@@ -33,6 +35,7 @@ ACTIONS = {
 
 _ID = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,15})-([0-9a-f]{1,15})").fullmatch
 _GIVE_BACK_MS = 5_000
+_PATIENCE_MS_MAX = 5_000
 
 Stale = asyncio.Future[list[int]]
 
@@ -106,7 +109,8 @@ class Settlements:
             self._waiting_ids -= len(settlements)
             try:
                 command = asked.settle(key[0], self._clock(), key[1], settlements)
-                patience_ms = max(one.timeout_ms for one in batch)
+                # No longer than that, whoever is patient: others wait behind this command.
+                patience_ms = min(max(one.timeout_ms for one in batch), _PATIENCE_MS_MAX)
                 outcome, _ = await self._replica.propose(command, patience_ms)
                 if not isinstance(outcome, Settled):
                     raise refusal(outcome)

@@ -144,6 +144,7 @@ class Socket:
                 raise Broken(WSCloseCode.UNSUPPORTED_DATA, "messages are CBOR, in binary frames")
             if message.type is WSMsgType.PING:
                 self._write(message.data, WSMsgType.PONG)
+                await self.room()  # a client that only sends is no longer read
 
     # --- what is sent -----------------------------------------------------------------------
 

@@ -17,10 +17,11 @@ either encoding, they hold plain values only:
 
 Refused with 413: more than `nesting_max` arrays and maps inside one another. Refused with 400:
 every tag except the big integers (2 and 3), `undefined` and other simple values, other kinds of
-keys, more than `BIG_KEYS_MAX` keys beyond 64 bits in a body (see `core.items`), two keys of a map
-that are one in JSON (1 and "1"). JSON is decoded to the same values: whole numbers keep every
-digit, other numbers become 64-bit floats and are refused where they do not fit. A repeated key of
-a JSON object counts with its last value, as most readers of JSON have it.
+keys, more than `BIG_KEYS_MAX` keys beyond 64 bits in a body (see `core.items`), many integers as
+keys of one map (see `map_keys`), two keys of a map that are one in JSON (1 and "1"). JSON is
+decoded to the same values: whole numbers keep every digit, other numbers become 64-bit floats and
+are refused where they do not fit. A repeated key of a JSON object counts with its last value, as
+most readers of JSON have it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any, NoReturn
 import cbor2
 import msgspec
 
+from node.api.map_keys import UnusualKeys, check_keys
 from node.core.items import (
     BIG_KEYS_MAX,
     INTEGER_BITS_MAX,
@@ -75,7 +77,9 @@ def _refuse_tag(*_: object) -> NoReturn:
 _REFUSED_TAGS: Decoders = dict.fromkeys(REFUSED_TAGS, _refuse_tag)
 _WITHOUT_BIG_KEYS = _REFUSED_TAGS | big_integers(0)
 
-_TOO_DEEP = "maximum container nesting depth"  # in the words of cbor2
+# In the words of cbor2.
+_TOO_DEEP = "maximum container nesting depth"
+_UNUSUAL_KEY = "map key must be a text string or byte string"
 
 _SEAL_VALUE = os.urandom(16)
 _SEAL = cbor2.dumps(_SEAL_VALUE)
@@ -91,24 +95,35 @@ def decode_cbor(body: bytes, nesting_max: int) -> Any:
     Raises `NotPlain` with words for the client.
     """
     try:
+        return _decoded(body, nesting_max, _WITHOUT_BIG_KEYS, texts_only=True)
+    except (UnusualKeys, TooManyBigKeys):  # most have none, and need not be walked over
+        pass
+    try:
+        check_keys(body)
         return _decoded(body, nesting_max, _WITHOUT_BIG_KEYS)
-    except TooManyBigKeys:  # most have none, and need no count of their own
+    except UnusualKeys as error:
+        raise NotPlain(str(error)) from None
+    except TooManyBigKeys:  # nor does a count of big ones cost most anything
         return _decoded(body, nesting_max, _REFUSED_TAGS | big_integers(BIG_KEYS_MAX))
 
 
-def _decoded(body: bytes, nesting_max: int, decoders: Decoders) -> Any:
+def _decoded(body: bytes, nesting_max: int, decoders: Decoders, texts_only: bool = False) -> Any:
+    """`texts_only`: raise `UnusualKeys` where a key of a map is neither text nor bytes."""
     decoder = cbor2.CBORDecoder(
         BytesIO(body),
         tag_hook=_refuse_tag,
         semantic_decoders=decoders,
         max_depth=nesting_max,
         allow_duplicate_keys=False,
+        strict_hashable_types=texts_only,
     )
     try:
         value = decoder.decode()
     except Exception as error:  # cbor2 has its own errors, and lets some of Python's through
         if decoders is _WITHOUT_BIG_KEYS and isinstance(error.__cause__, TooManyBigKeys):
             raise error.__cause__ from None
+        if texts_only and _UNUSUAL_KEY in _root(error):
+            raise UnusualKeys from None
         if _TOO_DEEP in str(error):
             raise TooDeep(f"malformed CBOR: {error}") from None
         raise NotPlain(f"malformed CBOR: {_root(error)}") from None
@@ -142,6 +157,7 @@ def are_plain_items(items: Sequence[bytes], nesting_max: int) -> bool:
             max_depth=nesting_max + 1,
             allow_indefinite=False,
             allow_duplicate_keys=False,
+            strict_hashable_types=True,
         )
         _encode_plain(found)
     except Exception:  # whatever it is, the slow way has the words for it

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import cbor2
 import pytest
 
-from node.api import courses, crowds
+from node.api import courses, crowds, following
 from node.core import commands
 from node.core.frames import ABSENT, encode_frame
+from node.core.store import Store
 from tests.api.fakes import NOW_US, Node, eventually, serving
 
 NDJSON = {"Accept": "application/x-ndjson"}
@@ -225,6 +226,43 @@ async def test_accept_chooses_the_form(node: Node, accept, form):
 async def test_an_unknown_store_is_not_followed(node: Node):
     heard = await node.talk(b"GET /v1/stores/x/subscribe HTTP/1.1\r\nHost: n\r\n\r\n", until=b"}")
     assert b" 404 " in heard and b"store_not_found" in heard
+
+
+def filled(node: Node, *streams: str) -> None:
+    """What a fill does: another object with the same events, and more, takes the store's place."""
+    old = node.state.stores["main"]
+    new = Store(old.name, old.uid, old.created_us)
+    for _ in new.copying(old):
+        pass
+    new.loaded()
+    node.state.stores = {**node.state.stores, "main": new}
+    put(node, *streams)
+
+
+async def test_a_store_that_is_filled_while_a_follower_waits_for_room_hides_nothing(
+    node: Node, monkeypatch
+):
+    put(node, "a")
+    look, looked, room = following._Follower._look, asyncio.Event(), asyncio.Event()
+
+    async def slow(self, *args):
+        await look(self, *args)
+        if not looked.is_set():
+            looked.set()
+            await room.wait()
+
+    async with follow(node) as one:
+        await one.until("caught_up")
+        monkeypatch.setattr(following._Follower, "_look", slow)
+        async with follow(node) as two:
+            await asyncio.wait_for(looked.wait(), 5)
+            filled(node, "a", "a")
+            assert places(await one.take(2)) == [(2, "event"), (3, "event")]
+            room.set()
+            put(node, "a")
+            said = [await two.until("caught_up"), await two.take(3)]
+            events = [place for some in said for place, what in places(some) if what == "event"]
+            assert events == [1, 2, 3, 4]
 
 
 async def test_the_last_word_when_the_store_is_deleted(node: Node):

@@ -229,3 +229,38 @@ def test_lines_that_never_repeat_take_no_more_than_their_share():
         assert heads.learn(data, message) == 0
         assert heads.take(data) is not None
         assert len(heads._known) <= KNOWN_MAX
+
+
+def message(**headers: str) -> RawRequestMessage:
+    parts = CIMultiDictProxy(CIMultiDict(headers))
+    return RawRequestMessage(
+        "POST", "/x", HttpVersion11, parts, (), False, None, False, False, URL("/x")
+    )
+
+
+def test_a_head_that_has_not_ended_is_no_request():
+    """Its lines may be known, and as many bytes may be there as its body would have."""
+    first = FIRST % b"a"
+    for length in range(400):
+        lines = b"\r\nHost: n\r\nContent-Length: %d" % length
+        if len(first.rstrip(b"\r\n") + lines) + 1 - 3 == length:
+            break
+    heads = KnownHeads(16_384)
+    known = message(Host="n", **{"Content-Length": str(length)})
+    whole = first.rstrip(b"\r\n") + lines + b"\r\n\r\n" + b"y" * length
+    assert heads.learn(whole, known) == 0
+    assert heads.take(whole) is not None
+    for end in range(len(whole)):
+        assert heads.take(whole[:end]) is None
+
+
+def test_nothing_is_learned_of_a_request_behind_empty_lines():
+    """The parser passes over them; what would be remembered are not its header lines."""
+    for empty in (b"\r\n", b"\r\n\r\n"):
+        heads = KnownHeads(16_384)
+        assert heads.learn(empty + FIRST % b"a" + b"Host: n\r\n\r\n", message(Host="n")) in (
+            None,
+            0,
+        )
+        for later in (b"GET /v1/stores HTTP/1.1\r\n\r\n", FIRST % b"a" + b"Host: n\r\n\r\n"):
+            assert heads.take(later) is None

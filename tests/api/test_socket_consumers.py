@@ -195,6 +195,28 @@ async def test_one_event_is_fetched_once_however_many_wait(node: Node):
         assert [fields[5] for fields in fetches] == ["c0", "c1", "c2", "c3"]
 
 
+async def test_who_leaves_while_the_desk_looks_ends_nobody_else(node: Node, monkeypatch):
+    await made(node)
+    await node.append("s", 1)
+    look, looking, done = desks.Desk._there_may_be, asyncio.Event(), asyncio.Event()
+
+    async def slow(self, *args):
+        found = await look(self, *args)
+        looking.set()
+        await done.wait()
+        return found
+
+    monkeypatch.setattr(desks.Desk, "_there_may_be", slow)
+    with node.api._talks._desks.at("main", ONE.rsplit("/", 1)[1]) as desk:
+        leaves = asyncio.create_task(desk.take("a", 1, lambda: True))
+        stays = asyncio.create_task(desk.take("b", 1))
+        await asyncio.wait_for(looking.wait(), 5)
+        leaves.cancel()
+        await asyncio.wait({leaves})
+        done.set()
+        assert len((await asyncio.wait_for(stays, 5)).deliveries) == 1
+
+
 async def test_what_is_there_is_shared_out(node: Node):
     await made(node)
     for number in range(40):

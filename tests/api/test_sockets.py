@@ -270,3 +270,22 @@ async def test_a_client_that_reads_nothing_is_not_read_from_and_is_cut():
             assert transport.get_write_buffer_size() < 5_000_000
             await eventually(transport.is_closing)
         await eventually(lambda: not node.api._talks.conversations)
+
+
+async def test_a_client_that_only_pings_and_reads_nothing_is_read_no_more():
+    """Each ping is owed an answer, and they would all wait at the node."""
+    async with serving(stream_buffer_bytes_max=50_000) as node, wire(node) as client:
+        client.reader._transport.pause_reading()
+        (conversation,) = node.api._talks.conversations
+        transport = conversation._socket._transport
+        ping = bytes((0x80 | PING, 0x80 | 125)) + bytes(4 + 125)  # masked with zeros
+        for _ in range(150):  # 20 MB, more than the kernel keeps for both ends
+            client.writer.write(ping * 1_000)
+            try:
+                await asyncio.wait_for(client.writer.drain(), 1)
+            except TimeoutError:
+                break
+        else:
+            raise AssertionError("all of them were read")
+        assert transport.get_write_buffer_size() < 1_000_000
+        client.writer.transport.abort()
