@@ -24,6 +24,7 @@ from cluster.bench import __main__ as bench
 from cluster.bench.report import JsonReport
 from cluster.chaos import __main__ as chaos
 from cluster.cli import append
+from cluster.client_asking import Attempts
 from cluster.up import ready_line
 from tests.api.fakes import Node
 from tests.api.fakes import serving as a_node
@@ -796,9 +797,16 @@ async def test_who_interrupts_an_append_is_told_what_is_perhaps_stored(
 
 
 async def test_who_interrupts_an_append_before_anything_was_sent_is_told_that(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a node answers, but only that it cannot serve now."""
+    between_tries = asyncio.Event()
+
+    async def pause(*_: object) -> None:
+        between_tries.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Attempts, "failed", pause)
     (file := tmp_path / "lines").write_text("\n" + '{"event_type": "T"}\n' * 3)
     refusal = (503, {"code": "no_leader", "detail": "so it is"})
     paths = (f"{STORE}/streams/s/events", f"{STORE}/append")
@@ -808,7 +816,8 @@ async def test_who_interrupts_an_append_before_anything_was_sent_is_told_that(
                 options = append._parse(["s", *words, "--url", url, "--json"], "exesdb append")
                 work = append._lines(options) if options.lines else append._one(options)
                 task = asyncio.create_task(work)
-                await asyncio.sleep(0.3)
+                between_tries.clear()
+                await asyncio.wait_for(between_tries.wait(), 5)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
