@@ -1,6 +1,6 @@
-"""A server that gives prepared answers and remembers what it was asked."""
+"""Servers in the place of nodes, and one with prepared answers that remembers what it was asked."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,17 +32,24 @@ class FakeServer:
 
 
 @asynccontextmanager
-async def serving(answers: dict[tuple[str, str], tuple[int, Any]]) -> AsyncIterator[FakeServer]:
-    """A server on a free port of loopback, until the end of the block."""
-    server = FakeServer(answers)
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", server.answer)
-    runner = web.AppRunner(app)
+async def answering(
+    answer: Callable[[web.Request], Awaitable[web.StreamResponse]],
+) -> AsyncIterator[str]:
+    """The address of a server on a free port of loopback that gives this answer to everything."""
+    app = web.Application(client_max_size=1 << 26)
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield server
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving(answers: dict[tuple[str, str], tuple[int, Any]]) -> AsyncIterator[FakeServer]:
+    """A server with prepared answers, until the end of the block."""
+    server = FakeServer(answers)
+    async with answering(server.answer) as server.url:
+        yield server

@@ -15,6 +15,8 @@ from typing import Any
 import cbor2
 from aiohttp import web
 
+from tests.cluster.fake_http import answering
+
 OCTETS = "application/octet-stream"
 
 
@@ -153,12 +155,5 @@ class FakeStore:
 
 @asynccontextmanager
 async def serving_store(store: FakeStore) -> AsyncIterator[str]:
-    app = web.Application(client_max_size=1 << 26)
-    app.router.add_route("*", "/{path:.*}", store.answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with answering(store.answer) as url:
+        yield url

@@ -2,8 +2,6 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
@@ -11,7 +9,7 @@ from aiohttp import web
 from cluster import access
 from cluster.access import DEFAULT_URLS, Unreachable, request, url_of, urls_or_default
 from node.api.limits import ApiLimits
-from tests.cluster.fake_http import serving
+from tests.cluster.fake_http import answering, serving
 
 NOBODY = "http://127.0.0.1:9"
 PATH = ("GET", "/v1/info")
@@ -41,22 +39,6 @@ async def test_an_answer_that_is_no_json_object_is_no_answer() -> None:
     ):
         reply = await request("GET", [other.url, odd.url, up.url], "/v1/info")
         assert reply.url == up.url
-
-
-@asynccontextmanager
-async def answering(
-    answer: Callable[[web.Request], Awaitable[web.StreamResponse]],
-) -> AsyncIterator[str]:
-    """The address of a server that gives this answer to everything."""
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 def test_every_page_of_a_node_fits_into_what_is_read() -> None:

@@ -7,7 +7,7 @@ import random
 import socket
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -32,6 +32,7 @@ from cluster.client_sync import SyncClient
 from cluster.supervisor import PROJECT
 from node.api.limits import ApiLimits
 from tests.api.fakes import eventually
+from tests.cluster.fake_http import answering
 
 STORED = {"positions": [1], "streams": {"s": 0}, "raft_index": 7, "idempotent": False}
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -65,20 +66,10 @@ class Node:
 
 @asynccontextmanager
 async def nodes(*fakes: Node) -> AsyncIterator[list[str]]:
-    runners = []
-    try:
+    async with AsyncExitStack() as stack:
         for fake in fakes:
-            app = web.Application(client_max_size=2**24)
-            app.router.add_route("*", "/{path:.*}", fake.answer)
-            runner = web.AppRunner(app, shutdown_timeout=0.1)
-            runners.append(runner)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            fake.url = await stack.enter_async_context(answering(fake.answer))
         yield [fake.url for fake in fakes]
-    finally:
-        for runner in runners:
-            await runner.cleanup()
 
 
 def problem(status: int, code: str, **fields: Any) -> tuple[int, dict[str, Any]]:

@@ -12,6 +12,7 @@ from aiohttp import web
 from rich.console import Console
 
 from cluster import recover
+from tests.cluster.fake_http import answering
 from tests.cluster.test_recover_plan import report
 
 
@@ -50,13 +51,7 @@ async def alive(*survivors: FakeSurvivor) -> AsyncIterator[list[str]]:
     """Their addresses, while they run."""
     async with AsyncExitStack() as stack:
         for survivor in survivors:
-            app = web.Application()
-            app.router.add_route("*", "/{path:.*}", survivor.answer)
-            runner = web.AppRunner(app)
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            survivor.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            survivor.url = await stack.enter_async_context(answering(survivor.answer))
         yield [survivor.url for survivor in survivors]
 
 
