@@ -232,17 +232,14 @@ class Decoder(Generic[T]):
             nesting_max = self._limits.nesting_max + _ENVELOPE_NESTING
             return msgspec.convert(decode_cbor(body, nesting_max), self._shape)
         except msgspec.ValidationError as error:
-            raise _misfit(str(error)) from None
+            words = str(error)
+            raise misfit(words, _IN_EVENTS.search(words) is not None) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"malformed JSON: {error}") from None
         except (TooDeep, RecursionError):
             raise too_deep("the body", self._limits.nesting_max) from None
         except NotPlain as error:
             raise InvalidRequest(str(error)) from None
-
-
-def _misfit(words: str) -> RequestError:
-    return misfit(words, _IN_EVENTS.search(words) is not None)
 
 
 def misfit(words: str, in_event: bool) -> RequestError:

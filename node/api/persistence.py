@@ -182,9 +182,7 @@ class Persistence:
             entry = await self._force_here(stores, index, left_ms())
             return _answer(request, 200, {"nodes": {own_id: entry}})
         results = await self._force_members(own_id, stores, index, left_ms())
-        if leaderless and not any(isinstance(one, ExesdbError) for one in results.values()):
-            raise leaderless  # all have flushed, but perhaps not all that was committed
-        return _flushed(request, results)
+        return _flushed(request, results, leaderless)
 
     async def _catch_up(self, timeout_ms: int) -> NoLeader | None:
         """Apply what is committed by now; the error where nobody can tell what that is."""
@@ -220,10 +218,16 @@ class Persistence:
         return dict(zip(members, results, strict=True))
 
 
-def _flushed(request: Request, results: Mapping[str, Mapping[str, Any] | ExesdbError]) -> Answer:
+def _flushed(
+    request: Request,
+    results: Mapping[str, Mapping[str, Any] | ExesdbError],
+    leaderless: NoLeader | None,
+) -> Answer:
     errors = {id_: one for id_, one in results.items() if isinstance(one, ExesdbError)}
     done = {id_: one for id_, one in results.items() if id_ not in errors}
     if not errors:
+        if leaderless is not None:
+            raise leaderless  # all have flushed, but perhaps not all that was committed
         return _answer(request, 200, {"nodes": done})
     failed = {id_: {"code": one.code, "detail": one.detail} for id_, one in errors.items()}
     if done:

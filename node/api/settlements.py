@@ -34,7 +34,6 @@ ACTIONS = {
 }
 
 _ID = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,15})-([0-9a-f]{1,15})").fullmatch
-_GIVE_BACK_MS = 5_000
 _PATIENCE_MS_MAX = 5_000
 
 Stale = asyncio.Future[list[int]]
@@ -93,7 +92,7 @@ class Settlements:
         try:
             if not deliveries:
                 return None
-            answered = self.settle(store, name, deliveries, action, _GIVE_BACK_MS)
+            answered = self.settle(store, name, deliveries, action, _PATIENCE_MS_MAX)
         except Overloaded:
             return None
         answered.add_done_callback(_ignored)

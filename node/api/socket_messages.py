@@ -240,10 +240,9 @@ def _request(item: Any) -> Request | Misfit:
     try:
         return msgspec.convert(item, Request)  # type: ignore[no-any-return]
     except msgspec.ValidationError as error:
-        words = str(error)
+        words = str(error).replace("`", "'")
         if type(item) is list and len(item) > 1 and type(item[1]) is int and item[1] >= 0:
             kind = item[0] if type(item[0]) is str else ""
             in_event = _IN_EVENTS.get(kind, "no path") in words
             return Misfit(item[1], misfit(words, in_event))
-        plain = words.replace("`", "'")
-        raise NotPlain(f"a request must be an array of a kind and an id: {plain}") from None
+        raise NotPlain(f"a request must be an array of a kind and an id: {words}") from None

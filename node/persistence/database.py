@@ -96,9 +96,6 @@ class Database:
         self._connect = connect
         self._clock = clock
         self._node: NodeFile | None = None
-        self._unsure_node = (
-            True  # whether its WAL may have a hole; an earlier process may have died
-        )
         self._safe_cut = Cut()
         self._files: OrderedDict[int, StoreFile] = OrderedDict()
         self._marks: dict[int, int] = {}  # uid -> raft index of the last certain mark
@@ -106,7 +103,9 @@ class Database:
         self._unlisted: dict[str, StoreEntry] = {}  # written, but not in node.db yet
         self._gone: dict[tuple[str, int], Path] = {}  # to be unlisted, then removed
         self._grown: dict[int, StoreFile] = {}  # written since their WAL was last looked at
-        self._sure: set[int] = set()  # stores whose WAL has no hole: folded since the last failure
+        # Whose WAL has no hole: it was folded since the last failure, and since this process began.
+        self._sure: set[int] = set()
+        self._node_is_sure = False
 
     def open(self) -> tuple[Cut, list[StoreEntry]]:
         """Open node.db: the cut, and the stores at it. Raises FileFault."""
@@ -286,16 +285,16 @@ class Database:
         listed |= self._unlisted
         try:
             node = self._node_file()
-            if self._unsure_node:
+            if not self._node_is_sure:
                 _fold_wholly(node)
-                self._unsure_node = False
+                self._node_is_sure = True
             node.move(cut, listed.values(), self._unlisted.values(), gone)
             if node.created:
                 sync_directory(self._directory.path)
                 node.created = False
         except _FAILURES as error:
             self._close_node()
-            self._unsure_node = True
+            self._node_is_sure = False
             result.node_error = f"{self._directory.node_path}: {error}"
             if is_corruption(error):
                 self._put_node_aside()

@@ -171,6 +171,7 @@ class FillReceiver:
             if live is None or not await self._agrees(link, one, live):
                 staged = _Staged(Store(one.name, one.uid, one.created_us), Digest())
             elif live.position == one.position and fill_lives.fits(live.lives, one.lives):
+                self._staged.pop(one.uid, None)
                 return live
             else:
                 staged = await self._copy(live)

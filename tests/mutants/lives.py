@@ -130,8 +130,8 @@ DEFECTS = (
         "a-deletion-is-nothing-new",
         "I13: what a fill installs is the state at its index",
         "raft/fill_receiver.py",
-        " and fill_lives.fits(live.lives, one.lives):\n                return live\n",
-        ":\n                return live\n",
+        " and fill_lives.fits(live.lives, one.lives):\n                self._staged.pop",
+        ":\n                self._staged.pop",
         (_FILL,),
     ),
     Defect(

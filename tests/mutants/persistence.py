@@ -108,7 +108,7 @@ DEFECTS = (
         "cut-goes-on-behind-a-hole-in-its-wal",
         "after a failed fsync the WAL begins anew before anything more is said of it",
         "persistence/database.py",
-        "            self._unsure_node = True\n            result",
+        "            self._node_is_sure = False\n            result",
         "            result",
         (f"{_WORKER}::test_nothing_is_said_to_be_on_disk_behind_a_hole_in_a_wal",),
     ),
@@ -126,8 +126,8 @@ DEFECTS = (
         "persistence/database.py",
         "        except _FAILURES as error:\n"
         "            self._close_node()\n"
-        "            self._unsure_node = True\n",
-        "        except _FAILURES as error:\n            self._unsure_node = True\n",
+        "            self._node_is_sure = False\n",
+        "        except _FAILURES as error:\n            self._node_is_sure = False\n",
         (_CRASH,),
     ),
     Defect(
