@@ -7,7 +7,8 @@ through only what keeps Raft's rules (in brackets the defects, see ARCHITECTURE)
   (A17, a);
 * entries that are already in the log are taken out of a message before the library sees it, because
   it would cut everything behind them, also what this node has acknowledged (A1); a real conflict of
-  terms cuts, but never at or below the commit index (I12);
+  terms cuts, but never at or below the commit index (I12): there this node holds another history,
+  and says so, until a fill has replaced it or an operator its directory;
 * an ack counts only for the term in which it was given, and never takes anything back (A15-16, a);
 * one vote a voter a term (j); a second leader in one term is refused and reported (k);
 * a node that is recovering gives no vote below its floor, and one that does not know what it has
@@ -15,8 +16,9 @@ through only what keeps Raft's rules (in brackets the defects, see ARCHITECTURE)
 * a term that no elections could have led to is not believed: a node that adopted it could never be
   led again, because terms only rise and a message's numbers end.
 
-The guard keeps no state but the votes and the leader of the current term. What must never happen
-is counted in `alarms` and logged; the tests demand that it stays empty.
+The guard keeps no state but the votes and the leader of the current term, and where the leader's
+history differs. What must never happen is counted in `alarms` and logged; the tests demand that it
+stays empty.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ class Guard:
         self._heard = heard
         self._voters: tuple[int, set[str]] = (0, set())
         self._obeyed: tuple[int, str] = (0, "")
+        self.differs_at: int | None = None  # a committed entry here, which is another at the leader
         self.alarms: list[str] = []
 
     def believes(self, peer: str, message: Message) -> bool:
@@ -117,19 +120,24 @@ class Guard:
         or differs just before it: the library then answers with a reset.
         """
         journal = self._engine.journal
-        if journal.term_at(message.prev_index) != message.prev_term:
+        term_before = journal.term_at(message.prev_index)
+        if term_before != message.prev_term:
+            is_committed = message.prev_index <= self._engine.commit_index
+            if term_before is not None and is_committed:
+                self._differs(message.term, message.prev_index)
             return self._before_base(message)
         known = 0
         for index, (term, _) in enumerate(message.entries, message.prev_index + 1):
             if journal.term_at(index) != term:
                 break
             known += 1
+        first_new = message.prev_index + known + 1
+        if known < len(message.entries) and first_new <= self._engine.commit_index:
+            self._differs(message.term, first_new)
+            return None
+        self.differs_at = None
         if known == len(message.entries):
             return self._nothing_new(message)
-        first_new = message.prev_index + known + 1
-        if first_new <= self._engine.commit_index:
-            self.alarm(f"the leader of term {message.term} differs at committed {first_new}")
-            return None
         return self._cut_front(message, known), None
 
     def _before_base(self, message: AppendEntries) -> tuple[AppendEntries, int | None]:
@@ -139,12 +147,18 @@ class Guard:
         if not 0 < known <= len(message.entries):
             return message, None
         if message.entries[known - 1][0] != journal.term_at(journal.base_index):
-            self.alarm(f"the leader of term {message.term} differs at {journal.base_index}")
+            self._differs(message.term, journal.base_index)
             return message._replace(entries=[]), None
         return self._without_known(self._cut_front(message, known)) or (
             message._replace(entries=[]),
             None,
         )
+
+    def _differs(self, term: int, index: int) -> None:
+        """The leader's history is another one. It goes on speaking: one word of it is enough."""
+        if self.differs_at != index:
+            self.differs_at = index
+            self.alarm(f"the leader of term {term} differs at committed {index}")
 
     def _nothing_new(self, message: AppendEntries) -> tuple[AppendEntries, int | None]:
         """All of it is known: keep what stands behind it, ack and commit only what was compared."""
@@ -206,7 +220,12 @@ class Guard:
             self._engine.receive_timeout_now(peer, message)
 
     def alarm(self, text: str) -> None:
-        """Something happened that never must; at most `_ALARMS_MAX` are kept, all are logged."""
+        """Something happened that never must; at most `_ALARMS_MAX` are kept, all are logged.
+
+        The same at once again, as of a peer that says it with every heartbeat, is said once.
+        """
+        if self.alarms[-1:] == [text]:
+            return
         if len(self.alarms) < _ALARMS_MAX:
             self.alarms.append(text)
         log.critical("raft alarm: %s", text)

@@ -361,7 +361,8 @@ class MembershipChanges:
     def _promote(self, learner: Member) -> None:
         engine = self._engine
         then = self._log.current.with_learner_promoted()
-        near = engine.match_index(learner.id) + _BEHIND_MAX >= engine.journal.last_index
+        verified = engine.match_index(learner.id)
+        near = verified > 0 and verified + _BEHIND_MAX >= engine.journal.last_index
         ready = near and engine.leads_with_own_entry_applied()
         if ready and learner.id in self._at_hand(then) and then.is_majority(self._at_hand(then)):
             self._take_step({**self._voters(), learner.id: learner.raft_address})

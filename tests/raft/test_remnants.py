@@ -9,7 +9,7 @@ from cluster.recover_plan import make
 from node.errors import ExesdbError
 from node.raft.membership import Membership
 from node.raft.messages import Ack, AppendEntries
-from tests.raft.harness import Cluster
+from tests.raft.harness import Chronicle, Cluster
 from tests.raft.test_membership_change import ready
 from tests.raft.test_rebuilding import order, reports
 from tests.raft.virtual_time import simulate
@@ -153,5 +153,40 @@ def test_a_membership_that_a_killed_leader_kept_and_never_had_in_its_log_is_forg
         assert not cluster[leader]._recovery.was_needed
         victim = next(one for one in cluster.followers() if one != leader)
         await wiped_comes_back(cluster, victim)
+
+    simulate(scenario)
+
+
+def test_a_removed_node_with_a_history_that_the_members_lost_says_so() -> None:
+    """Their power was gone, its was not: it has applied what nobody can take back any more."""
+
+    async def scenario() -> None:
+        cluster = Cluster(3)
+        leader = await ready(cluster)
+        cluster.persist()
+        cut = cluster.disks[leader].cut
+        await cluster.fill_log(leader, 10)
+        await cluster.settled()
+        goes, stays = cluster.followers()
+        await cluster[leader].remove_member(goes, 2_000)
+        await cluster.until(lambda: cluster[goes].voters == cluster[leader].voters)
+        cluster.persist(goes)
+        await cluster.stop(goes)
+        cluster.crash(leader, stays)
+        lost, known = Chronicle(), cluster.chronicle_of
+        lost.entries.update(cluster.chronicle.entries)
+        for index in [at for at in cluster.chronicle.entries if at > cut]:
+            del cluster.chronicle.entries[index]
+        cluster.chronicles["lost"] = lost
+        cluster.chronicle_of = lambda node: lost if node == goes else known(node)  # type: ignore[method-assign]
+        await cluster.start(leader, stays)
+        leader = await cluster.led()
+        await cluster.fill_log(leader, 30)
+        await cluster.start(goes)
+        await cluster[leader].add_member(goes, f"{goes}:1", 5_000)
+        await asyncio.sleep(30)
+        assert goes not in cluster[leader].voters
+        assert "another history" in cluster[goes].not_ready_reasons()[0]
+        assert len(cluster[goes].alarms) == 1
 
     simulate(scenario)
