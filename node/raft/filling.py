@@ -122,12 +122,13 @@ class Filling:
         """
         plain = await self._requests.ask(source, "fill_members", None, _ANSWER_S)
         try:
-            self._engine.journal.memberships.learned(Membership.from_plain(plain))
+            self._engine.journal.memberships.reached(Membership.from_plain(plain))
         except MalformedMembership as error:
             raise FillRefused(f"{source} names no members") from error
 
     async def _tell_members(self, _: str, __: Any) -> Any:
-        return self._engine.journal.memberships.committed.plain()
+        memberships = self._engine.journal.memberships
+        return (memberships.unsaid or memberships.committed).plain()
 
     async def _fill(self, source: str) -> None:
         engine, installed = self._engine, False

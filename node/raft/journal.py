@@ -61,10 +61,11 @@ class Journal:
         self,
         start: StartingPoint,
         promises: Promises,
+        node_id: str,
         founding: Membership = NOBODY,
         tail: Tail | None = None,
     ) -> None:
-        self.memberships = MembershipLog(start, promises, founding)
+        self.memberships = MembershipLog(start, promises, founding, node_id)
         # The library's first entry has index 1; a log that begins with nothing begins there, too.
         self._items: list[Item] = [(NO_OP, max(start.index, 1), start.index_term)]
         self._promises = promises

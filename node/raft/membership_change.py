@@ -15,8 +15,10 @@ A node is added as a learner. It is filled and sent the log, and counted when it
 recovering and `_BEHIND_MAX` entries from the end. Nothing of a change is kept outside the log: who
 leads next finds a learner there and goes on, or may be asked to remove it. A leader that is to be
 removed hands its leadership over first; one that is elected while its own removal is not yet
-certain ends its reign when it is. Of two, the one that stays counts both until it knows (see
-`membership_log`): so the other one leads on until it has said so, and its removal is answered then.
+certain ends its reign when it is: of two, when the one that stays has said that it knows (see
+`membership_log`). A removal is answered when the node that went may be stopped for good. Where
+one other voter is left beside the leader, that one must have said that it knows, too: should the
+leader lose its disk, it alone can tell who the members are.
 
 Whoever has applied a membership tells everyone it has a session with, and so does a node that meets
 another. By that a node learns that it was removed while it was away, or where the members are now.
@@ -157,7 +159,7 @@ class MembershipChanges:
             raise NoLeader("this node does not lead any more")
         own = self._settings.node_id
         if member_id != own and own not in self._log.committed.addresses:
-            raise NoLeader("this node was removed, and leads until the one that stays knows it")
+            raise NoLeader("this node was removed, and its reign ends")
         if kind == _ADD:
             return await self._add(Member(member_id, address), deadline)
         return await self._remove(member_id, deadline)
@@ -191,13 +193,10 @@ class MembershipChanges:
 
     def _is_gone(self, member_id: str) -> bool:
         """Whether the node was removed, and may be stopped for good."""
-        gone = member_id not in self._log.committed.addresses
-        return gone and (member_id != self._settings.node_id or self._is_confirmed())
-
-    def _is_confirmed(self) -> bool:
-        """Whether those who stay are certain to count by the membership that is committed."""
         committed = self._log.committed
-        return len(committed.voters) > 1 or self._confirmed >= committed.version
+        others = committed.other_voters(self._settings.node_id)
+        is_known = len(others) != 1 or self._confirmed >= committed.version
+        return member_id not in committed.addresses and is_known
 
     def _check_new(self, member: Member) -> None:
         try:
@@ -286,9 +285,8 @@ class MembershipChanges:
         if own == committed.learner_id:
             self._lead_for_the_voters()
         elif own not in committed.voter_ids:
-            if self._is_confirmed():
-                log.info("this node was removed, and ends its reign")
-                self._engine.retire()
+            log.info("this node was removed, and ends its reign")
+            self._engine.retire()
         elif self._log.current.learner is not None:
             self._promote(self._log.current.learner)
 

@@ -8,12 +8,18 @@ There is one exception: of two voters both must hold the change that leaves one,
 it is committed. The one that stays could decide it alone; if it lost its disk later, the other one
 would know of nothing that came since, and the two would go on from there (see `recovery`).
 
-Four things are known:
+And it is committed, for everybody, once the one that stays takes it to be. A leader that goes
+applies it first, and from then on only the other one is counted: had that one lost its memory, and
+believed it, it would go on alone, from a log that may lack what both have acknowledged. So who goes
+waits for the word of the one that stays. And that one, while it recovers, keeps to what it knew.
+
+Five things are known:
 
     newest       the last one in the log, unless one as new or newer is known to be committed
     current      by it votes and acknowledgements are counted: the newest, with that exception
     committed    the newest that can never be taken back; learned by applying it, or from a member
                  that has applied it
+    unsaid       one that was applied here, and leaves one voter: it waits for that one's word
     heard        the newest that ever stood in the log, kept durably before it is acknowledged. A
                  node that lost its log still knows by it that the membership may have changed.
 
@@ -41,9 +47,14 @@ def _ignore() -> None:
 class MembershipLog:
     """The memberships in one node's log. `on_change` is called when `current` has changed."""
 
-    def __init__(self, start: StartingPoint, promises: Promises, founding: Membership) -> None:
+    def __init__(
+        self, start: StartingPoint, promises: Promises, founding: Membership, node_id: str
+    ) -> None:
         self._promises = promises
+        self._node_id = node_id
         self._in_log: list[tuple[int, Membership]] = []
+        self._is_whole = False
+        self.unsaid: Membership | None = None
         self.committed = start.membership or founding
         self.heard = max(self.committed, start.heard or founding, key=_version)
         self.newest = self.current = self.committed
@@ -83,6 +94,16 @@ class MembershipLog:
         """The entry at `index` is committed, and with it its membership, if it has one."""
         if self._in_log and self._in_log[0][0] <= index:
             _, membership = self._in_log.pop(0)
+            self.reached(membership)
+
+    def reached(self, membership: Membership) -> None:
+        """The state of this node is past the entry of this membership."""
+        if len(membership.voters) == 1 < len(self.committed.voters) and (
+            self._node_id not in membership.voter_ids or not self._is_whole
+        ):
+            self.unsaid = membership
+            self._settle()
+        else:
             self.learned(membership)
 
     def learned(self, committed: Membership) -> None:
@@ -96,6 +117,9 @@ class MembershipLog:
 
         It never lacked anything, or a leader has shown what this node had missed.
         """
+        self._is_whole = True
+        if self.unsaid is not None and self._node_id in self.unsaid.voter_ids:
+            self.learned(self.unsaid)
         self._keep(self.committed, self.newest)
 
     def restarted(self, index: int, ends: bool) -> None:
@@ -120,7 +144,11 @@ class MembershipLog:
 
     def _settle(self) -> None:
         # Of two with one version, the one in the log has come to nothing: it stands last of equals.
-        known = sorted([*(one for _, one in self._in_log), self.committed], key=_version)
+        if self.unsaid is not None and self.unsaid.version <= self.committed.version:
+            self.unsaid = None
+        unsaid = [self.unsaid] if self.unsaid is not None else []
+        in_log = [membership for _, membership in self._in_log]
+        known = sorted([*unsaid, *in_log, self.committed], key=_version)
         self.newest = current = known[-1]
         if self.open and len(current.voters) < len(known[-2].voters) == 2:
             current = known[-2]

@@ -43,9 +43,10 @@ an ordinary recovery, of a node that knows its term.
 
 A blank node that was once the only voter, or may have been as far as anybody has heard, has nobody
 to ask: whom it added since, it decided with them alone. (Who went last heard of that, but perhaps
-not that it was committed.) So it waits until one of them speaks to it. (That nobody was ever added
-cannot be told from here; what was only on that disk is gone then, and an operator has to know.)
-Only the founder of a cluster of one begins by itself.
+not that it was committed. A learner that it had then may have been dropped, unheard, and others
+added.) So it waits until one of them speaks to it. (That nobody was ever added cannot be told from
+here; what was only on that disk is gone then, and an operator has to know.) Only the founder of a
+cluster of one begins by itself.
 
 That holds, too, for a node which is only being added as far as those know whom it meets first: it
 may have been counted later, and have lost its disk since. It is spared the question only if its
@@ -116,7 +117,8 @@ class Recovery:
         if self._was_alone():
             return (
                 "a member that was added when this node was the only one (it had all data, and has "
-                "lost its disk: if none was added, begin a new cluster and restore a backup)"
+                "lost its disk: if none was added, have one that has data go on without it, by "
+                "scripts/recover, or begin a new cluster and restore a backup)"
             )
         silent = sorted(self._needed() - said.keys())
         if silent and not self.may_obey():
@@ -131,8 +133,9 @@ class Recovery:
         return "an election: all members have answered, and nobody leads"
 
     def addresses(self) -> dict[str, str]:
-        """Where those are reached who may be needed, as far as others have told."""
-        return {one: at for heard in self._heard.values() for one, at in heard.addresses.items()}
+        """Where those are reached who may be needed, as far as anybody has heard."""
+        heard = (self._engine.journal.memberships.heard, *self._heard.values())
+        return {one: at for membership in heard for one, at in membership.addresses.items()}
 
     def may_vote_for(self, last_term: int, last_index: int) -> bool:
         """Whether a candidate with such a log may have this node's vote."""
@@ -253,7 +256,7 @@ class Recovery:
         return known and self._needed() <= self._reports.keys()
 
     def _was_alone(self) -> bool:
-        """Whether a blank node may have been the only member in the newest membership known."""
+        """Whether a blank node may have been the only voter in the newest membership known."""
         own = self._engine.journal.memberships
         known = (own.committed, own.heard, *self._heard.values())
         newest = max(membership.version for membership in known)
@@ -261,7 +264,7 @@ class Recovery:
         return (
             self._blank
             and newest > 0
-            and any(one.version == newest and one.addresses.keys() == alone for one in known)
+            and any(one.version == newest and one.voter_ids == alone for one in known)
         )
 
     def _needed(self) -> set[str]:

@@ -94,7 +94,7 @@ class Replica:
         self._network = network
         self._persisted_index = persisted_index
         self._tail: Tail = tail or NoTail()
-        self._journal = Journal(start, promises, settings.founding, self._tail)
+        self._journal = Journal(start, promises, settings.node_id, settings.founding, self._tail)
         state.applied_index = self._journal.base_index
         state.applied_term = self._journal.term_at(self._journal.base_index) or 0
         self._engine = Engine(settings, self._journal, self, self._apply)

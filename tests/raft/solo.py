@@ -109,7 +109,7 @@ class Solo:
         start = start or StartingPoint(1, 0, None, 0, 0, forgetful=False)
         self.said: list[tuple[str, Message]] = []
         self.applied: list[tuple[int, int, bytes]] = []
-        self.journal = Journal(start, self.disk, self.settings.founding)
+        self.journal = Journal(start, self.disk, self.settings.node_id, self.settings.founding)
         self.engine = Engine(self.settings, self.journal, self, self._apply)
         self.recovery = Recovery(self.engine, self.settings, start, self.disk, self.send)
         self.election = Election(

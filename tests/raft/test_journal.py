@@ -29,7 +29,7 @@ def start(**changes) -> StartingPoint:
 
 def journal_of(*terms: int, **changes) -> Journal:
     """A log with base 10 of term 2, and entries of these terms behind it."""
-    journal = Journal(start(**changes), Kept())
+    journal = Journal(start(**changes), Kept(), "a")
     for index, term in enumerate(terms, 11):
         journal.add(b"entry %d" % index, index, term)
     return journal
@@ -60,7 +60,7 @@ class TestTheTailIsToldOfEachChange:
 
     def test_entries_and_truncations(self):
         tail = FakeTail()
-        journal = Journal(start(tail=((11, 3, b"old"),)), Kept(), tail=tail)
+        journal = Journal(start(tail=((11, 3, b"old"),)), Kept(), "a", tail=tail)
         self.kept(journal, tail)
         for index in range(12, 20):
             journal.add(b"entry", index, 3)
@@ -75,7 +75,7 @@ class TestTheTailIsToldOfEachChange:
 
     def test_a_moved_base(self):
         tail = FakeTail()
-        journal = Journal(start(), Kept(), tail=tail)
+        journal = Journal(start(), Kept(), "a", tail=tail)
         for index in range(11, 15):
             journal.add(b"entry", index, 3)
         journal.restart_at(12, 3)
@@ -104,7 +104,7 @@ def test_the_term_is_never_below_that_of_the_last_entry():
 
 def test_a_promise_is_saved_once_and_before_it_counts():
     promises = Kept()
-    journal = Journal(start(), promises)
+    journal = Journal(start(), promises, "a")
     journal.setCurrentTerm(4, "n1")
     journal.setCurrentTerm(4, "n1")
     assert promises.saved == [(4, "n1")]

@@ -104,7 +104,7 @@ class TestAsData:
 class TestWhichCounts:
     def journal(self, **changes: object) -> tuple[Journal, Disk]:
         disk = Disk()
-        return Journal(starting_at(10, 1, **changes), disk, named("abc")), disk
+        return Journal(starting_at(10, 1, **changes), disk, "a", named("abc")), disk
 
     def put(self, journal: Journal, membership: Membership) -> None:
         journal.add(entries.encode_membership(membership), journal.last_index + 1, 1)
@@ -123,7 +123,7 @@ class TestWhichCounts:
 
     def test_of_two_voters_one_is_left_only_once_that_is_committed(self) -> None:
         disk = Disk()
-        journal = Journal(starting_at(10, 1), disk, named("ab"))
+        journal = Journal(starting_at(10, 1), disk, "a", named("ab"))
         left = named("ab").without("b")
         self.put(journal, left)
         assert journal.memberships.current == named("ab")
@@ -136,6 +136,34 @@ class TestWhichCounts:
         assert not journal.memberships.open
         self.put(journal, left.with_learner(D))
         assert journal.memberships.current == left.with_learner(D)
+
+    def test_who_goes_of_two_counts_both_until_the_other_has_said_that_it_is_committed(
+        self,
+    ) -> None:
+        disk = Disk()
+        journal = Journal(starting_at(10, 1), disk, "b", named("ab"))
+        left = named("ab").without("b")
+        self.put(journal, left)
+        journal.memberships.applied(11)
+        assert journal.memberships.current == disk.membership == named("ab")
+        assert journal.memberships.unsaid == left
+        assert journal.memberships.open, "nothing else may be changed meanwhile"
+        journal.memberships.learned(left)
+        assert journal.memberships.current == disk.membership == left
+        assert journal.memberships.unsaid is None
+        assert not journal.memberships.open
+
+    def test_who_stays_of_two_does_not_believe_it_while_it_recovers(self) -> None:
+        """Were it on disk, the next life would go on alone with what this one still lacks."""
+        disk = Disk()
+        journal = Journal(starting_at(10, 1, forgetful=True), disk, "a", named("ab"))
+        left = named("ab").without("b")
+        self.put(journal, left)
+        journal.memberships.applied(11)
+        assert journal.memberships.current == disk.membership == named("ab")
+        journal.memberships.whole()
+        assert journal.memberships.current == disk.membership == left
+        assert not journal.memberships.open
 
     def test_one_that_is_cut_off_counts_no_more(self) -> None:
         journal, disk = self.journal()

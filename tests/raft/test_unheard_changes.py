@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
-from node.errors import ExesdbError, NoLeader, OutcomeUnknown
+from node.errors import ExesdbError, MembershipChangeOpen, OutcomeUnknown
 from node.raft import entries
 from node.raft.journal import Journal
 from node.raft.messages import AppendEntries, Message
-from tests.raft.harness import Cluster
+from tests.raft.harness import STORE, Cluster
 from tests.raft.solo import Disk, starting_at
 from tests.raft.test_blank_interplay import promote, with_learner
 from tests.raft.test_membership import D, named
@@ -20,7 +21,7 @@ from tests.raft.virtual_time import simulate
 
 
 def test_of_two_with_one_version_the_committed_one_counts() -> None:
-    journal = Journal(starting_at(10, 1), Disk(), named("abc"))
+    journal = Journal(starting_at(10, 1), Disk(), "a", named("abc"))
     in_vain, committed = named("abc").with_learner(D), named("abc").without("c")
     assert in_vain.version == committed.version
     journal.add(entries.encode_membership(in_vain), 11, 1)
@@ -100,10 +101,79 @@ def test_a_wiped_node_waits_where_its_being_alone_was_only_heard_of(founders: in
     simulate(scenario)
 
 
+def test_a_wiped_node_waits_where_only_a_dropped_learner_tells_of_the_members() -> None:
+    """It was the only voter then, and may have decided alone what came since."""
+
+    async def scenario() -> None:
+        cluster = Cluster(1, spares=3)
+        leader = await ready(cluster)
+        dropped, *others = cluster.spares
+        await cluster.start(dropped)
+        cluster[leader]._changes._promote = lambda _: None  # type: ignore[method-assign]
+        await cluster[leader].add_member(dropped, f"{dropped}:1", 500)
+        await cluster.until(lambda: cluster.disks[dropped].membership.learner_id == dropped)
+        cluster.links.cut(dropped)
+        await cluster[leader].remove_member(dropped, 2000)
+        del cluster[leader]._changes._promote
+        for other in others:
+            await add(cluster, other)
+        await settled(cluster, leader, *others)
+        cluster.crash(leader)
+        cluster.wipe(leader)
+        cluster.spares.append(leader)  # it is started with --join
+        command = cluster.command()
+        await cluster.append(await cluster.led(*others), command)
+        cluster.links.heal(dropped)
+        cluster.links.cut(*others)
+        await cluster.start(leader)
+        await asyncio.sleep(20)
+        assert not cluster[leader].leads, "the others have a majority without it"
+        assert "when this node was the only one" in cluster[leader].not_ready_reasons()[0]
+        cluster.links.heal()
+        await settled(cluster, leader, *others)
+        assert cluster.holds(leader, command)
+        cluster.check()
+
+    simulate(scenario)
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_removal_is_not_answered_before_the_only_other_one_that_stays_knows(joins: bool) -> None:
+    """Were the leader's disk lost then, and the one that went stopped, none could say who stays."""
+
+    async def scenario() -> None:
+        cluster = Cluster(3, tails=True)
+        leader = await ready(cluster)
+        other, goes = cluster.followers()
+        cluster.links.watchers.append(
+            lambda _, to, __: to != other or not knows(cluster, leader, {leader, other})
+        )
+        removal = asyncio.ensure_future(cluster[leader].remove_member(goes, 5_000))
+        await cluster.until(lambda: knows(cluster, leader, {leader, other}))
+        await asyncio.sleep(0.1)
+        assert not knows(cluster, other, {leader, other})
+        assert not removal.done()
+        cluster.crash(leader)
+        cluster.wipe(leader)
+        with pytest.raises(ExesdbError):
+            await removal
+        cluster.links.watchers.pop()
+        if joins:
+            cluster.spares.append(leader)
+        await cluster.start(leader)
+        await cluster.led(leader, other)
+        await cluster.until(lambda: not cluster[leader].recovering)
+        cluster.check()
+
+    simulate(scenario)
+
+
 async def elected_beside_its_own_removal(cluster: Cluster) -> tuple[str, str]:
     """Of two, one leads whose removal stands in its log; the one that stays, and that one."""
     stays = await ready(cluster)
     (goes,) = cluster.followers()
+    await cluster.append(stays)
+    await cluster.settled()
     cluster.links.blackholes.add((goes, stays))
     with pytest.raises(OutcomeUnknown):
         await cluster[stays].remove_member(goes, 100)
@@ -115,6 +185,18 @@ async def elected_beside_its_own_removal(cluster: Cluster) -> tuple[str, str]:
     )
     await cluster.until(lambda: cluster[goes].leads)  # and nothing is committed yet
     return stays, goes
+
+
+def has_applied(cluster: Cluster, goes: str, stays: str) -> bool:
+    """Whether the one that goes is past its removal, and waits for the word of the other one."""
+    unsaid = cluster[goes]._journal.memberships.unsaid
+    return unsaid is not None and unsaid.voter_ids == {stays}
+
+
+def hold_back_that_it_is_committed(cluster: Cluster, goes: str, stays: str) -> None:
+    cluster.links.watchers[:] = [
+        lambda sender, to, _: (sender, to) != (goes, stays) or not has_applied(cluster, goes, stays)
+    ]
 
 
 def test_a_leader_that_goes_leads_until_the_only_one_that_stays_knows() -> None:
@@ -142,12 +224,10 @@ def test_a_removal_is_not_answered_while_the_only_one_that_stays_does_not_know()
         stays, goes = await elected_beside_its_own_removal(cluster)
         removal = asyncio.ensure_future(cluster[goes].remove_member(goes, 15_000))
         await asyncio.sleep(0)
-        cluster.links.watchers[:] = [
-            lambda sender, to, _: (sender, to) != (goes, stays) or not knows(cluster, goes, {stays})
-        ]
-        await cluster.until(lambda: knows(cluster, goes, {stays}))
+        hold_back_that_it_is_committed(cluster, goes, stays)
+        await cluster.until(lambda: has_applied(cluster, goes, stays))
         cluster.crash(stays)  # killed: its tail forgets nothing, and counts both
-        with pytest.raises(NoLeader, match="until the one that stays"):
+        with pytest.raises(MembershipChangeOpen):
             await cluster[goes].add_member("n9", "n9:1", 100)
         with pytest.raises(OutcomeUnknown):
             await removal
@@ -156,5 +236,31 @@ def test_a_removal_is_not_answered_while_the_only_one_that_stays_does_not_know()
         await cluster.until(lambda: cluster[stays].leads)
         await cluster.until(lambda: removed(cluster, goes))
         await cluster.append(stays)
+
+    simulate(scenario)
+
+
+@pytest.mark.parametrize("down_s", [0, 3])
+def test_the_only_one_that_stays_goes_on_from_the_log_of_the_one_that_goes(down_s: int) -> None:
+    """It lost its memory, and with it what both have acknowledged while they were two."""
+
+    async def scenario() -> None:
+        cluster = Cluster(2)
+        stays, goes = await elected_beside_its_own_removal(cluster)
+        removal = asyncio.ensure_future(cluster[goes].remove_member(goes, 5_000))
+        await asyncio.sleep(0)
+        hold_back_that_it_is_committed(cluster, goes, stays)
+        del cluster[stays]._election._may_stand  # type: ignore[attr-defined]
+        await cluster.until(lambda: has_applied(cluster, goes, stays))
+        cluster.crash(stays)
+        await asyncio.sleep(down_s)  # after a second the other one leads no more
+        await cluster.start(stays)
+        cluster.links.watchers.pop()
+        assert cluster[goes].leads == (down_s == 0)
+        with suppress(ExesdbError):
+            await removal
+        await cluster.until(lambda: cluster[stays].leads and removed(cluster, goes))
+        assert STORE in cluster[stays].state.stores
+        cluster.check()
 
     simulate(scenario)
