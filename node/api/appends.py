@@ -34,6 +34,7 @@ from node.api.routes import Reply, Route
 from node.api.wire import Request
 from node.core import commands
 from node.core.commands import ANY, NO_STREAM, STREAM_EXISTS
+from node.core.items import INTEGER_BITS_MAX
 from node.core.outcomes import Appended, Outcome, WrongExpectedVersion
 from node.core.state import State
 from node.errors import (
@@ -75,10 +76,13 @@ _PROBLEMS: tuple[type[ExesdbError], ...] = (
 
 
 def expected_code(given: Any) -> int:
-    """What the state machine is told to expect. Raises `InvalidExpectedVersion`."""
+    """What the state machine is told to expect. Raises `InvalidExpectedVersion`.
+
+    A refusal repeats what was given, so it must be a number that can be written.
+    """
     if given is UNSET:
         return ANY
-    if type(given) is int and given >= NO_STREAM:
+    if type(given) is int and given >= NO_STREAM and given.bit_length() <= INTEGER_BITS_MAX:
         return min(given, NUMBER_MAX)  # no stream can be there either
     code = _EXPECTED_WORDS.get(given) if type(given) is str else None
     if code is None:

@@ -195,14 +195,22 @@ class ApiServer:
             if route.in_store:
                 answer.lines += store_headers(self._state, names[0])
         except ExesdbError as error:
-            answer = self._refusal(request, path, error)
+            try:
+                answer = self._refusal(request, path, error)
+            except Exception:  # such as a field that cannot be written
+                answer = self._failed(request, path)
         except ConnectionError:
             raise  # the client left; the connection ends by itself
         except Exception:
-            logger.exception("%s %s failed", message.method, message.path[:200])
-            answer = self._refusal(request, path, problems.internal())
+            answer = self._failed(request, path)
         timings.add(answer.status, time.perf_counter() - began)
         return answer
+
+    def _failed(self, request: Request, path: str) -> Answer:
+        """The answer where the exception that is being handled is a defect of ours."""
+        message = request.message
+        logger.exception("%s %s failed", message.method, message.path[:200])
+        return self._refusal(request, path, problems.internal())
 
     def _refusal(self, request: Request, path: str, error: ExesdbError) -> Answer:
         """The error as an answer, with the headers of the store that the path names.

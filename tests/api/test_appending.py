@@ -103,6 +103,16 @@ async def test_any_other_expected_version_is_refused(node: Node, expected):
     assert (answer.status, answer.code) == (400, "invalid_expected_version")
 
 
+@pytest.mark.parametrize("route", [EVENTS, APPEND])
+async def test_an_expected_version_too_long_to_be_written_is_refused(node: Node, route):
+    body = {"events": [event()], "expected_version": 2**14_300}
+    if route == APPEND:
+        check = {"stream": "s", "expected_version": 2**14_300}
+        body = {"events": [event(stream="s")], "checks": [check]}
+    answer = await node.ask("POST", route, data=cbor2.dumps(body), headers=CBOR)
+    assert (answer.status, answer.code) == (400, "invalid_expected_version")
+
+
 async def test_cbor_may_bring_bytes_and_ids_of_16_bytes(node: Node):
     event_id = uuid.uuid4()
     body = {"events": [event(event_id=event_id.bytes, data=b"\x00\xff", metadata={1: b"in"})]}

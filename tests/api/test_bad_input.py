@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from node.api import values
+from node.errors import Overloaded
 from tests.api.fakes import Node, serving
 
 EVENTS = "/v1/stores/main/streams/s/events"
@@ -428,6 +429,15 @@ async def test_a_defect_of_ours_is_a_500_that_says_nothing_of_the_inside(node, c
     assert answer.body["stored"] == "perhaps"
     assert b"secret" not in answer.raw
     assert "secret" in caplog.text
+    node.replica.propose_error = None
+    assert (await node.append("s")).status == 201
+
+
+async def test_a_refusal_that_cannot_be_written_is_a_500_too(node, caplog):
+    node.replica.propose_error = Overloaded("full", limit=object())
+    answer = await node.append("s")
+    assert (answer.status, answer.code) == (500, "internal_error")
+    assert "Traceback" in caplog.text
     node.replica.propose_error = None
     assert (await node.append("s")).status == 201
 

@@ -76,6 +76,22 @@ DEFECTS = (
         (f"{_READING}::test_a_bound_waits_until_this_node_has_come_so_far",),
     ),
     Defect(
+        "any-number-may-be-expected",
+        "a refusal can be written, whatever the client gave",
+        "api/appends.py",
+        " and given.bit_length() <= INTEGER_BITS_MAX:\n",
+        ":\n",
+        (f"{_APPENDING}::test_an_expected_version_too_long_to_be_written_is_refused",),
+    ),
+    Defect(
+        "a-refusal-that-cannot-be-written-cuts-the-connection",
+        "a defect of ours is answered",
+        "api/server.py",
+        "            except Exception:  # such as a field that cannot be written\n",
+        "            except ZeroDivisionError:\n",
+        ("api/test_bad_input.py::test_a_refusal_that_cannot_be_written_is_a_500_too",),
+    ),
+    Defect(
         "durable-append-answers-from-memory",
         "durability=persisted: answered when a majority has it on disk",
         "api/appends.py",
