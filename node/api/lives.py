@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from node.api.answers import Answer
-from node.api.appends import expected_code
+from node.api.appends import expected_code, refused
 from node.api.bodies import BodyReader, Decoder, StreamMetadataBody
 from node.api.limits import ApiLimits
 from node.api.media import sent
@@ -26,7 +26,6 @@ from node.api.wire import Request
 from node.core import life_commands
 from node.core.outcomes import MetadataSet, StreamRemoved
 from node.core.stream import Limits
-from node.core.versions import ANY
 from node.errors import (
     InvalidExpectedVersion,
     StoreMissing,
@@ -84,10 +83,11 @@ class LifeRoutes:
         """`DELETE /v1/stores/{store}/streams/{stream}`."""
         given = request.parameters
         expected = given["expected_version"]
-        command = life_commands.delete_stream(store, stream, expected, given["hard"])
+        code = expected_code(expected)
+        command = life_commands.delete_stream(store, stream, code, given["hard"])
         outcome, _ = await self._replica.propose(command, given["timeout_ms"])
         if not isinstance(outcome, StreamRemoved):
-            raise refusal(outcome)
+            raise refused(outcome, [(stream, code, expected)])
         return Answer(204)
 
     async def put_metadata(self, request: Request, store: str, stream: str) -> Answer:
@@ -113,10 +113,10 @@ def metadata(limits: Limits) -> dict[str, Any]:
 
 
 def _expected_version() -> Parameter:
-    def parse(given: str) -> int:
+    def parse(given: str) -> int | str:
         digits = given.removeprefix("-")
         is_number = digits.isascii() and digits.isdecimal() and len(digits) <= _DIGITS_MAX
-        return expected_code(int(given) if is_number else given)
+        return int(given) if is_number else given
 
     return Parameter(
         "expected_version",
@@ -130,5 +130,5 @@ def _expected_version() -> Parameter:
             "default": "any",
         },
         parse,
-        ANY,
+        "any",
     )

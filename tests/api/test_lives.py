@@ -215,6 +215,14 @@ async def test_a_stream_that_was_deleted_for_ever_is_410_at_every_door(node: Nod
     assert positions(await node.ask("GET", STORE + "/events")) == [2, 4, 6, 8, 10, 12]
 
 
+@pytest.mark.parametrize("given", ["no_stream", -1, 7, 2**62 + 5])
+async def test_a_refused_deletion_names_what_was_expected_in_the_clients_words(node: Node, given):
+    await fill(node)
+    answer = await node.ask("DELETE", f"{S}?expected_version={given}")
+    assert (answer.status, answer.code) == (409, "wrong_expected_version")
+    assert answer.body["expected"] == given
+
+
 @pytest.mark.parametrize("word", ["x", "-2", "1.0", "", "%D9%A1", "9" * 41])
 async def test_a_deletion_that_expects_nonsense_is_refused(node: Node, word):
     await fill(node)
