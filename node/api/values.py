@@ -77,9 +77,9 @@ def _refuse_tag(*_: object) -> NoReturn:
 _REFUSED_TAGS: Decoders = dict.fromkeys(REFUSED_TAGS, _refuse_tag)
 _WITHOUT_BIG_KEYS = _REFUSED_TAGS | big_integers(0)
 
-# In the words of cbor2.
+# What cbor2 says, from its first word on: behind that may stand words of the client.
 _TOO_DEEP = "maximum container nesting depth"
-_UNUSUAL_KEY = "map key must be a text string or byte string"
+_UNUSUAL_KEY = "error decoding map: map key must be a text string or byte string"
 
 _SEAL_VALUE = os.urandom(16)
 _SEAL = cbor2.dumps(_SEAL_VALUE)
@@ -122,9 +122,9 @@ def _decoded(body: bytes, nesting_max: int, decoders: Decoders, texts_only: bool
     except Exception as error:  # cbor2 has its own errors, and lets some of Python's through
         if decoders is _WITHOUT_BIG_KEYS and isinstance(error.__cause__, TooManyBigKeys):
             raise error.__cause__ from None
-        if texts_only and _UNUSUAL_KEY in _root(error):
+        if texts_only and str(error).startswith(_UNUSUAL_KEY):
             raise UnusualKeys from None
-        if _TOO_DEEP in str(error):
+        if str(error).startswith(_TOO_DEEP):
             raise TooDeep(f"malformed CBOR: {error}") from None
         raise NotPlain(f"malformed CBOR: {_root(error)}") from None
     try:

@@ -220,6 +220,17 @@ async def test_cbor_values_that_cannot_be_kept_are_refused(node: Node, item):
     await refused(node, await _raw(node, raw, "cbor"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["maximum container nesting depth", "map key must be a text string or byte string"],
+)
+async def test_a_repeated_key_is_told_of_whatever_words_are_in_it(node: Node, words):
+    key = cbor2.dumps(words)
+    answer = await _raw(node, b"\xa2" + (key + b"\x01") * 2, "cbor")
+    assert (answer.status, answer.code) == (400, "invalid_request")
+    assert f"Duplicate map key: {words!r}" in answer.body["detail"]
+
+
 def nested(depth: int) -> list[Any]:
     value: list[Any] = [1]
     for _ in range(depth - 1):
