@@ -14,7 +14,8 @@ doors, and `tests/api/test_sockets.py` fails when an upgrade moves what it relie
 
 **Flow control.** Who does not read on from a socket stops its client: the queue fills, the
 connection is not read any more, and TCP does the rest. `room` waits until the client has taken most
-of what waits for it. Parts of messages that are not complete count among `arriving_bytes` of all.
+of what waits for it. Parts of messages that are not complete count among `arriving_bytes` of all;
+of whom there is no room for, nothing more is kept.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import binascii
 import hashlib
 import struct
 from collections.abc import Callable
+from itertools import islice
 
 from aiohttp import WSCloseCode, WSMsgType
 from aiohttp._websocket.reader import WebSocketDataQueue
@@ -38,6 +40,8 @@ from node.errors import InvalidRequest, UpgradeRequired
 _VERSION = "13"
 _QUEUE_BYTES = 128 * 1024
 _REASON_BYTES_MAX = 123  # what a frame of control may hold, less the code
+_HEAD_BYTES_MAX = 14  # of a frame
+_MESSAGES = (WSMsgType.BINARY, WSMsgType.TEXT)  # all others are frames of control
 
 Counted = Callable[[int], bool]
 
@@ -102,17 +106,38 @@ class Socket:
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Called with what arrives; whether that was the end, and what follows it."""
-        self.heard += 1
         if self._dropping:
             return False, b""
+        self.heard += 1
         waiting = len(self._queue._buffer)
         fed = self._reader.feed_data(data)
-        if len(self._queue._buffer) > waiting:
-            self._count(len(data) - self._incomplete)  # no more than this is of the next message
-        elif not self._count(len(data)):
+        grown = self._left(len(data), waiting) - self._incomplete
+        if grown and not self._count(grown) and grown > 0:
+            self._dropping = True  # it may be long until somebody reads the error
             words = "too many large messages at once; try again later"
             self._queue.set_exception(WebSocketError(WSCloseCode.TRY_AGAIN_LATER, words))
         return fed
+
+    def _left(self, arrived: int, waiting: int) -> int:
+        """How much is there of a message that is not complete, after so many bytes more.
+
+        What is in the queue beyond the `waiting` first is complete. A frame of control may stand
+        between the parts of a message, and leaves those where they are.
+        """
+        queue = self._queue._buffer
+        if len(queue) == waiting:
+            return self._incomplete + arrived
+        is_one_frame = len(queue) == waiting + 1 and arrived <= queue[-1][1] + _HEAD_BYTES_MAX
+        if is_one_frame and not self._incomplete:
+            return 0  # most of what arrives, so this costs no more than it must
+        complete = [
+            size + _HEAD_BYTES_MAX
+            for frame, size in islice(queue, waiting, None)
+            if frame.type in _MESSAGES
+        ]
+        if complete:  # and of the next message there is no more than what arrived last
+            return max(0, min(arrived, self._incomplete + arrived - sum(complete)))
+        return self._incomplete if is_one_frame else self._incomplete + arrived
 
     def feed_eof(self) -> None:
         """Called when the connection is lost."""

@@ -216,6 +216,85 @@ async def test_large_messages_together_are_bounded():
         await eventually(lambda: node.api._bodies.arriving_bytes == 0)
 
 
+SMALL_ROOM = {"body_bytes_max": 100_000, "event_bytes_max": 1_000, "arriving_bytes_max": 150_000}
+PART = b"\x80" * 60_000
+
+
+def arriving(node: Node) -> int:
+    return node.api._bodies.arriving_bytes
+
+
+async def test_parts_of_a_message_count_whatever_frames_stand_between_them():
+    async with (
+        serving(**SMALL_ROOM, linger_s=0.1) as node,
+        wire(node) as first,
+        wire(node) as second,
+        wire(node) as third,
+    ):
+        for count, client in enumerate((first, second), 1):
+            client.send(PART, BINARY, fin=False)
+            client.send(b"", PONG)
+            client.send(b"there?", PING)
+            assert await client.frame() == (PONG, b"there?")
+            client.send(b"and now?", PING)
+            assert await client.frame() == (PONG, b"and now?")
+            assert arriving(node) >= 60_000 * count
+        third.send(PART, BINARY, fin=False)
+        assert (await third.closing())[0] == 1013
+
+
+async def test_the_beginning_of_a_message_counts_although_the_end_of_another_came_with_it():
+    async with (
+        serving(**SMALL_ROOM, linger_s=0.1) as node,
+        wire(node) as first,
+        wire(node) as second,
+        wire(node) as third,
+    ):
+        for client in (first, second):
+            client.send(HELLO[:3], BINARY, fin=False)
+            client.send(HELLO[3:], 0)
+            client.send(PART, BINARY, fin=False)
+            assert await client.frame() == (BINARY, HELLO_ANSWER)
+        await eventually(lambda: arriving(node) >= 120_000)
+        third.send(HELLO)
+        third.send(PART, BINARY, fin=False)
+        third.send(HELLO, 0, fin=False)
+        assert await third.frame() == (BINARY, HELLO_ANSWER)
+        assert (await third.closing())[0] == 1013
+
+
+async def test_of_who_is_refused_nothing_more_is_kept_although_it_reads_no_answers():
+    """Its conversation waits for it, and does not come to the error."""
+    async with serving(**SMALL_ROOM, stream_buffer_bytes_max=10_000) as node:
+        for _ in range(12):
+            assert (await node.append("s", 90, data="x" * 900)).status == 201
+        async with wire(node) as first, wire(node) as client:
+            first.send(b"\x80" * 90_000, BINARY, fin=False)
+            await eventually(lambda: arriving(node) >= 90_000)
+            client.reader._transport.pause_reading()
+            for number in range(200):
+                client.send(cbor2.dumps([["read", number, "s"]]))
+            talks = node.api._talks.conversations
+            await eventually(lambda: any(one._socket.is_full for one in talks))
+            client.send(HELLO)  # is not taken before there is room for its answer
+            for part in range(30):
+                client.send(b"\x80" * 3_000, 0 if part else BINARY, fin=False)
+                await asyncio.sleep(0.002)
+            assert 150_000 < arriving(node) < 160_000
+
+
+async def test_what_is_whole_leaves_nothing_behind_that_counts(node: Node):
+    async with wire(node) as client:
+        for _ in range(20):
+            client.send(b"there?", PING)
+            assert await client.frame() == (PONG, b"there?")
+        for size in (10, 1_000, 100_000):
+            event = {"event_type": "A", "data": "x" * size}
+            client.send(cbor2.dumps([["append", 1, "s", [event]]]))
+            assert (await client.frame())[0] == BINARY
+            assert arriving(node) == 0
+
+
 async def test_random_bytes_close_the_connection_and_nothing_else(node: Node, caplog):
     seed = random.randrange(2**32)
     print("seed", seed)

@@ -103,6 +103,33 @@ DEFECTS = (
         (f"{_FRAMES}::test_large_messages_together_are_bounded",),
     ),
     Defect(
+        "a-frame-of-control-ends-the-count",
+        "large messages together are bounded",
+        "api/sockets.py",
+        "            if frame.type in _MESSAGES\n",
+        "            if frame\n",
+        (f"{_FRAMES}::test_parts_of_a_message_count_whatever_frames_stand_between_them",),
+    ),
+    Defect(
+        "a-beginning-behind-an-end-is-not-counted",
+        "large messages together are bounded",
+        "api/sockets.py",
+        "            return max(0, min(arrived, self._incomplete + arrived - sum(complete)))\n",
+        "            return 0\n",
+        (
+            f"{_FRAMES}"
+            "::test_the_beginning_of_a_message_counts_although_the_end_of_another_came_with_it",
+        ),
+    ),
+    Defect(
+        "who-is-refused-is-read-on",
+        "large messages together are bounded",
+        "api/sockets.py",
+        "            self._dropping = True  # it may be long until somebody reads the error\n",
+        "",
+        (f"{_FRAMES}::test_of_who_is_refused_nothing_more_is_kept_although_it_reads_no_answers",),
+    ),
+    Defect(
         "answers-carry-other-ids",
         "an answer carries the id of its request",
         "api/conversation.py",
