@@ -2,7 +2,8 @@
 
 While one command of a subscription is under way, what comes for it waits and shares the next one,
 in the order in which it came; so settling costs appends little. A command is waited for 5 s at
-most; then what became of it is unknown, and the same may be said again. At most
+most, since others wait behind it, and each request as long as it said, whichever command it is in
+or waits for. Then what became of it is unknown, and the same may be said again. At most
 `settlements_waiting_max` ids wait on a node. What was taken is carried out whoever leaves
 meanwhile.
 
@@ -24,7 +25,7 @@ from node.api.refusals import refusal
 from node.core import subscription_commands as asked
 from node.core.outcomes import Settled
 from node.core.subscription_commands import SETTLED_MAX, Delivery
-from node.errors import InvalidRequest, Overloaded, PayloadTooLarge
+from node.errors import InvalidRequest, OutcomeUnknown, Overloaded, PayloadTooLarge
 
 ACTIONS = {
     "retry": asked.RETRY,
@@ -35,6 +36,7 @@ ACTIONS = {
 
 _ID = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,15})-([0-9a-f]{1,15})").fullmatch
 _PATIENCE_MS_MAX = 5_000
+_GRACE_S = 0.25  # in which a command's own end, which may tell more, comes before a timer
 
 Stale = asyncio.Future[list[int]]
 
@@ -45,6 +47,7 @@ class _Waiting(NamedTuple):
     settlements: list[tuple[Delivery, int]]
     timeout_ms: int
     answered: Stale
+    timer: asyncio.TimerHandle  # it is cancelled with the outcome
 
 
 class Settlements:
@@ -71,7 +74,9 @@ class Settlements:
             )
         if self._waiting_ids + len(deliveries) > self._limits.settlements_waiting_max:
             raise Overloaded("too many settlements wait", limit="settlements_waiting_max")
-        answered: Stale = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answered: Stale = loop.create_future()
+        timer = loop.call_later(timeout_ms / 1000 + _GRACE_S, _time_out, answered)
         key = store, name
         if key not in self._waiting:
             self._waiting[key] = deque()
@@ -79,7 +84,7 @@ class Settlements:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         settlements = [(delivery, action) for delivery in deliveries]
-        self._waiting[key].append(_Waiting(settlements, timeout_ms, answered))
+        self._waiting[key].append(_Waiting(settlements, timeout_ms, answered, timer))
         self._waiting_ids += len(deliveries)
         return answered
 
@@ -115,10 +120,11 @@ class Settlements:
                     raise refusal(outcome)
             except Exception as error:
                 for one in batch:
-                    if not one.answered.done():
-                        one.answered.set_exception(error)
+                    _fail(one.answered, error)
             else:
                 _tell(batch, outcome)
+            for one in batch:
+                one.timer.cancel()
         del self._waiting[key]
 
 
@@ -164,6 +170,15 @@ def _tell(batch: list[_Waiting], outcome: Settled) -> None:
         if not one.answered.done():
             one.answered.set_result([at for at in range(count) if first + at in stale])
         first += count
+
+
+def _time_out(answered: Stale) -> None:
+    _fail(answered, OutcomeUnknown("the outcome was not learned in time"))
+
+
+def _fail(answered: Stale, error: Exception) -> None:
+    if not answered.done():
+        answered.set_exception(error)
 
 
 def _ignored(answered: Stale) -> None:

@@ -16,7 +16,7 @@ from node.core.subscription_commands import FETCH, SETTLE
 from node.errors import NoLeader
 from tests.api.fakes import Node, eventually, serving
 from tests.api.test_conversation import Client, event, talking
-from tests.api.test_subscriptions import ONE, made
+from tests.api.test_subscriptions import ONE, held, made
 
 NAME = "workers"
 
@@ -392,6 +392,25 @@ async def test_settlements_of_one_turn_share_a_command(node: Node):
         for number in range(50):
             assert (await client.final(2 + number))[1] == {"settled": 1, "stale": []}
         assert sum(len(fields[5]) for fields in settles) == 50 and len(settles) <= 3
+
+
+async def test_who_settles_waits_as_long_as_it_may_also_behind_another():
+    async with serving(timeout_ms_max=200) as node, talking(node) as client:
+        await made(node)
+        await node.append("s")
+        await node.append("t")
+        await consume(client, 1)
+        one, other = named(await deliveries(client, 1, 2))
+        gate = held(node)
+        await client.send(["ack", 2, NAME, [one]])
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(3):
+            await client.send(["ack", 3, NAME, [other]])
+            status, problem = await client.final(3)
+        assert (status, problem["code"]) == (504, "outcome_unknown")
+        gate.set()
+        status, settled = await client.ask("ack", NAME, [other])
+        assert (status, settled) == (200, {"settled": 0, "stale": [other]}), "it was taken"
 
 
 async def test_each_request_is_told_what_is_stale_of_its_own(node: Node):

@@ -39,6 +39,18 @@ def ids(answer: Answered) -> list[str]:
     return [event["delivery_id"] for event in answer.body["events"]]
 
 
+def held(node: Node) -> asyncio.Event:
+    """Proposals wait until this is set."""
+    gate, propose = asyncio.Event(), node.replica.propose
+
+    async def wait(command: bytes, timeout_ms: int) -> Any:
+        await gate.wait()
+        return await propose(command, timeout_ms)
+
+    node.replica.propose = wait  # type: ignore[method-assign]
+    return gate
+
+
 async def test_events_are_fetched_in_order_of_their_stream_and_acknowledged(node: Node):
     await node.append("s", 2)
     await node.append("t", 1)
@@ -54,6 +66,28 @@ async def test_events_are_fetched_in_order_of_their_stream_and_acknowledged(node
     again = await node.ask("POST", ONE + "/ack", json={"delivery_ids": ids(first)})
     assert again.body == {"settled": 0, "stale": ids(first)}
     assert (await node.ask("GET", ONE)).body["settled_position"] == 1
+
+
+async def test_who_settles_waits_as_long_as_it_said_also_behind_another(node: Node):
+    await node.append("s")
+    await node.append("t")
+    await made(node)
+    one, other = ids(await fetched(node))
+    gate = held(node)
+
+    async def acked(delivery: str, timeout_ms: int) -> Answered:
+        target = f"{ONE}/ack?timeout_ms={timeout_ms}"
+        return await node.ask("POST", target, json={"delivery_ids": [delivery]})
+
+    patient = asyncio.create_task(acked(one, 60_000))
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    answer = await acked(other, 100)
+    assert (answer.status, answer.code) == (504, "outcome_unknown")
+    assert time.monotonic() - began < 2 and not patient.done()
+    gate.set()
+    assert (await patient).body == {"settled": 1, "stale": []}
+    assert (await acked(other, 60_000)).body == {"settled": 0, "stale": [other]}, "it was taken"
 
 
 async def test_a_refused_event_comes_again_and_is_parked_and_replayed(node: Node):

@@ -292,6 +292,17 @@ DEFECTS = (
         (f"{_CONSUMERS}::test_settlements_of_one_turn_share_a_command",),
     ),
     Defect(
+        "who-settles-waits-for-the-commands-of-others",
+        "a request ends when its time is over",
+        "api/settlements.py",
+        "timeout_ms / 1000 + _GRACE_S, _time_out",
+        "_PATIENCE_MS_MAX / 1000, _time_out",
+        (
+            f"{_HTTP}::test_who_settles_waits_as_long_as_it_said_also_behind_another",
+            f"{_CONSUMERS}::test_who_settles_waits_as_long_as_it_may_also_behind_another",
+        ),
+    ),
+    Defect(
         "stale-is-told-to-others",
         "each request is told what is stale of its own",
         "api/settlements.py",
