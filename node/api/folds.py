@@ -3,7 +3,8 @@
 What events do to the state stands in `core.folding`. A fold takes no more events than a page of a
 read: at most `limit` of them, and no more than `page_bytes_max`. Where that is not the end of the
 stream, `is_end` is false: record `state` as a snapshot at `version`, and fold again from there.
-Events that were removed are not folded: take a snapshot before you truncate a stream.
+Events that were removed are not folded: take a snapshot before you truncate a stream. The keys of
+`state` are text in both encodings.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from node.api.refusals import stream_missing
 from node.api.routes import Reply, Route
 from node.api.wire import Request
 from node.core.fields import NUMBER_MAX
-from node.core.folding import fold
+from node.core.folding import begun, fold
 from node.core.frames import decode_frame
 from node.core.snapshots import decode_content
 from node.core.store import Store
@@ -120,4 +121,4 @@ def _beginning(
             f"the snapshot of {source!r} at version {snapshot.version} is no map",
             parameter="source",
         )
-    return state, snapshot.version
+    return begun(state), snapshot.version

@@ -291,9 +291,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "version": {**_VERSION, "description": "The last event that is in the state."},
             "state": {
                 **_OBJECT,
-                "description": 'What the events came to. A value `{"$sum": n}` in an event\'s data '
-                'is added to what stands under its key, `{"$overwrite": v}` and '
-                '`{"$replace": v}` put `v` there, anything else is put there as it is.',
+                "description": "What the events came to. Its keys are text, in CBOR, too: an "
+                'integer goes by its digits. A value `{"$sum": n}` in an event\'s data is added to '
+                'what stands under its key, `{"$overwrite": v}` and `{"$replace": v}` put `v` '
+                "there, anything else is put there as it is.",
             },
             "snapshot_version": {
                 **_or_null(_COUNT),

@@ -8,28 +8,35 @@ An event whose data is a map changes the state under each of its keys:
     anything else        is put there as it is
 
 A tag is a map with that one member; `$sum` of anything but a number is no tag. Maps inside a value
-are values. A key that is an integer and the text of its digits are one key, as in JSON: the state
-has the one that came first. Nothing here fails, whatever is in the events.
+are values. Nothing here fails, whatever is in the events.
+
+The keys of the state are text: an integer goes by its digits, as in JSON, so 1 and "1" are one key.
+One map has few integers for keys (see `items`), but the state has those of thousands of events, and
+many of them can be chosen so that a map of Python takes seconds for them. And what has text for
+keys may be recorded as a snapshot, however many there are.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from node.core.items import INTEGER_BITS_MAX
 
 _PUT = ("$overwrite", "$replace")
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,4214}", re.ASCII).fullmatch
+
+
+def begun(snapshot: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The state that a snapshot holds, to fold on from."""
+    return {_as_text(key): value for key, value in snapshot.items()}
 
 
 def fold(state: dict[Any, Any], data: Mapping[Any, Any]) -> None:
     """Let the data of one event change the state."""
     for key, value in data.items():
         tag, inner = _tag(value)
-        key = key if key in state else _as_known(state, key)
+        key = _as_text(key)
         if tag == "$sum":
             before = state.get(key, 0)
             state[key] = _sum(before if is_number(before) else 0, inner)
@@ -37,14 +44,9 @@ def fold(state: dict[Any, Any], data: Mapping[Any, Any]) -> None:
             state[key] = inner
 
 
-def _as_known(state: Mapping[Any, Any], key: Any) -> Any:
-    """The key of the state that is the same in JSON, if there is one."""
-    other: Any = None
-    if type(key) is int and key.bit_length() <= INTEGER_BITS_MAX:
-        other = str(key)
-    elif type(key) is str and _INTEGER(key):
-        other = int(key)
-    return key if other is None or other not in state else other
+def _as_text(key: Any) -> Any:
+    is_written = type(key) is int and key.bit_length() <= INTEGER_BITS_MAX
+    return str(key) if is_written else key
 
 
 def is_number(value: object) -> bool:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+import time
+
 import cbor2
 
 from tests.api.fakes import Node, serving
+from tests.api.test_map_keys import colliding_integers
 
+CBOR = {"Content-Type": "application/cbor"}
 FOLD = "/v1/stores/main/streams/s/fold"
 
 
@@ -76,23 +81,50 @@ async def test_a_long_fold_goes_on_from_what_was_recorded():
         assert (found["version"], found["folded"], found["is_end"]) == (1, 2, False)
 
 
-async def test_keys_that_are_the_same_in_json_are_one_key(node: Node):
+async def append_cbor(node: Node, stream: str, *data) -> None:
+    events = [{"event_type": "A", "data": one} for one in data]
+    body = cbor2.dumps({"events": events})
+    target = f"/v1/stores/main/streams/{stream}/events"
+    assert (await node.ask("POST", target, data=body, headers=CBOR)).status == 201
+
+
+async def test_the_keys_of_a_state_are_text_and_it_may_be_recorded_as_it_is(node: Node):
     for key in (1, "1", -7, "-7", "01"):
-        body = {"events": [{"event_type": "A", "data": {key: {"$sum": 2}}}]}
-        await node.ask(
-            *("POST", "/v1/stores/main/streams/s/events"),
-            data=cbor2.dumps(body),
-            headers={"Content-Type": "application/cbor"},
-        )
-    answer = await node.ask("GET", FOLD)
-    assert answer.raw.count(b'"1":') == 1
-    assert answer.body["state"] == {"1": 4, "-7": 4, "01": 2}
-    for media in ("json", "cbor"):  # so it can be recorded, to go on from there
-        accept = {"Accept": f"application/{media}"}
-        folded = (await node.ask("GET", FOLD, headers=accept)).body
+        await append_cbor(node, "s", {key: {"$sum": 2}})
+    for start in (1_000, 2_000):  # 400 integers, and no map may have more than 256
+        await append_cbor(node, "s", dict.fromkeys(range(start, start + 200), 0))
+    for accept in ("application/json", "application/cbor"):
+        folded = (await node.ask("GET", FOLD, headers={"Accept": accept})).body
+        assert {"1": 4, "-7": 4, "01": 2}.items() <= folded["state"].items()
+        assert len(folded["state"]) == 403 and {type(key) for key in folded["state"]} == {str}
         recorded = await node.ask(
-            *("PUT", "/v1/stores/main/snapshots/o-1/s/4"),
+            *("PUT", "/v1/stores/main/snapshots/o-1/s/6"),
             data=cbor2.dumps({"source_type": "O", "data": folded["state"]}),
-            headers={"Content-Type": "application/cbor"},
+            headers=CBOR,
         )
         assert recorded.status in (200, 201), recorded.body
+
+
+async def test_a_snapshot_with_integers_for_keys_is_folded_on_by_their_digits(node: Node):
+    await append_cbor(node, "s", {"1": {"$sum": 2}}, {1: {"$sum": 3}})
+    body = cbor2.dumps({"source_type": "O", "data": {1: 100}})
+    target = "/v1/stores/main/snapshots/o-1/s/0"
+    assert (await node.ask("PUT", target, data=body, headers=CBOR)).status == 201
+    assert (await node.ask("GET", FOLD + "?source=o-1")).body["state"] == {"1": 103}
+
+
+async def test_integer_keys_that_were_chosen_to_be_slow_cost_what_others_cost(node: Node):
+    """No event has too many of them, but all together have."""
+    chosen = [key for _, key, _ in struct.iter_unpack(">BIB", colliding_integers(15)[5:])]
+    seconds = {}
+    for stream, keys in (("others", range(len(chosen))), ("chosen", chosen)):
+        events = [dict.fromkeys(keys[at : at + 256], 0) for at in range(0, len(keys), 256)]
+        await append_cbor(node, stream, *events)
+        for accept in ("application/json", "application/cbor"):
+            began = time.process_time()
+            target = f"/v1/stores/main/streams/{stream}/fold"
+            answer = await node.ask("GET", target, headers={"Accept": accept})
+            seconds[stream, accept] = time.process_time() - began
+            assert len(answer.body["state"]) == len(keys)
+    for (stream, accept), took in seconds.items():
+        assert took < 5 * seconds["others", accept] + 0.1, (stream, accept, seconds)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.core.folding import fold
+from node.core.folding import begun, fold
 
 
 def folded(*events: dict[Any, Any], state: dict[Any, Any] | None = None) -> dict[Any, Any]:
@@ -43,6 +43,14 @@ def folded(*events: dict[Any, Any], state: dict[Any, Any] | None = None) -> dict
 )
 def test_each_key_follows_its_rule(events: list[dict[str, Any]], expected: dict[str, Any]) -> None:
     assert folded(*events) == expected
+
+
+@pytest.mark.parametrize("first", [7, "7"])
+def test_the_keys_of_a_state_are_text(first: Any) -> None:
+    tens = [{key: {"$sum": 10}} for key in (first, 7, "7", -7, "-7", "07", 2**70)]
+    expected = {"7": 30, "-7": 20, "07": 10, str(2**70): 10}
+    assert folded(*tens) == expected
+    assert begun({7: 30, -7: 20, "07": 10, 2**70: 10}) == expected
 
 
 numbers = st.integers() | st.floats()

@@ -167,6 +167,18 @@ DEFECTS = (
         (f"{_API}::test_what_is_removed_before_a_fetch_is_answered_is_given_back_at_once",),
     ),
     Defect(
+        "a-state-with-integers-for-keys",
+        "what bounds the keys of one map bounds those of a fold, too",
+        "core/folding.py",
+        "        key = _as_text(key)\n",
+        "",
+        (
+            "core/test_folding.py::test_the_keys_of_a_state_are_text",
+            "api/test_folds.py"
+            "::test_integer_keys_that_were_chosen_to_be_slow_cost_what_others_cost",
+        ),
+    ),
+    Defect(
         "fold-of-removed-events",
         "a fold begins at what is kept",
         "api/folds.py",
