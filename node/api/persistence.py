@@ -1,9 +1,10 @@
 """Persistence: asking for a flush, waiting for one on a node or on all, and looking at the worker.
 
 A flush covers all that was committed when the request came. That is known by the leader, so a read
-barrier comes first. Where no leader is to be had, a flush of this node alone goes on with what the
-node knows: an operator who wants the disk written before a repair must not be refused for want of a
-majority.
+barrier comes first, and has half of the time. Where it fails, what the node knows is flushed all
+the same: an operator who wants the disk written before a repair must not be refused for want of a
+majority. Without a leader that is all that a flush of this node alone can do, and it succeeds;
+otherwise the error of the barrier is the answer, once all is flushed.
 
 A flush of the cluster asks every member at once. All succeed: 200. Some: 207, with those that
 failed named. None: the error that they share, or 504.
@@ -175,20 +176,22 @@ class Persistence:
             return max(1, int(request.parameters["timeout_ms"]) - passed_ms)
 
         on_node = request.parameters["scope"] == "node"
-        leaderless = await self._catch_up(left_ms())
+        behind = await self._catch_up(max(1, left_ms() // 2))
         index = self._state.applied_index
         own_id = self._replica.status().node_id
         if on_node:
             entry = await self._force_here(stores, index, left_ms())
+            if isinstance(behind, ReadBarrierTimeout):
+                raise behind
             return _answer(request, 200, {"nodes": {own_id: entry}})
         results = await self._force_members(own_id, stores, index, left_ms())
-        return _flushed(request, results, leaderless)
+        return _flushed(request, results, behind)
 
-    async def _catch_up(self, timeout_ms: int) -> NoLeader | None:
-        """Apply what is committed by now; the error where nobody can tell what that is."""
+    async def _catch_up(self, timeout_ms: int) -> NoLeader | ReadBarrierTimeout | None:
+        """Apply what is committed by now; the error where nobody tells what that is, or in time."""
         try:
             await self._replica.barrier("leader", timeout_ms)
-        except NoLeader as error:
+        except (NoLeader, ReadBarrierTimeout) as error:
             return error
         return None
 
@@ -221,13 +224,13 @@ class Persistence:
 def _flushed(
     request: Request,
     results: Mapping[str, Mapping[str, Any] | ExesdbError],
-    leaderless: NoLeader | None,
+    behind: NoLeader | ReadBarrierTimeout | None,
 ) -> Answer:
     errors = {id_: one for id_, one in results.items() if isinstance(one, ExesdbError)}
     done = {id_: one for id_, one in results.items() if id_ not in errors}
     if not errors:
-        if leaderless is not None:
-            raise leaderless  # all have flushed, but perhaps not all that was committed
+        if behind is not None:
+            raise behind  # all have flushed, but perhaps not all that was committed
         return _answer(request, 200, {"nodes": done})
     failed = {id_: {"code": one.code, "detail": one.detail} for id_, one in errors.items()}
     if done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from node.errors import (
     PersistenceDisabled,
     PersistenceFailed,
     PersistenceTimeout,
+    ReadBarrierTimeout,
 )
 from tests.api.fakes import Node
 
@@ -62,6 +64,36 @@ async def test_without_a_majority_a_flush_of_the_cluster_names_those_that_failed
     answer = await node.ask("POST", FORCE + "?scope=cluster")
     assert (answer.status, answer.code) == (207, "partial_success")
     assert (list(answer.body["nodes"]), sorted(answer.body["failed"])) == (["n1"], ["n2", "n3"])
+
+
+@pytest.mark.parametrize("error", [NoLeader("none"), ReadBarrierTimeout("late")])
+async def test_a_barrier_that_takes_all_its_time_leaves_enough_for_the_disks(node: Node, error):
+    force = node.worker.force
+
+    async def barrier(_: str, timeout_ms: int) -> None:
+        await asyncio.sleep(timeout_ms / 1000)
+        raise error
+
+    async def slow(*given: Any) -> Any:
+        await asyncio.sleep(0.02)
+        return await force(*given)
+
+    node.replica.barrier, node.worker.force = barrier, slow  # type: ignore[method-assign]
+    target = FORCE + "?scope=cluster&timeout_ms=300"
+    answer = await node.ask("POST", target)
+    assert (answer.code, len(node.worker.forced)) == (error.code, 1), "perhaps not all of it"
+    node.replica.peers = ["n2"]
+    node.peer_results["n2"] = NoLeader("unreachable")
+    answer = await node.ask("POST", target)
+    assert (answer.status, answer.code) == (207, "partial_success")
+    assert (list(answer.body["nodes"]), list(answer.body["failed"])) == (["n1"], ["n2"])
+
+
+async def test_a_flush_of_a_node_that_lags_writes_what_it_has_and_says_so(node: Node):
+    node.replica.barrier_error = ReadBarrierTimeout("late")
+    answer = await node.ask("POST", FORCE)
+    assert (answer.status, answer.code) == (504, "read_barrier_timeout")
+    assert node.worker.forced == [(["main"], 1)]
 
 
 async def test_a_flush_of_a_store_that_is_not_known_here_yet_ends_in_its_time(node: Node):
