@@ -27,8 +27,8 @@ from node.api.framing import SLICE_EVENTS
 from node.api.gathering import Gathering
 from node.api.limits import ApiLimits
 from node.api.names import checked_name
+from node.api.pacing import Pacer
 from node.api.ports import OnDisk
-from node.api.records import Pacer
 from node.api.settlements import ACTIONS, Settlements, Stale, deliveries_of, settled_body
 from node.api.socket_appends import Prepared, PreparedMany, SocketAppends
 from node.api.socket_consumers import Consumption

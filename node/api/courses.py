@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from node.api.filters import Scan, record_of
 from node.api.limits import ApiLimits
-from node.api.records import Pacer, json_event
+from node.api.pacing import Pacer
+from node.api.records import json_event
 from node.core.filters import Filter
 from node.core.store import Row, Store
 

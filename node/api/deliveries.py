@@ -17,9 +17,10 @@ from node.api.levels import UNKNOWN_STORE_MS, Levels
 from node.api.limits import ApiLimits
 from node.api.media import sent
 from node.api.names import checked_name
+from node.api.pacing import Pacer
 from node.api.parameters import timeout
 from node.api.ports import Clock
-from node.api.records import Pacer, written_page
+from node.api.records import written_page
 from node.api.routes import Reply, Route
 from node.api.settlements import ACTIONS, deliveries_of, delivery_id, settled_body
 from node.api.stores import CHANGE_PROBLEMS

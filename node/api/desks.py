@@ -29,8 +29,8 @@ from node.api.arrivals import Arrivals
 from node.api.filters import Scan
 from node.api.levels import UNKNOWN_STORE_MS, Levels
 from node.api.limits import ApiLimits
+from node.api.pacing import Pacer
 from node.api.ports import Clock, Replica
-from node.api.records import Pacer
 from node.api.refusals import refusal
 from node.api.settlements import Settlements
 from node.core import subscription_commands as asked

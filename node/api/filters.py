@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from node.api.limits import ApiLimits
-from node.api.records import Pacer
+from node.api.pacing import Pacer
 from node.core.filters import Filter, Matcher
 from node.core.store import Record, Row, Store
 

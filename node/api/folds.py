@@ -17,9 +17,9 @@ from node.api.answers import Answer
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.names import source_name
+from node.api.pacing import Pacer
 from node.api.parameters import integer, page_limit, text
 from node.api.reads import stream_of
-from node.api.records import Pacer
 from node.api.refusals import stream_missing
 from node.api.routes import Reply, Route
 from node.api.wire import Request

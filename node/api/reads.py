@@ -23,8 +23,9 @@ from node.api.filters import Scan
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.lives import ALIVE, DELETED, DELETED_FOR_EVER, metadata
+from node.api.pacing import Pacer
 from node.api.parameters import Parameter, choice, flag, integer, page_limit, text
-from node.api.records import Pacer, written_page
+from node.api.records import written_page
 from node.api.refusals import stream_deleted, stream_missing
 from node.api.routes import Reply, Route
 from node.api.wanted import filter_parameters, name_prefix, wanted

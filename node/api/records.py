@@ -8,8 +8,6 @@ milliseconds, with a turn of the event loop between them.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,13 +18,12 @@ import cbor2
 import msgspec
 
 from node.api.media import CBOR, Media
+from node.api.pacing import Pacer
 from node.core.frames import Frame, decode_frame
 from node.core.ids import format_id
 from node.core.store import Record
 
 UNSET = msgspec.UNSET
-
-TURN_S = 0.004  # how long a read computes before others get a turn
 
 
 class RecordedEvent(msgspec.Struct, gc=False):
@@ -52,21 +49,6 @@ _encode_json = msgspec.json.Encoder().encode
 _MAP_OF_11 = b"\xab"
 _DATA_KEY = cbor2.dumps("data")
 _METADATA_KEY = cbor2.dumps("metadata")
-
-
-class Pacer:
-    """Gives the event loop a turn whenever a long computation has kept it for `TURN_S`."""
-
-    __slots__ = ("_since",)
-
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-
-    async def breathe(self) -> None:
-        """To be awaited every fraction of a millisecond of computing."""
-        if time.perf_counter() - self._since > TURN_S:
-            await asyncio.sleep(0)
-            self._since = time.perf_counter()
 
 
 async def written_page(

@@ -14,7 +14,8 @@ import cbor2
 import msgspec
 
 from node.api.media import CBOR, Media
-from node.api.records import Pacer, created_text
+from node.api.pacing import Pacer
+from node.api.records import created_text
 from node.core.snapshots import Content, Snapshot, decode_content
 
 UNSET = msgspec.UNSET

@@ -23,9 +23,9 @@ from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.media import sent
 from node.api.names import snapshot_version, source_name, stream_name
+from node.api.pacing import Pacer
 from node.api.parameters import Parameter, choice, integer, page_limit, text, timeout
 from node.api.ports import Clock, Replica
-from node.api.records import Pacer
 from node.api.refusals import refusal
 from node.api.routes import Reply, Route
 from node.api.snapshot_records import summary, written, written_page

@@ -16,7 +16,7 @@ import cbor2
 
 from node.api.filters import Scan
 from node.api.following import Following
-from node.api.records import Pacer
+from node.api.pacing import Pacer
 from node.api.socket_records import answer_of_records
 from node.core.filters import Filter
 from node.core.store import Store

@@ -18,9 +18,10 @@ from node.api.bodies import BodyReader, Decoder, ReplayBody, SubscriptionBody
 from node.api.levels import READ_PROBLEMS, Levels
 from node.api.limits import ApiLimits
 from node.api.media import sent
+from node.api.pacing import Pacer
 from node.api.parameters import integer, page_limit, timeout
 from node.api.ports import Clock, Replica
-from node.api.records import Pacer, written_page
+from node.api.records import written_page
 from node.api.refusals import refusal
 from node.api.routes import Reply, Route
 from node.api.stores import CHANGE_PROBLEMS

@@ -12,7 +12,7 @@ import pytest
 
 from node.api.filters import Scan
 from node.api.limits import ApiLimits
-from node.api.records import Pacer
+from node.api.pacing import Pacer
 from node.core import commands
 from node.core.filters import Filter
 from node.core.frames import ABSENT, encode_frame
