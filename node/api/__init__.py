@@ -23,8 +23,8 @@ problems. What it needs from the rest of the node stands in `ports`. Read in thi
   families
 * `openapi`, `schemas`   the document, made from the routes
 * `media`, `names`, `parameters`, `problems`, `refusals`, `limits`   the rules that all share
+* `walking`, `not_plain`   items walked over before they are decoded; what is said of bad ones
 * `pacing`     a turn for others in a long computation
-* `map_keys`   integers as keys of maps: few, before anything is decoded
 * `wire`       the seam to aiohttp (`known_heads`: requests whose header lines came before;
   `answers`: what is said to a client; `outbox`: answers of one turn, written together)
 """

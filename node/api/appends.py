@@ -163,7 +163,7 @@ class Appends:
         """`POST /v1/stores/{store}/streams/{stream}/events`."""
         media = sent(request.message.headers)
         body = await self._bodies.read(request)
-        parsed = self._decode(body, media)
+        parsed = await self._decode(body, media)
         given = parsed.expected_version
         expected = expected_code(given)
         if not parsed.events:
@@ -187,7 +187,7 @@ class Appends:
         """`POST /v1/stores/{store}/append`."""
         media = sent(request.message.headers)
         body = await self._bodies.read(request)
-        parsed = self._decode_many(body, media)
+        parsed = await self._decode_many(body, media)
         checks = self.checked(parsed.checks)
         checkpoint = checkpoint_of(parsed.checkpoint)
         if not parsed.events and checkpoint is None:

@@ -21,7 +21,8 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from node.api.limits import ApiLimits
 from node.api.media import JSON, Media
-from node.api.values import NotPlain, TooDeep, decode_cbor, too_deep
+from node.api.not_plain import NotPlain, refusal, too_deep
+from node.api.values import decode_cbor
 from node.api.wire import Request
 from node.core.life_commands import MAX_AGE_MS_MAX, MAX_COUNT_MAX, TRUNCATE_BEFORE_MAX
 from node.core.snapshots import KEPT_MAX
@@ -220,9 +221,9 @@ class Decoder(Generic[T]):
         self._limits = limits
         self._optional = optional
 
-    def __call__(self, body: bytes, media: Media) -> T:
+    async def __call__(self, body: bytes, media: Media) -> T:
         """Raises `InvalidRequest`, `InvalidEvent` where the fault is inside an event, or
-        `PayloadTooLarge` where values nest too deeply.
+        `PayloadTooLarge` where values nest too deeply or maps have many integers for keys.
         """
         if self._optional and not body:
             return self._shape()
@@ -230,16 +231,16 @@ class Decoder(Generic[T]):
             if media is JSON:
                 return self._json.decode(body)
             nesting_max = self._limits.nesting_max + _ENVELOPE_NESTING
-            return msgspec.convert(decode_cbor(body, nesting_max), self._shape)
+            return msgspec.convert(await decode_cbor(body, nesting_max), self._shape)
         except msgspec.ValidationError as error:
             words = str(error)
             raise misfit(words, _IN_EVENTS.search(words) is not None) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"malformed JSON: {error}") from None
-        except (TooDeep, RecursionError):
+        except RecursionError:
             raise too_deep("the body", self._limits.nesting_max) from None
         except NotPlain as error:
-            raise InvalidRequest(str(error)) from None
+            raise refusal(error, "the body", self._limits.nesting_max) from None
 
 
 def misfit(words: str, in_event: bool) -> RequestError:

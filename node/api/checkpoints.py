@@ -105,7 +105,7 @@ class Checkpoints:
     async def put(self, request: Request, store: str, name: str) -> Answer:
         """`PUT /v1/stores/{store}/checkpoints/{name}`."""
         media = sent(request.message.headers)
-        body = self._decode(await self._bodies.read(request), media)
+        body = await self._decode(await self._bodies.read(request), media)
         command = commands.put_checkpoint(store, name, checked_position(body.position))
         outcome, _ = await self._replica.propose(command, request.parameters["timeout_ms"])
         if not isinstance(outcome, CheckpointMoved):

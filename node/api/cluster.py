@@ -107,7 +107,7 @@ class Cluster:
         """`POST /v1/cluster/leader`."""
         body = await self._bodies.read(request)
         media = sent(request.message.headers) if body else request.wants
-        to = self._decode_leader(body, media).to
+        to = (await self._decode_leader(body, media)).to
         leader = await self._replica.transfer_leadership(to, request.parameters["timeout_ms"])
         return _answer(request, {"leader": leader})
 

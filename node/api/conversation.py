@@ -27,6 +27,7 @@ from node.api.framing import SLICE_EVENTS
 from node.api.gathering import Gathering
 from node.api.limits import ApiLimits
 from node.api.names import checked_name
+from node.api.not_plain import NotPlain
 from node.api.pacing import Pacer
 from node.api.ports import OnDisk
 from node.api.settlements import ACTIONS, Settlements, Stale, deliveries_of, settled_body
@@ -49,7 +50,6 @@ from node.api.socket_messages import (
     requests,
 )
 from node.api.sockets import Broken, Socket
-from node.api.values import NotPlain
 from node.api.wire import logger
 from node.core.outcomes import Appended, Outcome
 from node.core.subscription_commands import ACK
@@ -205,7 +205,7 @@ class Conversation:
     async def _take(self, message: bytes) -> None:
         limits, appends = self._shared.limits, self._shared.appends
         try:
-            found = requests(message, limits.nesting_max)
+            found = await requests(message, limits.nesting_max)
         except NotPlain as error:
             raise Broken(WSCloseCode.INVALID_TEXT, str(error)) from None
         plain = appends.are_plain(found)
@@ -215,8 +215,8 @@ class Conversation:
                 await self._until_fewer_than(max(1, limits.socket_requests_max // 2))
             if self._socket.is_full:
                 await self._socket.room()
-            if type(request) is Append and len(request.events) <= SLICE_EVENTS:
-                self._append_at_once(request, plain)
+            if plain and type(request) is Append and len(request.events) <= SLICE_EVENTS:
+                self._append_at_once(request)
             else:
                 await self._begin(request, plain)
             if number % _PACE_REQUESTS == 0:
@@ -246,10 +246,10 @@ class Conversation:
 
     # --- appending -----------------------------------------------------------------------------
 
-    def _append_at_once(self, request: Append, plain: bool) -> None:
+    def _append_at_once(self, request: Append) -> None:
         """Append few events to one stream: most requests are this, and so it costs no task."""
         try:
-            prepared, frames = self._shared.appends.prepared_at_once(self._store, request, plain)
+            prepared, frames = self._shared.appends.prepared_at_once(self._store, request)
             self._propose(request.id, prepared, frames)
         except ExesdbError as error:
             self._refuse(request.id, error)

@@ -110,7 +110,7 @@ class Deliveries:
     async def fetch(self, request: Request, store_name: str, name: str) -> Answer:
         """`POST /v1/stores/{store}/subscriptions/{name}/fetch`."""
         media = sent(request.message.headers)
-        body = self._decode_fetch(await self._bodies.read(request), media)
+        body = await self._decode_fetch(await self._bodies.read(request), media)
         checked_name(body.consumer, "consumer")
         if body.max > asked.FETCHED_MAX:
             raise PayloadTooLarge("max: too many", limit=asked.FETCHED_MAX, actual=body.max)
@@ -167,13 +167,13 @@ class Deliveries:
     async def ack(self, request: Request, store: str, name: str) -> Answer:
         """`POST /v1/stores/{store}/subscriptions/{name}/ack`."""
         media = sent(request.message.headers)
-        body = self._decode_ack(await self._bodies.read(request), media)
+        body = await self._decode_ack(await self._bodies.read(request), media)
         return await self._settled(request, store, name, body.delivery_ids, asked.ACK)
 
     async def nack(self, request: Request, store: str, name: str) -> Answer:
         """`POST /v1/stores/{store}/subscriptions/{name}/nack`."""
         media = sent(request.message.headers)
-        body = self._decode_nack(await self._bodies.read(request), media)
+        body = await self._decode_nack(await self._bodies.read(request), media)
         return await self._settled(request, store, name, body.delivery_ids, ACTIONS[body.action])
 
     async def _settled(

@@ -27,13 +27,8 @@ from node.api.event_ids import EventIds, given_id, given_ids
 from node.api.limits import ApiLimits
 from node.api.media import CBOR, JSON, OCTETS, Media
 from node.api.names import fits_name_bytes, has_control_character
-from node.api.values import (
-    NotPlain,
-    are_plain_values,
-    check_plain,
-    nests_too_deeply,
-    too_deep,
-)
+from node.api.not_plain import NotPlain, too_deep
+from node.api.values import are_plain_values, check_plain, nests_too_deeply
 from node.core.frames import ABSENT, encode_frame, encode_frames
 from node.core.snapshots import encode_content
 from node.errors import InvalidEvent, InvalidRequest, PayloadTooLarge

@@ -15,6 +15,9 @@ from dataclasses import dataclass, fields
 
 from node.core.snapshots import KEPT_MAX, SERIES_BYTES_MAX
 
+INTEGER_KEYS_MAX = 256
+"""How many keys of one map in CBOR may be integers. Published."""
+
 
 @dataclass(frozen=True, slots=True)
 class ApiLimits:
@@ -64,11 +67,15 @@ class ApiLimits:
 
     def published(self) -> dict[str, int]:
         """What `GET /v1/info` shows: the limits that a client can break with one request, and
-        those of a series of snapshots, which are the same on all nodes.
+        those that are the same on all nodes.
         """
         own = {name: getattr(self, name) for name in _PUBLISHED}
-        of_series = {"snapshots_kept_max": KEPT_MAX, "snapshot_series_bytes_max": SERIES_BYTES_MAX}
-        return own | of_series
+        of_all = {
+            "integer_keys_max": INTEGER_KEYS_MAX,
+            "snapshots_kept_max": KEPT_MAX,
+            "snapshot_series_bytes_max": SERIES_BYTES_MAX,
+        }
+        return own | of_all
 
     def check(self) -> list[str]:
         """What is wrong with these limits, in words; empty where all is well."""

@@ -92,7 +92,7 @@ class LifeRoutes:
 
     async def put_metadata(self, request: Request, store: str, stream: str) -> Answer:
         """`PUT /v1/stores/{store}/streams/{stream}/metadata`."""
-        body = self._decode(await self._bodies.read(request), sent(request.message.headers))
+        body = await self._decode(await self._bodies.read(request), sent(request.message.headers))
         limits = Limits(body.max_count, body.max_age_ms, body.truncate_before)
         command = life_commands.set_metadata(store, stream, limits)
         outcome, _ = await self._replica.propose(command, request.parameters["timeout_ms"])

@@ -80,7 +80,7 @@ class Members:
 
     async def add(self, request: Request) -> Answer:
         """`POST /v1/cluster/members`."""
-        body = self._decode(await self._bodies.read(request), sent(request.message.headers))
+        body = await self._decode(await self._bodies.read(request), sent(request.message.headers))
         _check(body)
         timeout_ms = request.parameters["timeout_ms"]
         membership = await self._replica.add_member(body.id, body.raft_address, timeout_ms)

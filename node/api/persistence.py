@@ -155,7 +155,7 @@ class Persistence:
     async def put(self, request: Request) -> Answer:
         """`PUT /v1/persistence`."""
         media = sent(request.message.headers)
-        body = self._decode_interval(await self._bodies.read(request), media)
+        body = await self._decode_interval(await self._bodies.read(request), media)
         if not 1 <= body.interval_ms <= INTERVAL_MS_MAX:
             raise InvalidRequest(
                 f"interval_ms: must be from 1 to {INTERVAL_MS_MAX}", parameter="interval_ms"
@@ -166,7 +166,7 @@ class Persistence:
     async def _expect_nothing(self, request: Request) -> None:
         """Refuse a body that says something, such as a `scope`: that is a query parameter."""
         if body := await self._bodies.read(request):
-            self._decode_nothing(body, sent(request.message.headers))
+            await self._decode_nothing(body, sent(request.message.headers))
 
     async def _force(
         self, request: Request, stores: Collection[str] | None, began: float

@@ -68,7 +68,7 @@ class Recovery:
 
     async def carry_out(self, request: Request) -> Answer:
         """`POST /v1/cluster/recovery`."""
-        order = self._decode(await self._bodies.read(request), sent(request.message.headers))
+        order = await self._decode(await self._bodies.read(request), sent(request.message.headers))
         restarting = await self._override.carry_out(order)
         media = request.wants
         body = {"lineage": order.lineage, "restarting": restarting}

@@ -135,7 +135,7 @@ class SnapshotRoutes:
         """`PUT /v1/stores/{store}/snapshots/{source}/{stream}/{version}`."""
         media = sent(request.message.headers)
         raw = await self._bodies.read(request)
-        content = self._framer.snapshot(self._decode(raw, media), raw, media)
+        content = self._framer.snapshot(await self._decode(raw, media), raw, media)
         now_us = self._clock()
         command = commands.put_snapshot(store, now_us, source, stream, version, content)
         outcome, index = await self._replica.propose(command, request.parameters["timeout_ms"])

@@ -22,16 +22,11 @@ from node.api.gathering import Gathering, Then
 from node.api.limits import ApiLimits
 from node.api.media import CBOR
 from node.api.names import checked_name
+from node.api.not_plain import NotPlain, TooDeep, TooManyIntegerKeys, refusal
+from node.api.pacing import Pacer
 from node.api.ports import Clock
 from node.api.socket_messages import Append, AppendMany, Misfit, Request, SocketEvent, append_answer
-from node.api.values import (
-    NotPlain,
-    TooDeep,
-    are_plain_items,
-    check_plain,
-    decode_cbor,
-    too_deep,
-)
+from node.api.values import are_plain_items, check_plain, decode_cbor
 from node.core import commands
 from node.core.commands import ANY
 from node.core.frames import ABSENT
@@ -97,6 +92,7 @@ class SocketAppends:
         self._limits = limits
         self._framer = Framer(limits)
         self._timeout_ms = min(_TIMEOUT_MS, limits.timeout_ms_max)
+        self._pacer = Pacer()
 
     def are_plain(self, requests: Sequence[Request | Misfit]) -> bool:
         """Whether all encoded items of these requests are known to be plain."""
@@ -140,23 +136,20 @@ class SocketAppends:
         Raises `RequestError`, `PersistenceDisabled`.
         """
         now_us = self._clock()
-        frames: list[bytes] = []
         self._framer.check_count(len(request.events))
-        for at in range(0, len(request.events), SLICE_EVENTS):
-            if at:
-                await asyncio.sleep(0)
-            self._add(frames, request.events[at : at + SLICE_EVENTS], plain, now_us // 1000)
+        framed = self._framed if plain else self._judged_and_framed
+        frames = await framed(request.events, now_us // 1000)
         if type(request) is Append:
             return self._one(store, request, frames)
         assert type(request) is AppendMany
         return self._many(store, request, frames, now_us)
 
-    def prepared_at_once(
-        self, store: str, request: Append, plain: bool
-    ) -> tuple[Prepared, Sequence[bytes]]:
-        """The same for an append of few events to one stream, at half of the cost."""
+    def prepared_at_once(self, store: str, request: Append) -> tuple[Prepared, Sequence[bytes]]:
+        """The same for an append of few events to one stream whose items are plain, at half of the
+        cost.
+        """
         frames: list[bytes] = []
-        self._add(frames, request.events, plain, self._clock() // 1000)
+        self._add(frames, request.events, self._clock() // 1000)
         return self._one(store, request, frames)
 
     def _patience(self, given: int | None) -> int:
@@ -167,10 +160,17 @@ class SocketAppends:
             raise PayloadTooLarge(f"timeout_ms: at most {limit}", limit=limit, actual=given)
         return given
 
-    def _add(
-        self, frames: list[bytes], events: Sequence[SocketEvent], plain: bool, now_ms: int
-    ) -> None:
-        if plain and len(events) > 1:
+    async def _framed(self, events: Sequence[SocketEvent], now_ms: int) -> list[bytes]:
+        """The frames of any number of events whose items are plain."""
+        frames: list[bytes] = []
+        for at in range(0, len(events), SLICE_EVENTS):
+            if at:
+                await asyncio.sleep(0)
+            self._add(frames, events[at : at + SLICE_EVENTS], now_ms)
+        return frames
+
+    def _add(self, frames: list[bytes], events: Sequence[SocketEvent], now_ms: int) -> None:
+        if len(events) > 1:
             together = self._together(events, now_ms)
             if together is not None:
                 frames += together
@@ -178,10 +178,24 @@ class SocketAppends:
         add = frames.append
         try:
             for event in events:
-                add(self._frame(event, plain, now_ms))
+                add(self._frame(event, now_ms))
         except InvalidEvent as error:
-            at = len(frames)
-            raise InvalidEvent(f"event {at}: {error.detail}", event=at) from None
+            raise _of_event(len(frames), error) from None
+
+    async def _judged_and_framed(self, events: Sequence[SocketEvent], now_ms: int) -> list[bytes]:
+        """The same of events whose items may be anything: one after the other, so that the first
+        one that is wrong is told of.
+        """
+        frames: list[bytes] = []
+        try:
+            for event in events:
+                await self._judge(event.data_cbor, "data_cbor")
+                await self._judge(event.metadata_cbor, "metadata_cbor")
+                frames.append(self._frame(event, now_ms))
+                await self._pacer.breathe()
+        except InvalidEvent as error:
+            raise _of_event(len(frames), error) from None
+        return frames
 
     def _together(self, events: Sequence[SocketEvent], now_ms: int) -> list[bytes] | None:
         """The frames of events that bring their data encoded; None where one does not, or is wrong
@@ -197,13 +211,10 @@ class SocketAppends:
         ids = [event.event_id for event in events]
         return self._framer.frames_of_items(types, ids, data, metadata, CBOR, now_ms)
 
-    def _frame(self, event: SocketEvent, plain: bool, now_ms: int) -> bytes:
+    def _frame(self, event: SocketEvent, now_ms: int) -> bytes:
         data, metadata = event.data_cbor, event.metadata_cbor
         if data is None and metadata is None:
             return self._framer.frame(event, CBOR, False, True, now_ms)
-        if not plain:
-            self._judge(data, "data_cbor")
-            self._judge(metadata, "metadata_cbor")
         if _has_values(event):
             raise InvalidEvent("data_cbor and metadata_cbor stand alone: no data, no content type")
         return self._framer.frame_of_items(
@@ -214,15 +225,19 @@ class SocketAppends:
             now_ms,
         )
 
-    def _judge(self, item: bytes | None, what: str) -> None:
+    async def _judge(self, item: bytes | None, what: str) -> None:
         if item is None:
             return
         try:
-            check_plain(decode_cbor(item, self._limits.nesting_max))
-        except TooDeep:
-            raise too_deep(what, self._limits.nesting_max) from None
+            check_plain(await decode_cbor(item, self._limits.nesting_max))
+        except (TooDeep, TooManyIntegerKeys) as error:
+            raise refusal(error, what, self._limits.nesting_max) from None
         except NotPlain as error:
             raise InvalidEvent(f"{what}: {error}") from None
+
+
+def _of_event(at: int, error: InvalidEvent) -> InvalidEvent:
+    return InvalidEvent(f"event {at}: {error.detail}", event=at)
 
 
 def _has_values(event: SocketEvent) -> bool:

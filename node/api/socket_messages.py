@@ -82,7 +82,8 @@ import cbor2
 import msgspec
 
 from node.api.bodies import Check, CheckpointMove, NewEvent, misfit
-from node.api.values import NotPlain, decode_cbor
+from node.api.not_plain import NotPlain
+from node.api.values import decode_cbor
 from node.core.outcomes import Appended
 from node.core.subscription_commands import FETCHED_MAX
 from node.errors import RequestError
@@ -225,9 +226,9 @@ def message_of(answers: Sequence[bytes]) -> bytes:
     return head + b"".join(answers)
 
 
-def requests(message: bytes, nesting_max: int) -> Sequence[Request | Misfit]:
+async def requests(message: bytes, nesting_max: int) -> Sequence[Request | Misfit]:
     """The requests of a message, in order. Raises `NotPlain` if it is no array of them with ids."""
-    items = decode_cbor(message, nesting_max + _ENVELOPE_NESTING)
+    items = await decode_cbor(message, nesting_max + _ENVELOPE_NESTING)
     try:
         return msgspec.convert(items, list[Request])
     except msgspec.ValidationError:  # one of them, at least: who is told?

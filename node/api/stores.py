@@ -131,7 +131,7 @@ class Stores:
     async def put(self, request: Request, name: str) -> Answer:
         """`PUT /v1/stores/{store}`."""
         body = await self._bodies.read(request)
-        wanted = self._decode(body, sent(request.message.headers) if body else request.wants)
+        wanted = await self._decode(body, sent(request.message.headers) if body else request.wants)
         # None is what a command leaves as it is, and what a client gives back to the default.
         durability = None if wanted.durability is UNSET else wanted.durability or commands.BY_NODE
         kept = None if wanted.snapshots_kept is UNSET else wanted.snapshots_kept or KEPT_MAX

@@ -159,7 +159,7 @@ class SubscriptionRoutes:
     async def put(self, request: Request, store: str, name: str) -> Answer:
         """`PUT /v1/stores/{store}/subscriptions/{name}`."""
         media = sent(request.message.headers)
-        body = self._decode(await self._bodies.read(request), media)
+        body = await self._decode(await self._bodies.read(request), media)
         definition = _definition(body)
         command = asked.subscribe(store, self._clock(), name, definition)
         outcome, _ = await self._replica.propose(command, request.parameters["timeout_ms"])
@@ -197,7 +197,7 @@ class SubscriptionRoutes:
         """`POST /v1/stores/{store}/subscriptions/{name}/parked/replay`."""
         raw = await self._bodies.read(request)
         media = sent(request.message.headers) if raw else request.wants
-        positions = self._decode_replay(raw, media).positions
+        positions = (await self._decode_replay(raw, media)).positions
         if positions is not None and not positions:
             return _answer(request, 200, {"replayed": 0})
         positions = positions or []

@@ -15,13 +15,13 @@ either encoding, they hold plain values only:
     map with text and integer   an object; integer keys become their digits
       keys
 
-Refused with 413: more than `nesting_max` arrays and maps inside one another. Refused with 400:
-every tag except the big integers (2 and 3), `undefined` and other simple values, other kinds of
-keys, more than `BIG_KEYS_MAX` keys beyond 64 bits in a body (see `core.items`), many integers as
-keys of one map (see `map_keys`), two keys of a map that are one in JSON (1 and "1"). JSON is
-decoded to the same values: whole numbers keep every digit, other numbers become 64-bit floats and
-are refused where they do not fit. A repeated key of a JSON object counts with its last value, as
-most readers of JSON have it.
+Refused with 413: more than `nesting_max` arrays and maps inside one another, more than
+`integer_keys_max` integers as keys of one map (see `walking`). Refused with 400: every tag except
+the big integers (2 and 3), `undefined` and other simple values, other kinds of keys, more than
+`BIG_KEYS_MAX` keys beyond 64 bits in a body (see `core.items`), two keys of a map that are one in
+JSON (1 and "1"). JSON is decoded to the same values: whole numbers keep every digit, other numbers
+become 64-bit floats and are refused where they do not fit. A repeated key of a JSON object counts
+with its last value, as most readers of JSON have it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from typing import Any, NoReturn
 import cbor2
 import msgspec
 
-from node.api.map_keys import UnusualKeys, check_keys
+from node.api.not_plain import NotPlain, TooDeep, UnusualKeys
+from node.api.walking import check_keys
 from node.core.items import (
     BIG_KEYS_MAX,
     INTEGER_BITS_MAX,
@@ -44,29 +45,11 @@ from node.core.items import (
     TooManyBigKeys,
     big_integers,
 )
-from node.errors import PayloadTooLarge
 
 _SCALARS = frozenset((str, float, bool, bytes, type(None)))
 _KEYS = frozenset((str, int))
 # All bytes that cannot be the head of an array or a map.
 _NOT_CONTAINER = bytes(octet for octet in range(256) if not 0x80 <= octet <= 0xBF)
-
-
-class NotPlain(ValueError):
-    """The value holds something that events may not hold; the text says what."""
-
-
-class TooDeep(NotPlain):
-    """Arrays and maps stand inside one another more often than they may."""
-
-
-def too_deep(what: str, nesting_max: int) -> PayloadTooLarge:
-    """What a client learns of it: how deep it is nested in the end was not looked at."""
-    return PayloadTooLarge(
-        f"{what}: nested {nesting_max + 1} deep or more, at most {nesting_max} are allowed",
-        limit=nesting_max,
-        actual=nesting_max + 1,
-    )
 
 
 def _refuse_tag(*_: object) -> NoReturn:
@@ -89,20 +72,18 @@ _SEAL = cbor2.dumps(_SEAL_VALUE)
 _encode_plain = partial(msgspec.msgpack.encode, order="deterministic")
 
 
-def decode_cbor(body: bytes, nesting_max: int) -> Any:
+async def decode_cbor(body: bytes, nesting_max: int) -> Any:
     """Decode a request's body: exactly one item, no tags, no map with one key twice.
 
-    Raises `NotPlain` with words for the client.
+    Others get turns only where keys are integers. Raises `NotPlain` with words for the client.
     """
     try:
         return _decoded(body, nesting_max, _WITHOUT_BIG_KEYS, texts_only=True)
     except (UnusualKeys, TooManyBigKeys):  # most have none, and need not be walked over
         pass
+    await check_keys(body)
     try:
-        check_keys(body)
         return _decoded(body, nesting_max, _WITHOUT_BIG_KEYS)
-    except UnusualKeys as error:
-        raise NotPlain(str(error)) from None
     except TooManyBigKeys:  # nor does a count of big ones cost most anything
         return _decoded(body, nesting_max, _REFUSED_TAGS | big_integers(BIG_KEYS_MAX))
 

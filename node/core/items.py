@@ -12,8 +12,8 @@ Big integers as keys of maps are few, or refused, too: integers are what they ha
 2^61 - 1, so who wants can choose keys that are all alike to a map. Each is then compared with all
 before it, and 100 KiB of them take seconds. Smaller integers can be chosen so that each is looked
 for in many places of the map, and arrays so that all of them are alike. So the API takes no map
-with many integers for keys, none with arrays, and sees to that before it has anything decoded
-(`api.map_keys`). Texts and bytes are mixed with a secret of the process.
+with many integers for keys, none with arrays, and sees to that before it decodes anything that has
+room for many (`api.walking`). Texts and bytes are mixed with a secret of the process.
 """
 
 from __future__ import annotations

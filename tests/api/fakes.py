@@ -8,6 +8,7 @@ leader, an unknown outcome, a lagging node) a test asks for by setting an attrib
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -329,22 +330,34 @@ class Node:
 
 
 class Turns:
-    """How often the event loop let others have their turn while the block lasted, so far."""
+    """How often the event loop let others have their turn while the block lasted, so far; at its
+    end also how long it computed, in all and at most between two of these turns.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.took_s = self.longest_s = 0.0
 
     async def __aenter__(self) -> Turns:
         self._counting = asyncio.create_task(self._run())
+        self._since_s = time.process_time()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._counting.cancel()
+        self._note()
 
     async def _run(self) -> None:
         while True:
             self.count += 1
+            self._note()
             await asyncio.sleep(0)
+
+    def _note(self) -> None:
+        now_s = time.process_time()
+        turn_s, self._since_s = now_s - self._since_s, now_s
+        self.took_s += turn_s
+        self.longest_s = max(self.longest_s, turn_s)
 
 
 async def eventually(holds: Callable[[], bool], timeout_s: float = 5) -> None:

@@ -101,8 +101,12 @@ def framed(
 ) -> list[bytes]:
     """What one request with these events becomes."""
     body = body_of(some, media)
-    events = Decoder(AppendBody, limits)(body, media).events
-    return asyncio.run(framer(limits).frames(events, body, media, NOW_US))
+
+    async def taken() -> list[bytes]:
+        events = (await Decoder(AppendBody, limits)(body, media)).events
+        return await framer(limits).frames(events, body, media, NOW_US)
+
+    return asyncio.run(taken())
 
 
 def said(some: list[dict[str, Any]], media: Media, framer: type[Framer]) -> Any:

@@ -5,6 +5,7 @@ A request goes the quick way and the careful one (`Careful`), and both must say 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -14,15 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.api.limits import ApiLimits
+from node.api.limits import INTEGER_KEYS_MAX, ApiLimits
 from node.api.socket_appends import SocketAppends
 from node.api.socket_messages import Append, requests
 from node.core.frames import decode_frame
-from node.errors import InvalidEvent, RequestError
-from tests.api.fakes import NOW_US
+from node.errors import InvalidEvent, PayloadTooLarge, RequestError
+from tests.api.fakes import NOW_US, Turns
 
 TIGHT = ApiLimits(event_bytes_max=250, nesting_max=4)
 ITEM = cbor2.dumps({"n": 1})
+ODD_KEY = cbor2.dumps({1: 1})  # such an item is not plain for certain
 
 
 class _Appends:
@@ -42,10 +44,12 @@ class Careful(SocketAppends):
 def said(events: Sequence[dict[str, Any]], kind: type[SocketAppends]) -> Any:
     """The frames that a request becomes, or all that its client is told instead."""
     appends = kind(_Appends(), lambda: NOW_US, TIGHT)  # type: ignore[arg-type]
-    found = requests(cbor2.dumps([["append", 1, "s", events]]), TIGHT.nesting_max)
+    found = asyncio.run(requests(cbor2.dumps([["append", 1, "s", events]]), TIGHT.nesting_max))
     assert type(found[0]) is Append
     try:
-        return appends.prepared_at_once("store", found[0], appends.are_plain(found))[1]
+        if appends.are_plain(found):
+            return appends.prepared_at_once("store", found[0])[1]
+        return asyncio.run(appends.prepared("store", found[0], plain=False))[1]
     except RequestError as error:
         return type(error), error.detail, error.fields
 
@@ -94,6 +98,41 @@ def test_a_batch_with_a_value_beside_an_encoded_item_is_refused_and_names_its_ev
     one = {"event_type": "opened", "data_cbor": ITEM}
     error, _, fields = said([one, one | beside, one], SocketAppends)
     assert (error, fields["event"]) == (InvalidEvent, 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"event_id": "x"}, {"data_cbor": b"\xf7"}),
+        ({"data_cbor": b"\xf7"}, {"event_id": "x"}),
+        ({"metadata_cbor": b"\xa1\xf6\x01"}, {"event_type": ""}),
+    ],
+    ids=str,
+)
+def test_the_first_of_several_events_that_are_wrong_is_named(first, second):
+    good = {"event_type": "opened", "data_cbor": ODD_KEY}
+    error, detail, fields = said([good, good | first, good | second], SocketAppends)
+    assert (error, fields) == (InvalidEvent, {"event": 1})
+    assert detail.startswith("event 1: ")
+
+
+def test_an_encoded_item_with_many_integer_keys_is_too_large():
+    many = cbor2.dumps(dict.fromkeys(range(INTEGER_KEYS_MAX + 1)))
+    error, detail, fields = said([{"event_type": "opened", "metadata_cbor": many}], SocketAppends)
+    assert (error, detail[:14]) == (PayloadTooLarge, "metadata_cbor:")
+    assert fields == {"limit": INTEGER_KEYS_MAX, "actual": INTEGER_KEYS_MAX + 1}
+
+
+async def test_while_items_with_integer_keys_are_judged_others_get_turns():
+    limits = ApiLimits()
+    appends = SocketAppends(_Appends(), lambda: NOW_US, limits)  # type: ignore[arg-type]
+    for count, length in ((30, 10_000), (9_000, 25)):
+        events = [{"event_type": "A", "data_cbor": cbor2.dumps({1: [1] * length})}] * count
+        found = await requests(cbor2.dumps([["append", 1, "s", events]]), limits.nesting_max)
+        assert type(found[0]) is Append and not appends.are_plain(found)
+        async with Turns() as turns:
+            await appends.prepared("store", found[0], plain=False)
+        assert turns.longest_s < turns.took_s / 5
 
 
 @pytest.mark.parametrize(("item", "kind"), [(b"\x41x", "octet-stream"), (ITEM, "cbor")])

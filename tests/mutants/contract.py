@@ -20,6 +20,14 @@ DEFECTS = (
         ("api/test_bad_input.py::test_cbor_values_that_cannot_be_kept_are_refused",),
     ),
     Defect(
+        "any-number-of-integer-keys",
+        "no map that is decoded has keys that somebody chose to be slow",
+        "api/walking.py",
+        "            if integers[depth] > INTEGER_KEYS_MAX:\n",
+        "            if integers[depth] < 0:\n",
+        ("api/test_walking.py::test_how_many_integer_keys_a_map_may_have_is_a_published_limit",),
+    ),
+    Defect(
         "ids-of-a-batch-are-judged-by-their-sum",
         "an event id is a UUID, also among others",
         "api/event_ids.py",
