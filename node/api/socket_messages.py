@@ -22,7 +22,8 @@ fields; those at its end may be left out. The id is an integer of the client's c
     ["ping", id]                                               [id, 200, null]
 
 Any request may end in [id, status, problem] with a status from 400 on: the same problems as over
-HTTP, which say whether anything was stored. An answer whose second item is a number is the last one
+HTTP, which say whether anything was stored. The other requests of its message are taken, also where
+it holds a value that cannot be decoded. An answer whose second item is a number is the last one
 with its id. 200 for an append says that an earlier try had stored it. Before its last answer a
 subscription sends any number of
 
@@ -67,8 +68,9 @@ of it is an error.
 
 **The end.** After `ping_s` of silence the node pings; after two pings without a sign of life it
 cuts the connection. Close codes: 1001 the node stops (subscriptions got their last answer, 503
-`not_ready`); 1003 a text frame; 1007 a message that is no CBOR array of requests with ids; 1009 a
-message above `body_bytes_max`; 1011 a defect of the node; 1013 too many large messages at once.
+`not_ready`); 1003 a text frame; 1007 a message that is no CBOR array of requests, each with its
+kind and its id at its beginning; 1009 a message above `body_bytes_max`; 1011 a defect of the node;
+1013 too many large messages at once.
 What was under way when a connection is lost may have happened: repeat it with the same event ids.
 """
 
@@ -82,8 +84,10 @@ import cbor2
 import msgspec
 
 from node.api.bodies import Check, CheckpointMove, NewEvent, misfit
-from node.api.not_plain import NotPlain
+from node.api.not_plain import NotPlain, refusal
+from node.api.pacing import Pacer
 from node.api.values import decode_cbor
+from node.api.walking import id_of, parts_of
 from node.core.outcomes import Appended
 from node.core.subscription_commands import FETCHED_MAX
 from node.errors import RequestError
@@ -101,6 +105,7 @@ CREDIT_MAX = FETCHED_MAX
 # The answer to an append of one event: heads, and numbers of eight bytes but for the status.
 _pack_one = struct.Struct(">2sQ1sB2sQ1sQ2sQ1sQ").pack
 
+_NO_REQUEST = "a request must be an array of a kind and an id"
 _ENVELOPE_NESTING = 5  # the message, a request, its list of events, the event, and the value
 
 
@@ -228,13 +233,46 @@ def message_of(answers: Sequence[bytes]) -> bytes:
 
 async def requests(message: bytes, nesting_max: int) -> Sequence[Request | Misfit]:
     """The requests of a message, in order. Raises `NotPlain` if it is no array of them with ids."""
-    items = await decode_cbor(message, nesting_max + _ENVELOPE_NESTING)
+    try:
+        items = await decode_cbor(message, nesting_max + _ENVELOPE_NESTING)
+    except NotPlain:  # one of them, at least: who is told?
+        return await _decoded_apart(message, nesting_max)
     try:
         return msgspec.convert(items, list[Request])
-    except msgspec.ValidationError:  # one of them, at least: who is told?
+    except msgspec.ValidationError:  # the same
         if type(items) is not list:
             raise NotPlain("a message must be an array of requests") from None
-        return [_request(item) for item in items]
+        return await _converted_apart(items)
+
+
+async def _decoded_apart(message: bytes, nesting_max: int) -> Sequence[Request | Misfit]:
+    pacer = Pacer()
+    found: list[Request | Misfit] = []
+    for part in await parts_of(message):
+        try:
+            item = await decode_cbor(part, nesting_max + _ENVELOPE_NESTING - 1)
+        except NotPlain as error:
+            found.append(_undecodable(part, error, nesting_max))
+        else:
+            found.append(_request(item))
+        await pacer.breathe()
+    return found
+
+
+async def _converted_apart(items: Sequence[Any]) -> Sequence[Request | Misfit]:
+    pacer = Pacer()
+    found: list[Request | Misfit] = []
+    for item in items:
+        found.append(_request(item))
+        await pacer.breathe()
+    return found
+
+
+def _undecodable(part: bytes, error: NotPlain, nesting_max: int) -> Misfit:
+    request_id = id_of(part)
+    if request_id is None:
+        raise NotPlain(f"{_NO_REQUEST}: {error}")
+    return Misfit(request_id, refusal(error, "the request", nesting_max))
 
 
 def _request(item: Any) -> Request | Misfit:
@@ -246,4 +284,4 @@ def _request(item: Any) -> Request | Misfit:
             kind = item[0] if type(item[0]) is str else ""
             in_event = _IN_EVENTS.get(kind, "no path") in words
             return Misfit(item[1], misfit(words, in_event))
-        raise NotPlain(f"a request must be an array of a kind and an id: {words}") from None
+        raise NotPlain(f"{_NO_REQUEST}: {words}") from None

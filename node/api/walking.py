@@ -7,6 +7,9 @@ every node that decodes the event later, too. Texts and bytes are mixed with a s
 process, so nobody can choose them. They are nearly all keys that there are; only an item that has
 others is walked over.
 
+**The requests of a message** are judged each for itself where one of them cannot be decoded
+(`parts_of`): a decoder says no to the message, and not where the next request begins.
+
 A head takes half a microsecond, twenty times what decoding it takes. So others get turns on the
 way, and a long item keeps nobody waiting but the client whose it is.
 """
@@ -14,14 +17,19 @@ way, and a long item keeps nobody waiting but the client whose it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
+
+import cbor2
 
 from node.api.limits import INTEGER_KEYS_MAX
-from node.api.not_plain import TooManyIntegerKeys, UnusualKeys
+from node.api.not_plain import NotPlain, TooManyIntegerKeys, UnusualKeys
 from node.api.pacing import Pacer
 
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG = range(7)  # kinds of heads
 _UNSAID, _BREAK = 0x1F, 0xFF  # a length that is not said in advance, and what ends it
+_ENDLESS_ARRAY = 0x9F
 _ENDLESS = -2
+_NUMBER_BYTES_MAX = 9
 
 # A map with too many integers for keys is longer: each key has a byte, and so has each value.
 _SHORT_BYTES = 2 * INTEGER_KEYS_MAX
@@ -30,6 +38,8 @@ _TURN_HEADS = 500
 
 # One for all, so that many short items, one behind the other, give turns as a long one does.
 _pacer = Pacer()
+
+_NO_REQUESTS = "a message must be an array of requests, whole and with nothing behind it"
 
 
 class _Walk:
@@ -122,3 +132,37 @@ async def check_keys(encoded: bytes) -> None:
             integers[depth + 1] = 0
         if depth > _DEPTH_MAX:
             return
+
+
+async def parts_of(message: bytes) -> list[bytes]:
+    """The encoded requests of a message: the arrays in the array that it is.
+
+    Raises `NotPlain` for everything else, at the first item that is no array.
+    """
+    parts: list[bytes] = []
+    begin = 0
+    walk = _Walk(message)
+    for number, (start, kind, depth, _) in enumerate(walk.heads()):
+        if number % _TURN_HEADS == 0:
+            await _pacer.breathe()
+        if depth < 2 and kind != _ARRAY:
+            raise NotPlain(_NO_REQUESTS)
+        if depth == 1:
+            if begin:
+                parts.append(message[begin:start])
+            begin = start
+    if not walk.is_whole:
+        raise NotPlain(_NO_REQUESTS)
+    if begin:
+        parts.append(message[begin : len(message) - (message[0] == _ENDLESS_ARRAY)])
+    return parts
+
+
+def id_of(request: bytes) -> int | None:
+    """The number that stands behind the kind of an encoded request, if one does."""
+    begins = list(islice(_Walk(request).heads(), 3))
+    if [kind for _, kind, _, _ in begins] != [_ARRAY, _TEXT, _UNSIGNED]:
+        return None
+    start = begins[2][0]
+    number: int = cbor2.loads(request[start : start + _NUMBER_BYTES_MAX])
+    return number

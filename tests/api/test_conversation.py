@@ -12,10 +12,12 @@ import aiohttp
 import cbor2
 import pytest
 
+from node.api.limits import INTEGER_KEYS_MAX
+from node.api.socket_messages import Append, Misfit, requests
 from node.api.values import INTEGER_BITS_MAX, are_plain_items
 from node.core import commands
 from node.errors import NoLeader, OutcomeUnknown
-from tests.api.fakes import Node, eventually, serving
+from tests.api.fakes import Node, Turns, eventually, serving
 
 CBOR = {"Content-Type": "application/cbor", "Accept": "application/cbor"}
 
@@ -218,6 +220,56 @@ async def test_one_bad_event_fails_its_own_request_only(client: Client):
     assert [codes[n][1]["code"] for n in (2, 9)] == ["invalid_event"] * 2
     assert codes[6][1]["code"] == "invalid_expected_version"
     assert [codes[n][1]["code"] for n in (3, 4, 5, 7, 8, 10)] == ["invalid_request"] * 6
+
+
+BAD_VALUES = [
+    *(nested(65), nested(66), nested(70), nested(5_000)),
+    cbor2.dumps(dict.fromkeys(range(INTEGER_KEYS_MAX + 1))),
+    *(b"\xd8\x1c\x80", b"\xc1\x01", b"\xf8\x10", b"\x61\xff", b"\xa2\x61a\x01\x61a\x02"),
+    *(b"\xa2\xf6\x01\x61a\x59\x02\x00" + bytes(512), b"\xa1\xf9\x3e\x00\x01", b"\xa1\x81\x01\x02"),
+]
+
+
+@pytest.mark.parametrize("value", BAD_VALUES, ids=lambda value: value[:5].hex())
+async def test_a_bad_value_fails_its_own_request_only_and_as_over_http(node: Node, value: bytes):
+    placed = cbor2.dumps({"event_type": "A", "data": 0})[:-1] + value
+    body = cbor2.dumps({"events": [0]})[:-1] + placed
+    http = await node.ask("POST", "/v1/stores/main/streams/s/events", data=body, headers=CBOR)
+    assert http.status in (400, 413) and http.body["stored"] == "no"
+    async with talking(node) as client:
+        await client.send(["subscribe", 1])
+        message = [["append", 2, "s", [event()]], ["append", 3, "s", [0]], ["ping", 4]]
+        encoded = cbor2.dumps(message).replace(b"\x03\x61s\x81\x00", b"\x03\x61s\x81" + placed)
+        await client.socket.send_bytes(encoded)
+        assert (await client.final(2))[0] == 201
+        status, problem = await client.final(3)
+        assert await client.final(4) == (200, None)
+        told = ("code", "stored", "limit", "actual", "event")
+        assert status == http.status
+        assert [problem.get(name) for name in told] == [http.body.get(name) for name in told]
+        assert len(await client.records(1, 1)) == 1
+
+
+async def test_any_number_of_requests_may_have_integer_keys(node: Node, client: Client):
+    """Also beyond 64 bits, of which one body may have no more than 64."""
+    data = {n: n for n in range(12)} | {2**64: 1}
+    await client.send(
+        *(["append", n, "s", [{"event_type": "A", "data": data}]] for n in range(2_000))
+    )
+    for number in range(2_000):
+        assert (await client.final(number))[0] == 201
+
+
+async def test_while_a_message_is_taken_apart_others_get_turns():
+    good = ["append", 1, "s", [{"event_type": "A", "data": {"a": [1]}}]]
+    deep = ["append", 2, "s", [{"event_type": "A", "data": cbor2.loads(nested(70))}]]
+    misfit = ["append", 3, "s", 0]
+    for bad in (deep, misfit):
+        message = cbor2.dumps([good] * 5_000 + [bad])
+        async with Turns() as turns:
+            *taken, last = await requests(message, 64)
+        assert {type(request) for request in taken} == {Append} and type(last) is Misfit
+        assert turns.count > 5
 
 
 async def test_an_option_of_thousands_of_digits_is_refused(client: Client):

@@ -20,6 +20,7 @@ ASK = (
 )
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 HELLO = cbor2.dumps([["ping", 1]])
+DEEP = b"\x81" * 100 + b"\x00"
 HELLO_ANSWER = cbor2.dumps([[1, 200, None]])
 
 
@@ -177,6 +178,13 @@ async def test_what_breaks_a_rule_is_told_by_a_close_code_and_hurts_nobody_else(
             (cbor2.dumps([["ping", "x"]]), BINARY, True, 1007),
             (cbor2.dumps([["ping", -1]]), BINARY, True, 1007),
             (HELLO + b"\x01", BINARY, True, 1007),
+            (b"\x82" + HELLO[1:], BINARY, True, 1007),
+            (b"\x82" + HELLO[1:] + b"\x00", BINARY, True, 1007),
+            (b"\x82" + HELLO[1:] + b"\x82\xf7" + DEEP, BINARY, True, 1007),
+            (b"\x82" + HELLO[1:] + b"\x82\x64ping" + DEEP, BINARY, True, 1007),
+            (b"\x82" + HELLO[1:] + b"\x83\x01\x02" + DEEP, BINARY, True, 1007),
+            (b"\x82" + HELLO[1:] + b"\x83\x64ping\x01\xfc", BINARY, True, 1007),
+            (b"\x81\xd9\xd9\xf7" + HELLO[1:], BINARY, True, 1007),
             (HELLO, 0, True, 1002),
             (HELLO, 3, True, 1002),
             (b"x" * 126, PING, True, 1002),

@@ -12,9 +12,9 @@ import cbor2
 import pytest
 
 from node.api.limits import INTEGER_KEYS_MAX
-from node.api.not_plain import TooManyIntegerKeys, UnusualKeys
+from node.api.not_plain import NotPlain, TooManyIntegerKeys, UnusualKeys
 from node.api.values import are_plain_items, decode_cbor
-from node.api.walking import check_keys
+from node.api.walking import check_keys, id_of, parts_of
 from tests.api.fakes import Node, Turns
 
 EVENTS = "/v1/stores/main/streams/s/events"
@@ -135,6 +135,52 @@ async def test_the_walk_sees_what_a_decoder_sees():
                 assert len(many) == INTEGER_KEYS_MAX
             with suppress(TooManyIntegerKeys):
                 await check_keys(encoded[: chance.randrange(len(encoded))])
+
+
+async def test_a_message_is_split_where_its_requests_end():
+    """Random ones, with lengths said in advance and without; cut, or longer, they are none."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for _ in range(300):
+        items = [[value(chance, 3) for _ in range(chance.randrange(4))] for _ in range(4)]
+        parts = [chance.choice((cbor2.dumps, unsaid))(item) for item in items]
+        joined = b"".join(parts)
+        for message in (
+            b"\x84" + joined,
+            b"\x9a\x00\x00\x00\x04" + joined,
+            b"\x9f" + joined + b"\xff",
+        ):
+            assert await parts_of(message) == parts
+            cut = message[: chance.randrange(len(message))]
+            for wrong in (cut, message + b"\x80", b"\xc6" + message, b"\x81" + message[:-1]):
+                with pytest.raises(NotPlain, match="array of requests"):
+                    await parts_of(wrong)
+
+
+@pytest.mark.parametrize("other", [0, "x", b"x", {}, None, 1.5, 2**70])
+async def test_a_message_with_anything_else_than_arrays_is_no_array_of_requests(other: Any):
+    assert await parts_of(b"\x80") == await parts_of(b"\x9f\xff") == []
+    for message in (other, [other], [[], other], [other, []]):
+        with pytest.raises(NotPlain, match="array of requests"):
+            await parts_of(cbor2.dumps(message))
+
+
+def test_the_id_of_a_request_stands_behind_its_kind():
+    for number in (0, 23, 24, 2**8, 2**16, 2**63 - 1):
+        for encode in (cbor2.dumps, unsaid):
+            assert id_of(encode(["", number])) == id_of(encode(["", number, [[]], 5])) == number
+    for request in (
+        [],
+        ["append"],
+        [1, 2],
+        [["x"], 2],
+        ["x", "2"],
+        ["x", -1],
+        ["x", [1]],
+        ["x", None],
+    ):
+        assert id_of(cbor2.dumps(request)) is None
 
 
 def unsaid(item: Any) -> bytes:
