@@ -7,8 +7,9 @@ that come together are first taken as if all were well and of one form, each ste
 once (`Framer.frames_of_items`); where one is not, each is framed by itself, and that says which and
 why. Both ways make the same frames.
 
-An append of many events gives the event loop back every few hundred, so that heartbeats and other
-clients are not kept waiting by one large request.
+An append of many events gives the event loop back every few hundred, and where each value has to be
+looked at after milliseconds, so that heartbeats and other clients are not kept waiting by one large
+request.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from node.api.limits import ApiLimits
 from node.api.media import CBOR, JSON, OCTETS, Media
 from node.api.names import fits_name_bytes, has_control_character
 from node.api.not_plain import NotPlain, too_deep
+from node.api.pacing import Pacer
 from node.api.values import are_plain_values, check_plain, nests_too_deeply
 from node.core.frames import ABSENT, encode_frame, encode_frames
 from node.core.snapshots import encode_content
@@ -55,6 +57,7 @@ class Framer:
     def __init__(self, limits: ApiLimits) -> None:
         self._limits = limits
         self._ids = EventIds()
+        self._pacer = Pacer()
 
     async def frames(
         self, events: Sequence[NewEvent], body: bytes, media: Media, now_us: int
@@ -71,7 +74,11 @@ class Framer:
         for start in range(0, len(events), SLICE_EVENTS):
             if start:
                 await asyncio.sleep(0)
-            self._add(frames, events[start : start + SLICE_EVENTS], media, may_nest, now_ms)
+            some = events[start : start + SLICE_EVENTS]
+            if media is JSON or _are_plain(some):
+                self._add(frames, some, media, may_nest, now_ms)
+            else:
+                await self._judge_and_add(frames, some, media, now_ms)
         return frames
 
     def snapshot(self, body: SnapshotBody, raw: bytes, media: Media) -> bytes:
@@ -101,18 +108,27 @@ class Framer:
         may_nest: bool,
         now_ms: int,
     ) -> None:
-        plain = media is JSON or _are_plain(events)
-        if plain and not may_nest and len(events) > 1:
+        if not may_nest and len(events) > 1:
             together = self._together(events, media, now_ms)
             if together is not None:
                 frames += together
                 return
         try:
             for event in events:
-                frames.append(self.frame(event, media, plain, may_nest, now_ms))
+                frames.append(self.frame(event, media, True, may_nest, now_ms))
         except InvalidEvent as error:
-            at = len(frames)
-            raise InvalidEvent(f"event {at}: {error.detail}", event=at) from None
+            raise of_event(len(frames), error) from None
+
+    async def _judge_and_add(
+        self, frames: list[bytes], events: Sequence[NewEvent], media: Media, now_ms: int
+    ) -> None:
+        """The same where each value has to be looked at, which takes long."""
+        try:
+            for event in events:
+                frames.append(self.frame(event, media, False, False, now_ms))
+                await self._pacer.breathe()
+        except InvalidEvent as error:
+            raise of_event(len(frames), error) from None
 
     def _together(
         self, events: Sequence[NewEvent], media: Media, now_ms: int
@@ -242,6 +258,11 @@ class Framer:
             limit=limit,
             actual=actual,
         )
+
+
+def of_event(at: int, error: InvalidEvent) -> InvalidEvent:
+    """The same error, which names the event whose fault it is."""
+    return InvalidEvent(f"event {at}: {error.detail}", event=at)
 
 
 def _are_plain(events: Sequence[NewEvent]) -> bool:

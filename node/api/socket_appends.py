@@ -17,7 +17,7 @@ import cbor2
 
 from node.api.appends import Appends, appended_body, checked_streams, checkpoint_of, expected_code
 from node.api.bodies import UNSET
-from node.api.framing import SLICE_EVENTS, Framer
+from node.api.framing import SLICE_EVENTS, Framer, of_event
 from node.api.gathering import Gathering, Then
 from node.api.limits import ApiLimits
 from node.api.media import CBOR
@@ -180,7 +180,7 @@ class SocketAppends:
             for event in events:
                 add(self._frame(event, now_ms))
         except InvalidEvent as error:
-            raise _of_event(len(frames), error) from None
+            raise of_event(len(frames), error) from None
 
     async def _judged_and_framed(self, events: Sequence[SocketEvent], now_ms: int) -> list[bytes]:
         """The same of events whose items may be anything: one after the other, so that the first
@@ -194,7 +194,7 @@ class SocketAppends:
                 frames.append(self._frame(event, now_ms))
                 await self._pacer.breathe()
         except InvalidEvent as error:
-            raise _of_event(len(frames), error) from None
+            raise of_event(len(frames), error) from None
         return frames
 
     def _together(self, events: Sequence[SocketEvent], now_ms: int) -> list[bytes] | None:
@@ -226,18 +226,14 @@ class SocketAppends:
         )
 
     async def _judge(self, item: bytes | None, what: str) -> None:
-        if item is None:
-            return
+        if item is None or len(item) > self._limits.event_bytes_max:
+            return  # `frame_of_items` refuses it for its size
         try:
             check_plain(await decode_cbor(item, self._limits.nesting_max))
         except (TooDeep, TooManyIntegerKeys) as error:
             raise refusal(error, what, self._limits.nesting_max) from None
         except NotPlain as error:
             raise InvalidEvent(f"{what}: {error}") from None
-
-
-def _of_event(at: int, error: InvalidEvent) -> InvalidEvent:
-    return InvalidEvent(f"event {at}: {error.detail}", event=at)
 
 
 def _has_values(event: SocketEvent) -> bool:

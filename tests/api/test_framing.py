@@ -24,7 +24,7 @@ from node.api.limits import ApiLimits
 from node.api.media import CBOR, JSON, Media
 from node.core.frames import decode_frame, frame_id
 from node.errors import InvalidEvent, PayloadTooLarge, RequestError
-from tests.api.fakes import NOW_US
+from tests.api.fakes import NOW_US, Turns
 
 LIMITS = ApiLimits()
 
@@ -216,6 +216,14 @@ def test_a_batch_with_an_event_that_is_too_large_is_refused():
     with pytest.raises(PayloadTooLarge) as refused:
         framed([event(), event(data="d" * 60, metadata="m" * 60)], limits)
     assert refused.value.fields["limit"] == 100
+
+
+async def test_while_values_that_may_be_anything_are_judged_others_get_turns():
+    body = body_of([event(data={1: [1] * 10_000}) for _ in range(80)], CBOR)
+    events = (await Decoder(AppendBody, LIMITS)(body, CBOR)).events
+    async with Turns() as turns:
+        assert len(await Framer(LIMITS).frames(events, body, CBOR, NOW_US)) == 80
+    assert turns.longest_s < turns.took_s / 5
 
 
 def test_a_batch_with_an_event_that_nests_too_deeply_is_refused():

@@ -41,10 +41,12 @@ class Careful(SocketAppends):
         return None
 
 
-def said(events: Sequence[dict[str, Any]], kind: type[SocketAppends]) -> Any:
+def said(
+    events: Sequence[dict[str, Any]], kind: type[SocketAppends], limits: ApiLimits = TIGHT
+) -> Any:
     """The frames that a request becomes, or all that its client is told instead."""
-    appends = kind(_Appends(), lambda: NOW_US, TIGHT)  # type: ignore[arg-type]
-    found = asyncio.run(requests(cbor2.dumps([["append", 1, "s", events]]), TIGHT.nesting_max))
+    appends = kind(_Appends(), lambda: NOW_US, limits)  # type: ignore[arg-type]
+    found = asyncio.run(requests(cbor2.dumps([["append", 1, "s", events]]), limits.nesting_max))
     assert type(found[0]) is Append
     try:
         if appends.are_plain(found):
@@ -118,9 +120,15 @@ def test_the_first_of_several_events_that_are_wrong_is_named(first, second):
 
 def test_an_encoded_item_with_many_integer_keys_is_too_large():
     many = cbor2.dumps(dict.fromkeys(range(INTEGER_KEYS_MAX + 1)))
-    error, detail, fields = said([{"event_type": "opened", "metadata_cbor": many}], SocketAppends)
+    events = [{"event_type": "opened", "metadata_cbor": many}]
+    error, detail, fields = said(events, SocketAppends, ApiLimits())
     assert (error, detail[:14]) == (PayloadTooLarge, "metadata_cbor:")
     assert fields == {"limit": INTEGER_KEYS_MAX, "actual": INTEGER_KEYS_MAX + 1}
+
+
+def test_an_encoded_item_that_is_too_large_is_not_looked_at():
+    error, _, fields = said([{"event_type": "opened", "data_cbor": b"\xff" * 251}], SocketAppends)
+    assert (error, fields) == (PayloadTooLarge, {"limit": 250, "actual": 252})
 
 
 async def test_while_items_with_integer_keys_are_judged_others_get_turns():
