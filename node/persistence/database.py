@@ -14,11 +14,14 @@ A crash between 1 and 2 leaves store files ahead of the cut; the loader rolls th
 failure leaves behind is treated as unknown: the connection is closed, and the file is opened again,
 and rolled back to its last certain mark, before the next try.
 
-**After a failure the WAL is begun anew.** The kernel calls pages clean whose fsync has failed, so
-they are in its cache and perhaps never come to the disk. SQLite finds them there when it opens the
-file again, and would append behind them: a loss of power then ends the WAL at the hole, and takes
-what was reported as persisted since. So such a file's WAL is folded into the file, all of it,
-before anything more is said of it; while another process reads in it, that fails like the disk.
+**After a failure the WAL is written again, and then begun anew.** Pages whose fsync has failed are
+in the kernel's cache and perhaps never come to the disk (see `wal`). SQLite finds them there when
+it opens the file again, and would append behind them: a loss of power then ends the WAL at the
+hole, and takes what was reported as persisted since. So `write_wal_again` comes before SQLite does.
+Nor is it known whether the first page of a new file is on the disk, and SQLite deletes a WAL that
+it finds beside an empty file. So the WAL is then folded into the file, all of it, before anything
+more is said of it; while another process reads in it, that fails like the disk. Both are done, too,
+with what a process finds when it begins: the one before it may have failed.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from node.persistence.faults import FileFault, FilesUnreadable, StoreDamaged
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
 from node.persistence.schema import Connect, connect, fault_of, is_corruption
 from node.persistence.store_file import StoreCut, StoreFile
+from node.persistence.wal import wal_path, write_wal_again
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +107,8 @@ class Database:
         self._unlisted: dict[str, StoreEntry] = {}  # written, but not in node.db yet
         self._gone: dict[tuple[str, int], Path] = {}  # to be unlisted, then removed
         self._grown: dict[int, StoreFile] = {}  # written since their WAL was last looked at
-        # Whose WAL has no hole: it was folded since the last failure, and since this process began.
+        # Whose WAL has no hole: it was written again and folded since the last failure, and since
+        # this process began.
         self._sure: set[int] = set()
         self._node_is_sure = False
 
@@ -222,13 +227,20 @@ class Database:
             raise StoreDamaged(path, "was removed while the node ran; it is written anew")
         file = self._files.get(uid)
         if file is None:
-            file = self._files[uid] = StoreFile(path, mark, self._connect)
-            if uid not in self._sure:
-                _fold_wholly(file)
-                self._sure.add(uid)
+            file = self._open_store_file(path, uid, mark)
             while len(self._files) > OPEN_FILES_MAX:
                 self._close_file(next(iter(self._files)))
         self._files.move_to_end(uid)
+        return file
+
+    def _open_store_file(self, path: Path, uid: int, mark: int) -> StoreFile:
+        is_sure = uid in self._sure
+        if not is_sure:
+            write_wal_again(path)
+        file = self._files[uid] = StoreFile(path, mark, self._connect)
+        if not is_sure:
+            _fold_wholly(file)
+            self._sure.add(uid)
         return file
 
     def _start_over(self, path: Path, uid: int, why: str) -> None:
@@ -319,6 +331,8 @@ class Database:
             log.error("%s was removed while the node ran; it is written anew", self._node.path)
             self._close_node()
         if self._node is None:
+            if not self._node_is_sure:
+                write_wal_again(self._directory.node_path)
             self._node = NodeFile(self._directory.node_path, self._connect)
         return self._node
 
@@ -369,6 +383,6 @@ def _close_quietly(file: StoreFile | NodeFile) -> None:
 
 def _wal_bytes(path: Path) -> int:
     try:
-        return path.with_name(path.name + "-wal").stat().st_size
+        return wal_path(path).stat().st_size
     except OSError:
         return 0

@@ -39,7 +39,7 @@ from node.persistence.faults import FileFault, OnlyCopyDamaged, StoreDamaged
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
 from node.persistence.schema import connect, fault_of
 from node.persistence.store_file import StoreFile, checksum_of
-from node.persistence.wal import kept_if_damaged, wal_path
+from node.persistence.wal import kept_if_damaged, wal_path, write_wal_again
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +109,14 @@ def load_state(
 
 
 def _keep_damaged_wals(directory: DataDirectory) -> list[str]:
-    """Copy the WALs that have lost commits, before SQLite folds and removes them; their names."""
+    """Copy the WALs that have lost commits, before SQLite folds and removes them; their names.
+
+    To look at one is to fold it, so all of it has to be on the disk before (see `wal`).
+    """
     kept = []
     for path in (directory.node_path, *directory.store_files()):
+        with _faults_of(path):
+            write_wal_again(path)
         copy = kept_if_damaged(path, lambda wal: _copied(directory, wal))
         if copy is not None:
             log.error(

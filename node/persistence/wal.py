@@ -1,8 +1,15 @@
-"""Whether a write-ahead log (SQLite's `…-wal`) says all that it once said.
+"""Write-ahead logs (SQLite's `…-wal`) from outside: is one on the disk, and is it whole?
 
-SQLite reads a WAL up to the first frame whose checksum is wrong, and takes that for its end: right
-after a crash in the middle of a write, and a silently shorter history after a flipped bit. What
-stands behind that end tells them apart. A process that is killed leaves whole frames of a
+**On the disk.** The kernel calls pages clean whose fsync has failed. They are in its cache, where
+everybody finds them, and no later fsync writes them. SQLite cannot know: it appends behind the hole
+that the disk has there, or folds the WAL into the database, and a loss of power in the midst of it
+leaves a part of the one and not all of the other. So `write_wal_again` puts the same bytes into the
+same places, which makes the pages dirty, and syncs them. It comes before SQLite opens a file of
+which an fsync may have failed, in this process or in one before it.
+
+**Whole.** SQLite reads a WAL up to the first frame whose checksum is wrong, and takes that for its
+end: right after a crash in the middle of a write, and a silently shorter history after a flipped
+bit. What stands behind that end tells them apart. A process that is killed leaves whole frames of a
 transaction that has no commit yet. A frame that commits, behind the end, is a transaction that was
 complete and can no longer be read; so is a last frame whose checksum is wrong, whose mark of a
 commit may be what is damaged. (After a loss of power both can also be a commit that nobody was told
@@ -19,18 +26,22 @@ behind them may be frames of an older one, of which both salts are others.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+from node.persistence.directory import naming
 
 _HEADER = struct.Struct(">8I")  # magic, version, page bytes, sequence, two salts, two checksums
 _FRAME = struct.Struct(">6I")  # page, pages at a commit or 0, two salts, two checksums
 _MAGIC_LITTLE, _MAGIC_BIG = 0x377F0682, 0x377F0683  # by the byte order of the checksums
 _SEALED_HEADER, _SEALED_FRAME = 24, 8  # bytes of each that its checksum covers
+# Of a WAL that is written again this much is in memory at a time.
+_PIECE_BYTES = 1024 * 1024
 
 
 class _Wal(NamedTuple):
@@ -48,6 +59,24 @@ def wal_path(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
+def write_wal_again(path: Path) -> None:
+    """Have the disk take all of the WAL of the database at `path`, if it has one.
+
+    Nobody may write to the database meanwhile, so this process must not have it open. Raises
+    OSError, which names the WAL.
+    """
+    wal = wal_path(path)
+    try:
+        descriptor = os.open(wal, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        with naming(wal):
+            _write_again(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def kept_if_damaged(path: Path, keep: Callable[[Path], Path]) -> Path | None:
     """Look whether the WAL of the database at `path` has lost commits; where `keep` has put it.
 
@@ -62,11 +91,18 @@ def kept_if_damaged(path: Path, keep: Callable[[Path], Path]) -> Path | None:
         return None
 
 
+def _write_again(descriptor: int) -> None:
+    at = 0
+    while piece := os.pread(descriptor, _PIECE_BYTES, at):
+        at += os.pwrite(descriptor, piece, at)
+    os.fsync(descriptor)
+
+
 def _is_damaged(file: BinaryIO, connection: sqlite3.Connection) -> bool:
     believed = _frames_read(connection)
     wal = _open(file)
     if wal is None:
-        return file.seek(0, SEEK_END) > 0
+        return file.seek(0, os.SEEK_END) > 0
     return _ends_in_damage(wal, believed)
 
 

@@ -6,6 +6,7 @@ from tests.mutants.defect import Defect
 
 _CRASH = "persistence/test_crash.py"
 _LOADER = "persistence/test_loader.py"
+_POWER = "persistence/test_power.py"
 _WORKER = "persistence/test_worker.py"
 _SERVICE = "test_service.py"
 
@@ -111,6 +112,22 @@ DEFECTS = (
         "            self._node_is_sure = False\n            result",
         "            result",
         (f"{_WORKER}::test_nothing_is_said_to_be_on_disk_behind_a_hole_in_a_wal",),
+    ),
+    Defect(
+        "wal-with-a-hole-is-folded",
+        "after a failed fsync a WAL is written again before SQLite reads it",
+        "persistence/database.py",
+        "        if not is_sure:\n            write_wal_again(path)\n",
+        "",
+        (_POWER,),
+    ),
+    Defect(
+        "start-trusts-a-wal-of-another-process",
+        "after a failed fsync a WAL is written again before SQLite reads it",
+        "persistence/loader.py",
+        "            write_wal_again(path)\n",
+        "            pass\n",
+        (_POWER,),
     ),
     Defect(
         "doubted-file-is-booked-as-whole",

@@ -14,6 +14,7 @@ from node.persistence.directory import DataDirectory
 from node.persistence.faults import FilesUnreadable, OtherFormat
 from node.persistence.loader import load_state
 from node.persistence.schema import FORMAT
+from node.persistence.wal import wal_path
 from tests.persistence.histories import History, contents
 from tests.persistence.workers import flush, reloaded, working
 
@@ -330,6 +331,18 @@ async def test_a_file_that_cannot_be_opened_stops_the_start_and_moves_nothing(
         load_state(directory)
     assert directory.node_path.exists()
     assert path_of(directory, history, "alpha").exists()
+
+
+async def test_a_wal_that_the_disk_does_not_take_stops_the_start_and_moves_nothing(
+    directory: DataDirectory,
+) -> None:
+    history = await persisted(directory)
+    path = path_of(directory, history, "beta")
+    wal_path(path).mkdir()
+    with pytest.raises(FilesUnreadable, match=r"beta\..*\.db-wal"):
+        load_state(directory)
+    assert directory.node_path.exists()
+    assert path.exists()
 
 
 async def test_a_database_of_another_program_is_damage(directory: DataDirectory) -> None:

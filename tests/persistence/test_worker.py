@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,7 @@ from node.errors import (
 from node.persistence.breaker import Breaker
 from node.persistence.database import Database
 from node.persistence.directory import SQLITE_COMPANIONS, DataDirectory
+from node.persistence.faults import FilesUnreadable
 from node.persistence.ledger import Ledger
 from node.persistence.loader import load_state
 from node.persistence.worker import Worker
@@ -663,6 +667,40 @@ async def test_nothing_is_said_to_be_on_disk_behind_a_hole_in_a_wal(
         wal = [path for path in directory.path.rglob("*-wal") if file in path.name]
         assert not any(path.stat().st_size > 64 * 1024 for path in wal)
     assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_wal_that_cannot_be_written_again_fails_like_the_disk(
+    history: History,
+    directory: DataDirectory,
+    disk: FailingDisk,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    database = Database(directory, disk.connect)
+    ledger = Ledger(history.state, lambda: Breaker(5, 1), lambda: 0.0)
+    ledger.open(*database.open())
+    store = history.state.stores["alpha"]
+    ledger.settle(plan := ledger.take(forced=True), database.run(plan))
+    history.append("alpha")
+    ledger.changed("alpha")
+    disk.fail("", "PRAGMA freelist_count")
+    assert not database.give_back(store)
+    disk.repair()
+    with monkeypatch.context() as broken:
+        broken.setattr("node.persistence.database.write_wal_again", _refuses)
+        assert not database.give_back(store)
+        with pytest.raises(FilesUnreadable, match="Input/output error"):
+            database.sweep(store, [1])
+        ledger.settle(plan := ledger.take(forced=True), result := database.run(plan))
+        assert "Input/output error" in result.errors["alpha"]
+        with pytest.raises(FilesUnreadable, match="Input/output error"):
+            Database(directory).open()
+    ledger.settle(plan := ledger.take(forced=True), database.run(plan))
+    database.close()
+    assert reloaded(directory) == contents(history.state)
+
+
+def _refuses(path: Path) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
 
 @pytest.mark.parametrize("file", ["alpha", "node.db"])

@@ -1,0 +1,294 @@
+"""A loss of power after an fsync that failed, on a kernel that calls its pages clean.
+
+Real processes run with a library before the C library (`witness.c`) that writes down what they do
+to their files, and refuses fsyncs on demand. `Disk` plays that again: a page is on the disk once an
+fsync after its writing has succeeded; one whose fsync failed never is, unless it is written again.
+A loss of power leaves what is on the disk, and any of the pages that are dirty.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from node.persistence.directory import DataDirectory
+from node.persistence.loader import load_state
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
+
+REPOSITORY = Path(__file__).parents[2]
+WITNESS = Path(__file__).with_name("witness.c")
+KERNEL_PAGE = 4096
+
+PROLOGUE = """
+import asyncio, os
+from pathlib import Path
+from node.errors import PersistenceFailed
+from node.persistence import database
+from node.persistence.directory import DataDirectory
+from node.persistence.faults import FileFault
+from node.persistence.loader import load_state
+from tests.persistence.histories import History
+from tests.persistence.workers import BOUND_MS, flush, working
+
+root, failing = Path(os.environ["WITNESS_ROOT"]), Path(os.environ["WITNESS_FAIL"])
+
+def note(word):
+    with open(root / "note", "ab", buffering=0) as file:
+        file.write(word.encode())
+
+async def fails(worker, history):
+    try:
+        await flush(worker, history)
+    except PersistenceFailed:
+        return
+    raise AssertionError("the cycle did not fail")
+"""
+
+AN_OUTAGE = """
+async def outage(worker, history):
+    history.create("alpha")
+    for _ in range(40):
+        history.append("alpha", count=100, size=300)
+    database.WAL_BYTES_MAX = 0  # folded after this cycle, and not by what follows
+    await flush(worker, history)
+    await worker._in_thread(int)
+    database.WAL_BYTES_MAX = 1 << 30
+    history.append("alpha", size=300)
+    await flush(worker, history)
+    note(f"persisted {history.index}")
+    for number in range(30):
+        history.append("alpha", f"s{number}", count=100, size=300)
+    failing.write_text("alpha")
+    await fails(worker, history)
+    failing.unlink()
+"""
+
+AND_GOES_ON = """
+async def main():
+    history = History()
+    with DataDirectory(root / "data") as directory:
+        async with working(history, directory) as worker:
+            await outage(worker, history)
+            note("repaired")
+            await flush(worker, history)
+            note(f"persisted {history.index}")
+            os._exit(0)
+
+asyncio.run(main())
+"""
+
+AND_IS_KILLED = """
+async def main():
+    history = History()
+    with DataDirectory(root / "data") as directory:
+        async with working(history, directory) as worker:
+            await outage(worker, history)
+            os._exit(0)
+
+asyncio.run(main())
+"""
+
+LOADS = """
+with DataDirectory(root / "data") as directory:
+    note("repaired")
+    load_state(directory)
+"""
+
+REFUSED_THE_CUT = """
+async def main():
+    history = History()
+    history.create("alpha")
+    history.append("alpha")
+    with DataDirectory(root / "data") as directory:
+        async with working(history, directory) as worker:
+            await flush(worker, history)
+            note(f"persisted {history.index}")
+            history.append("alpha")
+            failing.write_text("node.db")
+            await fails(worker, history)
+            os._exit(0)
+
+asyncio.run(main())
+"""
+
+TAKES_THE_CUT = """
+async def main():
+    with DataDirectory(root / "data") as directory:
+        try:
+            loaded = load_state(directory)
+            assert not loaded.lost
+            async with working(History(loaded.state), directory) as worker:
+                await worker.force(None, loaded.cut_index, BOUND_MS)
+                note(f"persisted {loaded.cut_index}")
+                os._exit(0)
+        except (FileFault, PersistenceFailed):
+            note("refused")
+
+asyncio.run(main())
+"""
+
+
+class Step(NamedTuple):
+    """A record of the witness."""
+
+    operation: str
+    path: str
+    number: int
+    data: bytes
+
+    @property
+    def note(self) -> str:
+        """What a program says of itself."""
+        return self.data.decode() if Path(self.path).name == "note" and self.data else ""
+
+    @property
+    def persisted(self) -> int:
+        """The raft index that a program calls persisted; 0 if it says nothing of it."""
+        return int(self.note.split()[1]) if self.note.startswith("persisted") else 0
+
+
+class File:
+    """A file in the kernel's cache and on the disk."""
+
+    def __init__(self) -> None:
+        self.cache = bytearray()
+        self.disk = bytearray()
+        self.dirty: dict[int, None] = {}  # pages, as they were first written
+
+    def carry_out(self, step: Step) -> None:
+        if step.operation == "W":
+            self._write(step.number, step.data)
+        elif step.operation == "T":
+            self._truncate(step.number)
+        elif step.operation == "S":
+            self.disk, self.dirty = self.after_power_loss(len(self.dirty)), {}
+            del self.disk[len(self.cache) :]
+        elif step.operation == "F":
+            self.dirty = {}
+
+    def after_power_loss(self, written: int) -> bytearray:
+        """What is left, if the disk took the first `written` dirty pages."""
+        left = bytearray(self.disk)
+        for page in list(self.dirty)[:written]:
+            _put(left, page * KERNEL_PAGE, self.cache[page * KERNEL_PAGE :][:KERNEL_PAGE])
+        return left
+
+    def _write(self, at: int, data: bytes) -> None:
+        _put(self.cache, at, data)
+        last = (at + len(data) - 1) // KERNEL_PAGE
+        self.dirty |= dict.fromkeys(range(at // KERNEL_PAGE, last + 1))
+
+    def _truncate(self, size: int) -> None:
+        del self.cache[size:]
+        _put(self.cache, size, b"")
+        self.dirty = {page: None for page in self.dirty if page * KERNEL_PAGE < size}
+
+
+def _put(content: bytearray, at: int, data: bytes | bytearray) -> None:
+    content.extend(bytes(max(0, at + len(data) - len(content))))
+    content[at : at + len(data)] = data
+
+
+class Disk:
+    """What programs did to the files below `root`, as far as it is played."""
+
+    def __init__(self, root: Path, log: Path) -> None:
+        self.files: dict[str, File] = {}
+        self._root = root
+        self._log = log
+
+    def play(self) -> Iterator[Step]:
+        """Each step, before it is carried out."""
+        for step in self._steps():
+            yield step
+            if step.path.endswith(("-shm", " (deleted)", "/lock", "/note")):
+                continue
+            if step.operation == "U":
+                self.files.pop(step.path, None)
+            elif step.operation == "W":
+                self.files.setdefault(step.path, File()).carry_out(step)
+            elif step.path in self.files:  # else a directory
+                self.files[step.path].carry_out(step)
+
+    def cut_after_power_loss(
+        self, image: Path, partial: File | None = None, written: int = 0
+    ) -> int:
+        """The cut that a start finds; of `partial` the disk took some more pages."""
+        shutil.rmtree(image, ignore_errors=True)
+        for path, file in self.files.items():
+            target = image / Path(path).relative_to(self._root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.after_power_loss(written if file is partial else 0))
+        with DataDirectory(image / "data") as directory:
+            return load_state(directory).cut_index
+
+    def _steps(self) -> Iterator[Step]:
+        with open(self._log, "rb") as log:
+            while operation := log.read(1):
+                path = log.read(*struct.unpack("<q", log.read(8))).decode()
+                number, size = struct.unpack("<qq", log.read(16))
+                yield Step(operation.decode(), path, number, log.read(size))
+
+
+def carried_out(place: Path, *programs: str) -> Disk:
+    """Run programs one after the other on one data directory."""
+    root, library = place / "root", place / "witness.so"
+    root.mkdir()
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, WITNESS, "-ldl"], check=True)
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "WITNESS_LOG": str(place / "log"),
+        "WITNESS_ROOT": str(root),
+        "WITNESS_FAIL": str(place / "failing"),
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    for program in programs:
+        subprocess.run([sys.executable, "-c", PROLOGUE + program], env=environment, check=True)
+    return Disk(root, place / "log")
+
+
+@pytest.mark.parametrize(
+    "programs",
+    [(AN_OUTAGE + AND_GOES_ON,), (AN_OUTAGE + AND_IS_KILLED, LOADS)],
+    ids=["in the same process", "in the next process"],
+)
+def test_what_was_persisted_outlives_a_loss_of_power_after_an_outage(
+    tmp_path: Path, programs: tuple[str, ...]
+) -> None:
+    disk = carried_out(tmp_path, *programs)
+    persisted, is_repaired, lost = 0, False, []
+    for step in disk.play():
+        persisted = step.persisted or persisted
+        is_repaired |= step.note == "repaired"
+        if not is_repaired or step.operation != "S" or "alpha" not in step.path:
+            continue
+        for path, file in disk.files.items():
+            for written in {0, 1, len(file.dirty) // 2, len(file.dirty)}:
+                cut = disk.cut_after_power_loss(tmp_path / "image", file, written)
+                if cut < persisted:
+                    lost.append((Path(step.path).name, Path(path).name, written, cut))
+    assert persisted > 0
+    assert is_repaired
+    assert not lost, f"of {persisted}"
+
+
+def test_a_cut_whose_fsync_failed_is_not_called_persisted_by_the_next_process(
+    tmp_path: Path,
+) -> None:
+    """The disk refuses every fsync of node.db, before the process is killed and after that."""
+    disk = carried_out(tmp_path, REFUSED_THE_CUT, TAKES_THE_CUT)
+    persisted = 0
+    for step in disk.play():
+        persisted = step.persisted or persisted
+    assert persisted > 0
+    assert disk.cut_after_power_loss(tmp_path / "image") >= persisted
