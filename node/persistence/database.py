@@ -2,7 +2,7 @@
 
 Everything here runs in the one thread that may use SQLite; the connections live and die there. The
 worker hands over a plan taken on the event loop and gets a result back: failures are values in it,
-because one failing store must not stop the others.
+even those that are defects of ours, because one failing store must not stop the others.
 
 A cycle, in the order that makes it safe:
 
@@ -125,7 +125,7 @@ class Database:
         return self._safe_cut, entries
 
     def run(self, plan: CyclePlan) -> CycleResult:
-        """One cycle. Never raises for what a file or disk does."""
+        """One cycle. Never raises, whatever a file or disk does, or what is read from them."""
         result = CycleResult()
         for name, uid in plan.gone:
             self._forget(name, uid)
@@ -208,9 +208,9 @@ class Database:
             if file.created:
                 sync_directory(path.parent)
                 file.created = False
-        except _FAILURES as error:
+        except Exception as error:
             self._close_failed(store.uid)
-            result.errors[store.name] = f"{path}: {error}"
+            result.errors[store.name] = _told(path, error)
             if is_corruption(error):
                 self._start_over(path, store.uid, "damaged")
                 result.lost.add(store.name)
@@ -304,10 +304,10 @@ class Database:
             if node.created:
                 sync_directory(self._directory.path)
                 node.created = False
-        except _FAILURES as error:
+        except Exception as error:
             self._close_node()
             self._node_is_sure = False
-            result.node_error = f"{self._directory.node_path}: {error}"
+            result.node_error = _told(self._directory.node_path, error)
             if is_corruption(error):
                 self._put_node_aside()
             return
@@ -363,6 +363,16 @@ def _entry(cut: StoreCut, at: Cut) -> StoreEntry:
         durability=cut.durability,
         snapshots_kept=cut.snapshots.kept,
     )
+
+
+def _told(path: Path, error: Exception) -> str:
+    """What to say of a failure. One that neither a file nor a disk explains is a defect of ours,
+    and the log shows where.
+    """
+    if isinstance(error, _FAILURES):
+        return f"{path}: {error}"
+    log.error("Writing %s failed", path, exc_info=error)
+    return f"{path}: {error!r}"
 
 
 def _fold_wholly(file: StoreFile | NodeFile) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from node.persistence.faults import FilesUnreadable, OtherFormat, StoreDamaged
 
@@ -30,6 +31,7 @@ BUSY_TIMEOUT_MS = 2_000
 WAL_KEPT_BYTES_MAX = 4 * 1024 * 1024
 
 Connect = Callable[[Path], sqlite3.Connection]
+_T = TypeVar("_T", int, str)
 
 STORE_TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
@@ -168,6 +170,16 @@ def ensure_tables(connection: sqlite3.Connection, path: Path, kind: int, tables:
         # What another version meant by its sums would look like damage, and be set aside.
         raise OtherFormat(path, f"has format {version}; this version knows {FORMAT}")
     return False
+
+
+def typed(path: Path, value: object, kind: type[_T]) -> _T:
+    """A value that was read from the database at `path`. Raises StoreDamaged if it is of another
+    kind: whatever a column was declared as, SQLite reads from it what the bytes of the row say.
+    """
+    if not isinstance(value, kind):
+        found, wanted = type(value).__name__, kind.__name__
+        raise StoreDamaged(path, f"is damaged: it has a value of type {found} in place of {wanted}")
+    return value
 
 
 def is_corruption(error: Exception) -> bool:

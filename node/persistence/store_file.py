@@ -37,6 +37,7 @@ from node.persistence.schema import (
     STORE_TABLES,
     Connect,
     ensure_tables,
+    typed,
 )
 from node.persistence.snapshot_rows import SNAPSHOTS_TABLES, SnapshotsCut
 from node.persistence.statements import insert
@@ -122,7 +123,8 @@ class StoreFile:
         """Write all that `cut` has beyond the mark, in one transaction, and move the mark.
 
         `safe_index` is the node's cut that is certainly on disk: what only an older one needs is
-        deleted. On any exception the file must be closed and opened again.
+        deleted. On any exception the file must be closed and opened again. Raises sqlite3.Error,
+        StoreDamaged.
         """
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
@@ -186,7 +188,7 @@ class StoreFile:
             "SELECT checksum FROM checkpoints WHERE name = ? ORDER BY raft_index DESC LIMIT 1",
             (checkpoint,),
         ).fetchone()
-        return row[0] if row is not None else 0
+        return typed(self.path, row[0], int) if row is not None else 0
 
     def _insert_snapshots(
         self, cut: SnapshotsCut, contents: Checksums, raft_index: int, safe_index: int

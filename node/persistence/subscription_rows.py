@@ -16,7 +16,7 @@ from zlib import crc32
 from node.core.subscription_state import Taken, encode
 from node.persistence.checksums import row_checksum
 from node.persistence.faults import StoreDamaged
-from node.persistence.schema import SUBSCRIPTIONS_TABLE
+from node.persistence.schema import SUBSCRIPTIONS_TABLE, typed
 
 
 class SubscriptionRows:
@@ -30,11 +30,15 @@ class SubscriptionRows:
         self._removed: dict[str, int] = {}
 
     def roll_back(self, raft_index: int) -> None:
-        """Remove what was written after a raft index, within the caller's transaction."""
+        """Remove what was written after a raft index, within the caller's transaction. Raises
+        StoreDamaged."""
         self._execute("DELETE FROM subscriptions WHERE raft_index > ?", (raft_index,))
-        latest = self._execute(
-            "SELECT name, max(raft_index), state IS NULL FROM subscriptions GROUP BY name"
-        ).fetchall()
+        latest = [
+            (typed(self._path, name, str), typed(self._path, index, int), removed)
+            for name, index, removed in self._execute(
+                "SELECT name, max(raft_index), state IS NULL FROM subscriptions GROUP BY name"
+            )
+        ]
         self._listed = {name for name, _, removed in latest if not removed}
         self._removed = {name: index for name, index, removed in latest if removed}
 

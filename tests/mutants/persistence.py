@@ -141,11 +141,25 @@ DEFECTS = (
         "failed-cut-is-trusted",
         "after a failed transaction the file is opened again",
         "persistence/database.py",
-        "        except _FAILURES as error:\n"
-        "            self._close_node()\n"
+        "            self._close_node()\n            self._node_is_sure = False\n",
         "            self._node_is_sure = False\n",
-        "        except _FAILURES as error:\n            self._node_is_sure = False\n",
         (_CRASH,),
+    ),
+    Defect(
+        "value-of-another-type-is-no-damage",
+        "damage: what cannot have been written is found, and written anew",
+        "persistence/schema.py",
+        "    if not isinstance(value, kind):\n",
+        "    if value is None:\n",
+        (f"{_WORKER}::test_a_damaged_row_keeps_no_other_store_from_being_written",),
+    ),
+    Defect(
+        "defect-of-ours-ends-the-cycle",
+        "one failing store does not stop the others",
+        "persistence/database.py",
+        "        except Exception as error:\n            self._close_failed(store.uid)\n",
+        "        except _FAILURES as error:\n            self._close_failed(store.uid)\n",
+        (f"{_WORKER}::test_a_defect_of_ours_in_one_file_keeps_no_other_from_being_written",),
     ),
     Defect(
         "contents-not-verified",

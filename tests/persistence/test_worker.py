@@ -349,6 +349,58 @@ async def test_a_file_that_turns_out_damaged_while_the_node_runs_is_replaced(
     assert reloaded(directory) == contents(history.state)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["UPDATE checkpoints SET checksum = 'x'", "UPDATE subscriptions SET name = x'726561646572'"],
+)
+async def test_a_damaged_row_keeps_no_other_store_from_being_written(
+    history: History, directory: DataDirectory, disk: FailingDisk, damage: str
+) -> None:
+    """A value has another type than was declared: SQLite does not mind."""
+    history.checkpoint("alpha", "reader", 3)
+    history.subscribe("alpha", "reader")
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        disk.fail("alpha")
+        history.checkpoint("alpha", "reader", 5)
+        with pytest.raises(PersistenceFailed):
+            await flush(worker, history)
+        disk.repair()
+        change_store_file(directory, history.state.stores["alpha"], damage)
+        history.append("beta")
+        await worker.force(["beta"], history.index, BOUND_MS)
+        assert "in place of" in store_status(worker, "alpha")["last_error"]
+        await flush(worker, history)
+        assert len(list(directory.stores_path.glob("alpha.*.damaged-*Z"))) == 1
+    assert reloaded(directory) == contents(history.state)
+
+
+def change_store_file(directory: DataDirectory, store: Store, statement: str) -> None:
+    """What damage does, by another connection."""
+    path = directory.store_path(store.name, store.uid)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize("file", ["alpha", "node.db"])
+async def test_a_defect_of_ours_in_one_file_keeps_no_other_from_being_written(
+    history: History,
+    directory: DataDirectory,
+    disk: FailingDisk,
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        disk.fail(file, "COMMIT", error=RuntimeError("a defect"))
+        with pytest.raises(PersistenceFailed, match=rf"{file}.*a defect"):
+            await flush(worker, history)
+        assert any(record.exc_info for record in caplog.records)
+        assert store_status(worker, "beta")["persisted_position"] == 10
+        disk.repair()
+        await flush(worker, history)
+    assert reloaded(directory) == contents(history.state)
+
+
 async def test_even_a_defect_of_our_own_does_not_end_the_loop(
     history: History,
     directory: DataDirectory,
