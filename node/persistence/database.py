@@ -53,7 +53,8 @@ _PAGES_A_STEP = 64
 # Beyond this a reader must be holding the WAL, and an operator should know.
 WAL_BYTES_ALARM = 256 * 1024 * 1024
 
-_FAILURES = (sqlite3.Error, OSError, FileFault)
+# What files and disks do; the last where SQLite quotes a text of the file that is no UTF-8.
+_FAILURES = (sqlite3.Error, OSError, FileFault, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,9 +188,10 @@ def is_corruption(error: Exception) -> bool:
     Stricter than `fault_of`: here the file is in use, and doubt speaks for trying again.
     """
     code = getattr(error, "sqlite_errorcode", None)
-    return isinstance(error, StoreDamaged) or (
-        code is not None and code & _PRIMARY_CODE in _CORRUPTION
-    )
+    if code is not None:
+        return code & _PRIMARY_CODE in _CORRUPTION
+    # Without a code it is Python's: a text in the file, or one that SQLite quotes, is no UTF-8.
+    return isinstance(error, (StoreDamaged, sqlite3.OperationalError, UnicodeDecodeError))
 
 
 def fault_of(path: Path, error: Exception) -> FilesUnreadable | StoreDamaged:

@@ -181,6 +181,7 @@ async def test_a_file_that_sweeping_finds_damaged_holds_up_no_other_and_is_writt
         "UPDATE blocks SET events = 1000 WHERE first = 1",
         "UPDATE blocks SET frames = zeroblob(length(frames)) WHERE first = 1",
         "UPDATE blocks SET seal = x'00' WHERE first = 1",
+        "UPDATE blocks SET columns = CAST(x'ff' AS TEXT) WHERE first = 1",
     ],
 )
 async def test_a_block_that_sweeping_finds_missing_or_changed_is_damage(

@@ -351,12 +351,17 @@ async def test_a_file_that_turns_out_damaged_while_the_node_runs_is_replaced(
 
 @pytest.mark.parametrize(
     "damage",
-    ["UPDATE checkpoints SET checksum = 'x'", "UPDATE subscriptions SET name = x'726561646572'"],
+    [
+        "UPDATE checkpoints SET checksum = 'x'",
+        "UPDATE subscriptions SET name = x'726561646572'",
+        "UPDATE subscriptions SET name = CAST(x'ff' AS TEXT)",
+        "UPDATE sqlite_schema SET sql = 'CREATE ' || CAST(x'ff' AS TEXT) WHERE name = 'snapshots'",
+    ],
 )
 async def test_a_damaged_row_keeps_no_other_store_from_being_written(
     history: History, directory: DataDirectory, disk: FailingDisk, damage: str
 ) -> None:
-    """A value has another type than was declared: SQLite does not mind."""
+    """A value has another type than was declared, or is no UTF-8: SQLite does not mind."""
     history.checkpoint("alpha", "reader", 3)
     history.subscribe("alpha", "reader")
     async with working(history, directory, connect=disk.connect) as worker:
@@ -369,7 +374,6 @@ async def test_a_damaged_row_keeps_no_other_store_from_being_written(
         change_store_file(directory, history.state.stores["alpha"], damage)
         history.append("beta")
         await worker.force(["beta"], history.index, BOUND_MS)
-        assert "in place of" in store_status(worker, "alpha")["last_error"]
         await flush(worker, history)
         assert len(list(directory.stores_path.glob("alpha.*.damaged-*Z"))) == 1
     assert reloaded(directory) == contents(history.state)
@@ -379,6 +383,7 @@ def change_store_file(directory: DataDirectory, store: Store, statement: str) ->
     """What damage does, by another connection."""
     path = directory.store_path(store.name, store.uid)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
         connection.execute(statement)
 
 
