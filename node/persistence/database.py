@@ -20,7 +20,7 @@ it opens the file again, and would append behind them: a loss of power then ends
 hole, and takes what was reported as persisted since. So `write_wal_again` comes before SQLite does.
 Nor is it known whether the first page of a new file is on the disk, and SQLite deletes a WAL that
 it finds beside an empty file. So the WAL is then folded into the file, all of it, before anything
-more is said of it; while another process reads in it, that fails like the disk. Both are done, too,
+more is said of it; while another process uses it, that fails like the disk. Both are done, too,
 with what a process finds when it begins: the one before it may have failed.
 """
 
@@ -377,11 +377,11 @@ def _told(path: Path, error: Exception) -> str:
 
 
 def _fold_wholly(file: StoreFile | NodeFile) -> None:
-    """Have the WAL begin anew. Raises `FilesUnreadable` where another process reads in it."""
+    """Have the WAL begin anew. Raises `FilesUnreadable` where another process uses it."""
     if file.checkpoint_wal():
         raise FilesUnreadable(
             file.path,
-            "has a WAL that another process reads, and that must be folded after a failure",
+            "has a WAL that another process uses, and that must be folded after a failure",
         )
 
 

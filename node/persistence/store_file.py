@@ -359,7 +359,8 @@ def checkpoint_wal(connection: sqlite3.Connection) -> int:
 
     TRUNCATE waits for readers as long as the busy timeout, and without one goes on as PASSIVE,
     which never waits: so an operator's long query postpones it, and holds up no cycle. Returns the
-    bytes that remain. Raises sqlite3.Error.
+    bytes that remain; of those that SQLite could not even look at, because another process is
+    folding them, the bytes of one page. Raises sqlite3.Error.
 
     This process is the only writer of its files, and one thread in it. That also keeps clear of
     SQLite's WAL-reset defect (before 3.51.3), which takes two connections that write or checkpoint.
@@ -370,4 +371,4 @@ def checkpoint_wal(connection: sqlite3.Connection) -> int:
     finally:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
-    return max(frames, 0) * int(page_bytes) if busy else 0
+    return max(frames, 1) * int(page_bytes) if busy else 0

@@ -130,6 +130,14 @@ DEFECTS = (
         (_POWER,),
     ),
     Defect(
+        "wal-that-others-fold-is-folded",
+        "after a failed fsync the WAL begins anew before anything more is said of it",
+        "persistence/store_file.py",
+        "    return max(frames, 1) * int(page_bytes) if busy else 0",
+        "    return max(frames, 0) * int(page_bytes) if busy else 0",
+        (f"{_WORKER}::test_a_wal_that_another_process_folds_just_now_is_not_taken_for_folded",),
+    ),
+    Defect(
         "doubted-file-is-booked-as-whole",
         "a file that is to be written anew has nothing on disk until it was",
         "persistence/ledger.py",

@@ -7,7 +7,9 @@ import errno
 import logging
 import os
 import sqlite3
-from contextlib import closing
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -778,10 +780,59 @@ async def test_a_reader_holds_up_a_cycle_only_after_a_failure(
             with pytest.raises(PersistenceFailed):
                 await flush(worker, history)
             disk.repair()
-            with pytest.raises(PersistenceFailed, match="another process reads"):
+            with pytest.raises(PersistenceFailed, match="another process uses"):
                 await flush(worker, history)
         await flush(worker, history)
     assert reloaded(directory) == contents(history.state)
+
+
+# Takes SQLite's lock of who folds a WAL, in the index of the WAL, and holds it.
+FOLDS_FOR_EVER = """
+import fcntl, os, sys
+index = os.open(sys.argv[1], os.O_RDWR)
+fcntl.lockf(index, fcntl.LOCK_EX, 1, 121)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_a_wal_that_another_process_folds_just_now_is_not_taken_for_folded(
+    history: History, directory: DataDirectory, disk: FailingDisk
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        alpha = history.state.stores["alpha"]
+        path = directory.store_path(alpha.name, alpha.uid)
+        with closing(sqlite3.connect(path)) as reader:
+            reader.execute("SELECT count(*) FROM events").fetchone()  # the WAL outlives a closing
+            history.append("alpha")
+            disk.fail("alpha", "COMMIT", after=True)
+            with pytest.raises(PersistenceFailed):
+                await flush(worker, history)
+            disk.repair()
+            async with folding_for_ever(path):
+                with pytest.raises(PersistenceFailed, match="another process uses"):
+                    await flush(worker, history)
+        await flush(worker, history)
+    assert reloaded(directory) == contents(history.state)
+
+
+@asynccontextmanager
+async def folding_for_ever(path: Path) -> AsyncIterator[None]:
+    """Another process that holds the lock meanwhile."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", FOLDS_FOR_EVER, f"{path}-shm"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"held\n"
+        yield
+    finally:
+        process.kill()
+        await process.communicate()
 
 
 async def test_a_file_that_was_doubted_during_a_cycle_is_not_booked_as_whole(
