@@ -77,7 +77,8 @@ class CycleResult:
 
     `lost` are the failed stores whose file is gone or damaged: they have to be written from
     their first event again. `durations_ms` has the time that each store took. `node_error` says
-    why the cut did not move although every store was written.
+    why the cut did not move although every store was written, and `cut_lost` that the one before
+    it is gone with node.db: a restart now would find nothing.
     """
 
     written: dict[str, StoreEntry] = field(default_factory=dict)
@@ -85,6 +86,7 @@ class CycleResult:
     lost: set[str] = field(default_factory=set)
     durations_ms: dict[str, float] = field(default_factory=dict)
     cut_moved: bool = False
+    cut_lost: bool = False
     node_error: str | None = None
 
 
@@ -101,7 +103,7 @@ class Database:
         self._connect = connect
         self._clock = clock
         self._node: NodeFile | None = None
-        self._safe_cut = Cut()
+        self._safe_cut = Cut()  # the one that a restart would get back to
         self._files: OrderedDict[int, StoreFile] = OrderedDict()
         self._marks: dict[int, int] = {}  # uid -> raft index of the last certain mark
         self._listed: dict[str, StoreEntry] = {}  # what node.db has, or had before it was removed
@@ -311,6 +313,8 @@ class Database:
             result.node_error = _told(self._directory.node_path, error)
             if is_corruption(error):
                 self._put_node_aside()
+                self._safe_cut = Cut()
+            result.cut_lost = self._safe_cut == Cut()
             return
         self._safe_cut = cut
         self._listed = listed
@@ -328,13 +332,16 @@ class Database:
                 log.warning("Cannot remove %s of a deleted store: %s", path, error)
 
     def _node_file(self) -> NodeFile:
-        if self._node is not None and not self._node.path.exists():
-            log.error("%s was removed while the node ran; it is written anew", self._node.path)
+        path = self._directory.node_path
+        was_there = self._node is not None or self._safe_cut != Cut()
+        if was_there and not path.exists():
+            log.error("%s was removed while the node ran; it is written anew", path)
             self._close_node()
+            self._safe_cut = Cut()
         if self._node is None:
             if not self._node_is_sure:
-                write_wal_again(self._directory.node_path)
-            self._node = NodeFile(self._directory.node_path, self._connect)
+                write_wal_again(path)
+            self._node = NodeFile(path, self._connect)
         return self._node
 
     def _put_node_aside(self) -> None:

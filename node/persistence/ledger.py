@@ -97,7 +97,7 @@ class Ledger:
         self._sweepable: dict[str, Removal] = {}
         self._node_breaker = new_breaker()
         self._backlog = (0.0, 0)  # when it was summed, and the sum
-        self.cut = Cut()
+        self.cut = Cut()  # what a restart would get back to, as far as node.db says so
         self.covered_index = 0  # up to here every store that is not failing is in its file
         self.node_error: str | None = None
 
@@ -200,6 +200,8 @@ class Ledger:
         self.node_error = result.node_error
         if result.node_error is not None:
             self._node_breaker.failed(self._clock())
+        if result.cut_lost:
+            self.cut = Cut()
         if result.cut_moved:
             self._node_breaker.succeeded()
             self.cut = plan.cut

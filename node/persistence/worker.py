@@ -234,7 +234,9 @@ class Worker:
 
     @property
     def persisted_index(self) -> int:
-        """The node's cut: the raft index that a restart gets back to."""
+        """The node's cut: the raft index that a restart gets back to. It is 0 while node.db, which
+        had it, is to be written anew.
+        """
         return self._ledger.cut.raft_index
 
     @property

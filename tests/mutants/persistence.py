@@ -266,6 +266,14 @@ DEFECTS = (
         (_WORKER,),
     ),
     Defect(
+        "cut-outlives-its-database",
+        "a flush answers only for what a restart gets back to",
+        "persistence/ledger.py",
+        "        if result.cut_lost:\n",
+        "        if False:\n",
+        (f"{_WORKER}::test_what_a_damaged_node_database_held_is_not_called_persisted",),
+    ),
+    Defect(
         "force-joins-an-older-cycle",
         "a flush waits for a cycle whose cut covers it",
         "persistence/worker.py",

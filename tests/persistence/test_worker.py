@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
@@ -677,6 +678,7 @@ async def test_a_node_database_that_vanishes_is_written_anew_with_all_stores(
             disk.fail("node.db", "REPLACE INTO cut")
             with pytest.raises(PersistenceFailed):
                 await flush(worker, history)
+            assert worker.persisted_index == 0
             disk.repair()
         await flush(worker, history)
     assert reloaded(directory) == contents(history.state)
@@ -688,16 +690,40 @@ async def test_a_store_that_the_list_has_lost_is_not_left_out_of_the_next_one(
     """A node that began without it would take itself for complete. What was listed is known."""
     async with working(history, directory) as worker:
         await flush(worker, history)
-        cut = worker.persisted_index
-        with closing(sqlite3.connect(directory.node_path)) as other, other:
-            other.execute("DELETE FROM stores WHERE name = 'alpha'")
+        lose_entry(directory, "alpha")
         history.append("beta")
         with pytest.raises(PersistenceFailed, match="lacks the entry of a store"):
             await flush(worker, history)
-        assert worker.persisted_index == cut
         await flush(worker, history)
         assert worker.persisted_index == history.index
     assert len(list(directory.path.glob("node.db.damaged-*Z"))) == 1
+    assert reloaded(directory) == contents(history.state)
+
+
+def lose_entry(directory: DataDirectory, store: str) -> None:
+    """What damage does to node.db, by another connection."""
+    with closing(sqlite3.connect(directory.node_path)) as other, other:
+        other.execute("DELETE FROM stores WHERE name = ?", (store,))
+
+
+async def test_what_a_damaged_node_database_held_is_not_called_persisted(
+    history: History, directory: DataDirectory, disk: FailingDisk, tmp_path: Path
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        cut = worker.persisted_index
+        lose_entry(directory, "alpha")
+        history.append("alpha")
+        with pytest.raises(PersistenceFailed, match="lacks the entry of a store"):
+            await flush(worker, history)
+        disk.fail("node.db")
+        with pytest.raises(PersistenceFailed, match=r"node\.db"):
+            await worker.force(None, cut, BOUND_MS)
+        shutil.copytree(directory.path, tmp_path / "found")
+        with DataDirectory(tmp_path / "found") as found:
+            assert load_state(found).cut_index == worker.persisted_index == 0
+        disk.repair()
+        assert (await worker.force(None, cut, BOUND_MS)).node_index == history.index
     assert reloaded(directory) == contents(history.state)
 
 
