@@ -312,8 +312,7 @@ class Database:
             self._node_is_sure = False
             result.node_error = _told(self._directory.node_path, error)
             if is_corruption(error):
-                self._put_node_aside()
-                self._safe_cut = Cut()
+                self._start_node_over()
             result.cut_lost = self._safe_cut == Cut()
             return
         self._safe_cut = cut
@@ -344,14 +343,20 @@ class Database:
             self._node = NodeFile(path, self._connect)
         return self._node
 
-    def _put_node_aside(self) -> None:
-        """What it listed is known here: the next cycle writes all of it to a new one."""
+    def _start_node_over(self) -> None:
+        """What it listed is known here: the next cycle writes all of it to a new one.
+
+        Like a store's, a file whose cut was never relied on is not kept.
+        """
+        path = self._directory.node_path
+        relied_on, self._safe_cut = self._safe_cut != Cut(), Cut()
         try:
-            log.error(
-                "Set aside %s", self._directory.set_aside(self._directory.node_path, "damaged")
-            )
+            if not relied_on:
+                self._directory.remove(path)
+            else:
+                log.error("Set aside %s", self._directory.set_aside(path, "damaged"))
         except OSError as error:
-            log.error("Cannot put %s out of the way: %s", self._directory.node_path, error)
+            log.error("Cannot put %s out of the way: %s", path, error)
 
     def _close_node(self) -> None:
         node, self._node = self._node, None

@@ -727,6 +727,23 @@ async def test_what_a_damaged_node_database_held_is_not_called_persisted(
     assert reloaded(directory) == contents(history.state)
 
 
+async def test_a_disk_that_spoils_each_new_node_database_is_not_filled_with_them(
+    history: History, directory: DataDirectory, disk: FailingDisk
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        history.append("alpha")
+        disk.fail("node.db", "COMMIT", error=corruption())
+        for _ in range(4):
+            with pytest.raises(PersistenceFailed, match="malformed"):
+                await flush(worker, history)
+        assert len(list(directory.path.glob("node.db.damaged-*Z*"))) == 1
+        assert len(worker.set_aside) == 1
+        disk.repair()
+        await flush(worker, history)
+    assert reloaded(directory) == contents(history.state)
+
+
 FOLD = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 
