@@ -22,6 +22,10 @@ Nor is it known whether the first page of a new file is on the disk, and SQLite 
 it finds beside an empty file. So the WAL is then folded into the file, all of it, before anything
 more is said of it; while another process uses it, that fails like the disk. Both are done, too,
 with what a process finds when it begins: the one before it may have failed.
+
+**A file of no use is out of the way before another is made in its place.** What was relied on once
+is renamed, never deleted. Where the disk refuses that, the file stays as it is, unopened, and the
+renaming is tried again whenever something is to be written there.
 """
 
 from __future__ import annotations
@@ -109,6 +113,8 @@ class Database:
         self._listed: dict[str, StoreEntry] = {}  # what node.db has, or had before it was removed
         self._unlisted: dict[str, StoreEntry] = {}  # written, but not in node.db yet
         self._gone: dict[tuple[str, int], Path] = {}  # to be unlisted, then removed
+        # Of no use, and still there: why it is to be set aside, or None if it is to be removed.
+        self._in_the_way: dict[Path, str | None] = {}
         self._grown: dict[int, StoreFile] = {}  # written since their WAL was last looked at
         # Whose WAL has no hole: it was written again and folded since the last failure, and since
         # this process began.
@@ -204,7 +210,7 @@ class Database:
         started = self._clock()
         if cut.anew:
             self._close_file(store.uid)
-            self._start_over(path, store.uid, "replaced")
+            self._start_store_over(path, store.uid, "replaced")
         try:
             file = self._store_file(path, store.uid)
             file.append(cut, at.raft_index, at.term, self._safe_cut.raft_index)
@@ -215,7 +221,7 @@ class Database:
             self._close_failed(store.uid)
             result.errors[store.name] = _told(path, error)
             if is_corruption(error):
-                self._start_over(path, store.uid, "damaged")
+                self._start_store_over(path, store.uid, "damaged")
                 result.lost.add(store.name)
         else:
             self._marks[store.uid] = at.raft_index
@@ -225,6 +231,7 @@ class Database:
 
     def _store_file(self, path: Path, uid: int) -> StoreFile:
         """The open file of a store, at its last certain mark."""
+        self._clear_the_way(path)
         mark = self._marks.get(uid, 0)
         if mark and not path.exists():
             raise StoreDamaged(path, "was removed while the node ran; it is written anew")
@@ -246,19 +253,10 @@ class Database:
             self._sure.add(uid)
         return file
 
-    def _start_over(self, path: Path, uid: int, why: str) -> None:
-        """Put a file aside that is of no use. Memory holds all of the store: a new file will.
-
-        A file without a certain mark was never relied on. Keeping those would fill a bad disk.
-        """
-        relied_on = self._marks.pop(uid, 0)
-        try:
-            if not relied_on:
-                self._directory.remove(path)
-            elif path.exists():
-                log.error("Set aside %s", self._directory.set_aside(path, why))
-        except OSError as error:
-            log.error("Cannot put %s out of the way: %s", path, error)
+    def _start_store_over(self, path: Path, uid: int, why: str) -> None:
+        """Memory holds all of the store: a new file will."""
+        mark = self._marks.pop(uid, 0)
+        self._start_over(path, why if mark else None)
 
     def _fold(self, uid: int, file: StoreFile) -> None:
         try:
@@ -325,6 +323,7 @@ class Database:
         gone, self._gone = self._gone, {}
         for path in gone.values():
             try:
+                self._clear_the_way(path)
                 self._directory.remove(path)
             except OSError as error:
                 # It is listed nowhere any more: the next start sets it aside.
@@ -332,6 +331,7 @@ class Database:
 
     def _node_file(self) -> NodeFile:
         path = self._directory.node_path
+        self._clear_the_way(path)
         was_there = self._node is not None or self._safe_cut != Cut()
         if was_there and not path.exists():
             log.error("%s was removed while the node ran; it is written anew", path)
@@ -344,24 +344,39 @@ class Database:
         return self._node
 
     def _start_node_over(self) -> None:
-        """What it listed is known here: the next cycle writes all of it to a new one.
-
-        Like a store's, a file whose cut was never relied on is not kept.
-        """
-        path = self._directory.node_path
-        relied_on, self._safe_cut = self._safe_cut != Cut(), Cut()
-        try:
-            if not relied_on:
-                self._directory.remove(path)
-            else:
-                log.error("Set aside %s", self._directory.set_aside(path, "damaged"))
-        except OSError as error:
-            log.error("Cannot put %s out of the way: %s", path, error)
+        """What it listed is known here: the next cycle writes all of it to a new one."""
+        cut, self._safe_cut = self._safe_cut, Cut()
+        self._start_over(self._directory.node_path, "damaged" if cut != Cut() else None)
 
     def _close_node(self) -> None:
         node, self._node = self._node, None
         if node is not None:
             _close_quietly(node)
+
+    # --- files of no use ---------------------------------------------------------------------
+
+    def _start_over(self, path: Path, why: str | None) -> None:
+        """Put a file out of the way, if not at once, then before the next is made.
+
+        Without a mark or a cut that is certain it was never relied on (None). It is then removed:
+        keeping those would fill a bad disk.
+        """
+        self._in_the_way.setdefault(path, why)
+        try:
+            self._clear_the_way(path)
+        except OSError as error:
+            log.error("Cannot put %s out of the way: %s", path, error)
+
+    def _clear_the_way(self, path: Path) -> None:
+        """Have nothing at `path` that is of no use. Raises OSError."""
+        if path not in self._in_the_way:
+            return
+        why = self._in_the_way[path]
+        if why is None:
+            self._directory.remove(path)
+        elif path.exists():
+            log.error("Set aside %s", self._directory.set_aside(path, why))
+        del self._in_the_way[path]
 
 
 def _entry(cut: StoreCut, at: Cut) -> StoreEntry:

@@ -111,8 +111,8 @@ class DataDirectory:
             source = path.with_name(path.name + companion)
             if source.exists():
                 source.rename(target.with_name(target.name + companion))
-        sync_directory(path.parent)
         self._aside.append(target)
+        sync_directory(path.parent)
         return target
 
     def quarantine(self) -> str:

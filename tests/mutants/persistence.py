@@ -170,6 +170,23 @@ DEFECTS = (
         (f"{_WORKER}::test_a_defect_of_ours_in_one_file_keeps_no_other_from_being_written",),
     ),
     Defect(
+        "file-in-the-way-is-written-over",
+        "damaged files are renamed, never deleted",
+        "persistence/database.py",
+        '        """The open file of a store, at its last certain mark."""\n'
+        "        self._clear_the_way(path)\n",
+        '        """The open file of a store, at its last certain mark."""\n',
+        (f"{_WORKER}::test_a_file_that_cannot_be_set_aside_is_neither_deleted_nor_emptied",),
+    ),
+    Defect(
+        "file-in-the-way-is-forgotten",
+        "damaged files are renamed, never deleted",
+        "persistence/database.py",
+        "        self._in_the_way.setdefault(path, why)\n",
+        "        self._in_the_way[path] = why\n",
+        (f"{_WORKER}::test_a_file_that_cannot_be_set_aside_is_neither_deleted_nor_emptied",),
+    ),
+    Defect(
         "contents-not-verified",
         "checksums: a flipped bit in an event is damage",
         "persistence/loader.py",

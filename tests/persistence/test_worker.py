@@ -409,6 +409,77 @@ async def test_a_defect_of_ours_in_one_file_keeps_no_other_from_being_written(
     assert reloaded(directory) == contents(history.state)
 
 
+@pytest.mark.parametrize("why", ["damaged", "replaced"])
+async def test_a_file_that_cannot_be_set_aside_is_neither_deleted_nor_emptied(
+    history: History,
+    directory: DataDirectory,
+    disk: FailingDisk,
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        alpha = history.state.stores["alpha"]
+        path = directory.store_path(alpha.name, alpha.uid)
+        inode = path.stat().st_ino
+        if why == "damaged":
+            disk.fail("alpha", error=corruption())
+        else:
+            alpha.origin = object()
+        history.append("alpha")
+        with monkeypatch.context() as broken:
+            broken.setattr(Path, "rename", _refuses)
+            for _ in range(3):
+                with pytest.raises(PersistenceFailed):
+                    await flush(worker, history)
+                assert path.stat().st_ino == inode
+                alpha.origin = object()  # a fill brings another one meanwhile
+        disk.repair()
+        await flush(worker, history)
+        [kept] = directory.stores_path.glob(f"alpha.*.{why}-*Z")
+        assert kept.stat().st_ino == inode
+        with closing(sqlite3.connect(kept)) as connection:
+            assert connection.execute("SELECT count(*) FROM events").fetchone() == (10,)
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_node_database_that_cannot_be_set_aside_is_neither_deleted_nor_changed(
+    history: History, directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        lose_entry(directory, "alpha")
+        inode = directory.node_path.stat().st_ino
+        history.append("alpha")
+        with monkeypatch.context() as broken:
+            broken.setattr(Path, "rename", _refuses)
+            for _ in range(3):
+                with pytest.raises(PersistenceFailed):
+                    await flush(worker, history)
+                assert directory.node_path.stat().st_ino == inode
+        await flush(worker, history)
+        [kept] = directory.path.glob("node.db.damaged-*Z")
+        assert kept.stat().st_ino == inode
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_damaged_file_of_a_deleted_store_is_set_aside_before_it_could_be_removed(
+    history: History, directory: DataDirectory, disk: FailingDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        disk.fail("alpha", error=corruption())
+        history.append("alpha")
+        with monkeypatch.context() as broken:
+            broken.setattr(Path, "rename", _refuses)
+            with pytest.raises(PersistenceFailed):
+                await flush(worker, history)
+        history.delete("alpha")
+        await flush(worker, history)
+        assert len(list(directory.stores_path.glob("alpha.*.damaged-*Z"))) == 1
+    assert reloaded(directory) == contents(history.state)
+
+
 async def test_even_a_defect_of_our_own_does_not_end_the_loop(
     history: History,
     directory: DataDirectory,
@@ -801,7 +872,7 @@ async def test_a_wal_that_cannot_be_written_again_fails_like_the_disk(
     assert reloaded(directory) == contents(history.state)
 
 
-def _refuses(path: Path) -> None:
+def _refuses(path: Path, *_: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
 
