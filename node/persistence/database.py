@@ -6,7 +6,8 @@ even those that are defects of ours, because one failing store must not stop the
 
 A cycle, in the order that makes it safe:
 
-1. each store file gets what is new in a transaction of its own, with the mark it reaches;
+1. each store file gets what is new in a transaction of its own, with the mark it reaches; the name
+   of a new file is synced;
 2. only if all of them succeeded, node.db moves the cut and lists the marks: the cycle has happened;
 3. only then are the files of deleted stores removed.
 
@@ -115,6 +116,7 @@ class Database:
         self._gone: dict[tuple[str, int], Path] = {}  # to be unlisted, then removed
         # Of no use, and still there: why it is to be set aside, or None if it is to be removed.
         self._in_the_way: dict[Path, str | None] = {}
+        self._new_names: set[Path] = set()  # of files whose directory was not synced since
         self._grown: dict[int, StoreFile] = {}  # written since their WAL was last looked at
         # Whose WAL has no hole: it was written again and folded since the last failure, and since
         # this process began.
@@ -214,9 +216,7 @@ class Database:
         try:
             file = self._store_file(path, store.uid)
             file.append(cut, at.raft_index, at.term, self._safe_cut.raft_index)
-            if file.created:
-                sync_directory(path.parent)
-                file.created = False
+            self._sync_name(path)
         except Exception as error:
             self._close_failed(store.uid)
             result.errors[store.name] = _told(path, error)
@@ -247,6 +247,7 @@ class Database:
         is_sure = uid in self._sure
         if not is_sure:
             write_wal_again(path)
+        self._note_name(path)
         file = self._files[uid] = StoreFile(path, mark, self._connect)
         if not is_sure:
             _fold_wholly(file)
@@ -302,9 +303,7 @@ class Database:
                 _fold_wholly(node)
                 self._node_is_sure = True
             node.move(cut, listed.values(), self._unlisted.values(), gone)
-            if node.created:
-                sync_directory(self._directory.path)
-                node.created = False
+            self._sync_name(self._directory.node_path)
         except Exception as error:
             self._close_node()
             self._node_is_sure = False
@@ -324,6 +323,7 @@ class Database:
         for path in gone.values():
             try:
                 self._clear_the_way(path)
+                self._new_names.discard(path)
                 self._directory.remove(path)
             except OSError as error:
                 # It is listed nowhere any more: the next start sets it aside.
@@ -340,6 +340,7 @@ class Database:
         if self._node is None:
             if not self._node_is_sure:
                 write_wal_again(path)
+            self._note_name(path)
             self._node = NodeFile(path, self._connect)
         return self._node
 
@@ -352,6 +353,19 @@ class Database:
         node, self._node = self._node, None
         if node is not None:
             _close_quietly(node)
+
+    # --- names -------------------------------------------------------------------------------
+
+    def _note_name(self, path: Path) -> None:
+        """Before a file is opened, which may make it and fail all the same."""
+        if not path.exists():
+            self._new_names.add(path)
+
+    def _sync_name(self, path: Path) -> None:
+        """Make the name of a new file durable, before what is in it counts. Raises OSError."""
+        if path in self._new_names:
+            sync_directory(path.parent)
+            self._new_names.discard(path)
 
     # --- files of no use ---------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ class StoreFile:
         self._connection = connect(path)
         try:
             tables = ";\n".join((STORE_TABLES, BLOCKS_TABLE, LIVES_TABLE))
-            self.created = ensure_tables(self._connection, path, STORE_FILE, tables)
+            ensure_tables(self._connection, path, STORE_FILE, tables)
             for statement in SNAPSHOTS_TABLES.split(";\n"):
                 self._connection.execute(statement)
             self.subscriptions = SubscriptionRows(self._connection, path)

@@ -815,6 +815,35 @@ async def test_a_disk_that_spoils_each_new_node_database_is_not_filled_with_them
     assert reloaded(directory) == contents(history.state)
 
 
+@pytest.mark.parametrize("place", ["data", "stores"])
+@pytest.mark.parametrize("statement", ["BEGIN", "REPLACE INTO cut", "PRAGMA wal_checkpoint", ""])
+async def test_the_name_of_a_new_file_is_synced_before_the_cut_moves_whatever_failed_before(
+    history: History,
+    directory: DataDirectory,
+    disk: FailingDisk,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    statement: str,
+) -> None:
+    synced: list[str] = []
+    async with working(history, directory, connect=disk.connect) as worker:
+        with monkeypatch.context() as broken:
+            if statement:
+                disk.fail("", statement)
+            else:
+                broken.setattr("node.persistence.database.sync_directory", _refuses)
+            for _ in range(2):
+                with pytest.raises(PersistenceFailed):
+                    await flush(worker, history)
+                assert worker.persisted_index == 0
+        disk.repair()
+        monkeypatch.setattr(
+            "node.persistence.database.sync_directory", lambda path: synced.append(path.name)
+        )
+        await flush(worker, history)
+        assert place in synced
+
+
 FOLD = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 
