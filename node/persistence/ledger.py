@@ -167,15 +167,16 @@ class Ledger:
     def take(self, forced: bool) -> CyclePlan:
         """The plan of a cycle that starts now. `forced` tries also where a breaker is open."""
         now = self._clock()
-        for name, since in self._taken.items():  # of a cycle that was never settled
-            self._pending[name] = min(since, self._pending.get(name, since))
+        for name, taken_at in self._taken.items():  # of a cycle that was never settled
+            self._pending[name] = min(taken_at, self._pending.get(name, taken_at))
         due = [
             name
             for name in self._pending
             if forced or name not in self._accounts or self._accounts[name].breaker.allows(now)
         ]
-        self._taken = {name: self._pending.pop(name) for name in due}
+        since = {name: self._pending.pop(name) for name in due}
         cuts = [cut for name in due if (cut := self._cut_of(name)) is not None]
+        self._taken = {cut.store.name: since[cut.store.name] for cut in cuts}
         whole = not self._pending and (forced or self._node_breaker.allows(now))
         at = Cut(self._state.applied_index, self._state.applied_term)
         self._take_removed(due)

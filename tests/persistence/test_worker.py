@@ -110,6 +110,18 @@ async def test_a_store_without_news_is_not_written_again(
         assert store_status(worker, "alpha")["persisted_index"] == history.index
 
 
+async def test_a_store_without_news_that_was_asked_for_has_nothing_old(
+    history: History, directory: DataDirectory
+) -> None:
+    now = 100.0
+    async with working(history, directory, clock=lambda: now) as worker:
+        await flush(worker, history)
+        worker.request("alpha")
+        await until(lambda: "alpha" not in worker._ledger._pending)
+        now += 3600
+        assert store_status(worker, "alpha")["oldest_unpersisted_ms"] == 0
+
+
 async def test_status_tells_what_is_pending_and_what_is_not(
     history: History, directory: DataDirectory
 ) -> None:
