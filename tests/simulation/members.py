@@ -42,6 +42,7 @@ class Operator:
         self._adding: Counter[str] = Counter()
         self._works: list[asyncio.Task[None]] = []
         self._busy = chance.random() < SHARE
+        self._voters_min = 1 if simulation.shrinks else VOTERS_MIN
 
     def kinds(self, others: int) -> list[Callable[[], Awaitable[None]]]:
         """The changes that happen among so many other faults."""
@@ -175,7 +176,7 @@ class Operator:
         simulation = self._simulation
         membership, nodes = simulation.chronicle.membership, simulation.nodes
         voters = [nodes[voter] for voter in sorted(membership.voter_ids) if voter in nodes]
-        if len(voters) - self._removing <= VOTERS_MIN:
+        if len(voters) - self._removing <= self._voters_min:
             return None
         leader, down = simulation.leader(), [node for node in voters if not node.up]
         if down and self._chance.random() < 0.5:

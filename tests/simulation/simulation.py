@@ -116,6 +116,7 @@ class Simulation:
         self.late_hand_overs = self._drawn("hand-overs", 0.2)
         self.unaware_leaders = size > 1 and self._drawn("leaders that do not know", 0.2)
         self.endangered_changes = self._drawn("endangered changes", 0.1)
+        self.shrinks = self._drawn("few voters", 0.5)
         self.forgets_in_another_lineage = self._drawn("in another lineage", 0.5)
         self.rescue = Rescue(self, random.Random(f"{seed}/{size}/rescue"))
         if self.rescue.due:
@@ -445,6 +446,8 @@ def _report(simulation: Simulation) -> Report:
     for failure in simulation.loop.failures:
         simulation.fail(failure)
     report.acknowledged, report.refused, report.unknown = simulation.history.counts()
+    memberships = simulation.chronicle.memberships.values()
+    report.counts["left alone"] = sum(len(one.voters) == 1 for one in memberships)
     report.counts["reads"] = simulation.history.reads
     report.counts["starts"] = sum(
         node.starts for node in [*simulation.nodes.values(), *simulation.retired]
