@@ -60,7 +60,9 @@ class Guard:
         self._heard = heard
         self._voters: tuple[int, set[str]] = (0, set())
         self._obeyed: tuple[int, str] = (0, "")
-        self.differs_at: int | None = None  # a committed entry here, which is another at the leader
+        self._differs_at: int | None = (
+            None  # a committed entry here, which is another at the leader
+        )
         self.alarms: list[str] = []
 
     def believes(self, peer: str, message: Message) -> bool:
@@ -85,6 +87,15 @@ class Guard:
             self._timeout_now(peer, message)
         elif isinstance(message, TermNotice):
             self.notice_term(peer, message.term)
+
+    def not_ready_reasons(self) -> list[str]:
+        """Why this node should not be read from."""
+        if self._differs_at is None:
+            return []
+        return [
+            f"another history: entry {self._differs_at} is committed here, and is not that of the "
+            "leader; stop this node, move its data directory away and start it again"
+        ]
 
     def notice_term(self, peer: str, term: int) -> None:
         """Someone is in a higher term: this one is over."""
@@ -135,7 +146,7 @@ class Guard:
         if known < len(message.entries) and first_new <= self._engine.commit_index:
             self._differs(message.term, first_new)
             return None
-        self.differs_at = None
+        self._differs_at = None
         if known == len(message.entries):
             return self._nothing_new(message)
         return self._cut_front(message, known), None
@@ -156,8 +167,8 @@ class Guard:
 
     def _differs(self, term: int, index: int) -> None:
         """The leader's history is another one. It goes on speaking: one word of it is enough."""
-        if self.differs_at != index:
-            self.differs_at = index
+        if self._differs_at != index:
+            self._differs_at = index
             self.alarm(f"the leader of term {term} differs at committed {index}")
 
     def _nothing_new(self, message: AppendEntries) -> tuple[AppendEntries, int | None]:

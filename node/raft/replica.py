@@ -260,11 +260,7 @@ class Replica:
             )
         elif self._recovery.active:
             reasons.append(f"recovering: waits for {self._recovery.waits_for()}")
-        if (index := self._guard.differs_at) is not None:
-            reasons.append(
-                f"another history: entry {index} is committed here, and is not the leader's; "
-                "stop this node, move its data directory away and start it again"
-            )
+        reasons += self._guard.not_ready_reasons()
         if self.filling.active:
             reasons.append(f"being filled by the leader: {self.filling.receiver.progress}")
         if self._engine.leader is None:

@@ -8,7 +8,7 @@ import time
 import cbor2
 
 from tests.api.fakes import Node, serving
-from tests.api.test_map_keys import colliding_integers
+from tests.api.test_walking import colliding_integers
 
 CBOR = {"Content-Type": "application/cbor"}
 FOLD = "/v1/stores/main/streams/s/fold"

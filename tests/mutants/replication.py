@@ -29,8 +29,8 @@ DEFECTS = (
         "committed-entry-is-cut",
         "A1, I12: a conflict at or below the commit index is refused",
         "raft/guard.py",
-        "        if first_new <= self._engine.commit_index:\n",
-        "        if first_new <= 0:\n",
+        " and first_new <= self._engine.commit_index:\n",
+        " and first_new <= 0:\n",
         (f"{_RULES}::TestResending::test_ours_never_cuts_at_or_below_the_commit_index",),
     ),
     Defect(
