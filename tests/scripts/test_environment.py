@@ -129,7 +129,7 @@ def test_the_tests_need_more_and_what_runs_is_part_of_it(machine: Machine) -> No
 
 def test_all_fast_tests_are_shared_out_and_those_of_a_file_are_not(machine: Machine) -> None:
     fast = "-m pytest -m not slow and not e2e"
-    workers = "-n auto --maxprocesses=4 --dist=worksteal"
+    workers = "-n 4 --dist=worksteal"
     assert machine.run("test")[1] == f"{fast} {workers}\n"
     assert machine.run("test", "-n", "0")[1] == f"{fast} {workers} -n 0\n"
     for named in ("tests/test_config.py", "tests/test_config.py::test_x[a::b]", "tests/raft"):
