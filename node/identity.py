@@ -37,7 +37,7 @@ from node.persistence.state_file import NodeIdentity, StateFile, kernel_boot_id
 from node.persistence.tail import Tail
 from node.persistence.tail_files import LoadedTail, TailFiles
 from node.raft.lineage import Standing
-from node.raft.membership import NOBODY, Membership
+from node.raft.membership import NOBODY, Membership, Unsaid
 from node.raft.ports import LogEntry, StartingPoint
 from node.raft.session import INCARNATION_BITS, JOINING
 
@@ -130,6 +130,7 @@ class Identity:
             tail=tuple(loaded.entries),
             membership=_membership(self._now.membership),
             heard=_membership(self._now.heard),
+            unsaid=_unsaid(self._now.unsaid),
         )
 
     def new_tail(self, bytes_max: int, pressed: Callable[[], None]) -> Tail:
@@ -180,6 +181,7 @@ class Identity:
             aside="",
             membership=NOBODY.plain(),
             heard=NOBODY.plain(),
+            unsaid=None,
         )
         self._over = True
 
@@ -198,12 +200,16 @@ class Identity:
             blank=self._now.blank and len(membership.voters) > 1,
             membership=membership.plain(),
             heard=membership.plain(),
+            unsaid=None,
         )
         self._over = True
 
-    def save_membership(self, committed: Membership, heard: Membership) -> None:
+    def save_membership(
+        self, committed: Membership, heard: Membership, unsaid: Unsaid | None
+    ) -> None:
         """Keep who belongs to the cluster; on disk when this returns."""
-        self._promise(membership=committed.plain(), heard=heard.plain())
+        waiting = None if unsaid is None else [unsaid.at, unsaid.membership.plain()]
+        self._promise(membership=committed.plain(), heard=heard.plain(), unsaid=waiting)
 
     def leave(self, cut: int, behind: Iterable[LogEntry]) -> None:
         """A clean stop: keep the log behind the cut, then the mark. Raises `OSError`.
@@ -308,6 +314,10 @@ def _misfit(tail: LoadedTail, index: int, term: int) -> str | None:
         if at == index and other != term:
             return f"the tail holds entry {index} of term {other}, the disk of term {term}"
     return None
+
+
+def _unsaid(plain: list[Any] | None) -> Unsaid | None:
+    return None if plain is None else Unsaid(plain[0], Membership.from_plain(plain[1]))
 
 
 def _membership(plain: list[Any] | None) -> Membership | None:

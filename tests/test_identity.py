@@ -248,14 +248,14 @@ def test_a_node_is_alone_where_no_other_one_is_or_may_be_counted(tmp_path: Path)
     two = learning.with_learner_promoted()
     with life(tmp_path / "of three") as founder:
         assert not founder.is_alone
-        founder.save_membership(one, one)
+        founder.save_membership(one, one, None)
         assert founder.is_alone
     with DataDirectory(tmp_path / "alone") as directory:
         founder = Identity(directory, "n1", ["n1"])
         assert founder.is_alone
-        founder.save_membership(one, learning)
+        founder.save_membership(one, learning, None)
         assert founder.is_alone
-        founder.save_membership(learning, two)
+        founder.save_membership(learning, two, None)
         assert not founder.is_alone
     with DataDirectory(tmp_path / "joining") as directory:
         assert not Identity(directory, "n1", ["n1"], joins=True).is_alone
@@ -324,7 +324,7 @@ class TestQuarantine:
             given_up.quarantine(self.NEWER)
             given_up.recovered()
             given_up.save(9, "n2")
-            given_up.save_membership(old, old)
+            given_up.save_membership(old, old, None)
             given_up.quarantine(Standing("newest", (), founded=True))
         with life(tmp_path) as stranger:
             assert stranger.standing == self.NEWER._replace(founded=False)

@@ -54,7 +54,8 @@ class NodeIdentity:
     moved, relative to the data directory; empty until they are.
 
     `membership` is the newest that is known to be committed, `heard` the newest that ever stood in
-    the log (see `raft/membership_log.py`); None where the members have never changed.
+    the log (see `raft/membership_log.py`); None where the members have never changed. `unsaid` is
+    one that waits for a word, with the index at which the state was past its entry.
 
     `tail` is the incarnation whose tail counts (see `tail_files`); 0 if none does. `tail_in` is the
     directory outside of the data directory in which it grew; empty if it did not.
@@ -78,6 +79,7 @@ class NodeIdentity:
     aside: str = ""
     membership: Plain | None = None
     heard: Plain | None = None
+    unsaid: Plain | None = None
     tail: int = 0
     tail_in: str = ""
     born: int = 0

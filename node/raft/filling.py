@@ -115,26 +115,26 @@ class Filling:
             return index
         return min(index, needed)
 
-    async def _ask_members(self, source: str) -> None:
-        """Entries that changed the membership may be among those that a fill goes past.
-
-        What the source knows now is as of the fill, or later.
+    async def _ask_members(self, source: str, index: int) -> None:
+        """Entries that changed the membership may be among those that a fill up to `index` goes
+        past. What the source knows now is as of the fill, or later.
         """
         plain = await self._requests.ask(source, "fill_members", None, _ANSWER_S)
         try:
-            self._engine.journal.memberships.reached(Membership.from_plain(plain))
+            self._engine.journal.memberships.reached(index, Membership.from_plain(plain))
         except MalformedMembership as error:
             raise FillRefused(f"{source} names no members") from error
 
     async def _tell_members(self, _: str, __: Any) -> Any:
         memberships = self._engine.journal.memberships
-        return (memberships.unsaid or memberships.committed).plain()
+        unsaid = memberships.unsaid
+        return (memberships.committed if unsaid is None else unsaid.membership).plain()
 
     async def _fill(self, source: str) -> None:
         engine, installed = self._engine, False
         try:
             filled = await self.receiver.fetch(source)
-            await self._ask_members(source)
+            await self._ask_members(source, filled.raft_index)
             if filled.raft_index <= engine.commit_index:
                 raise FillRefused("entries came through the log meanwhile")
             self.receiver.install(filled)

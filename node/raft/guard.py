@@ -60,6 +60,7 @@ class Guard:
         self._heard = heard
         self._voters: tuple[int, set[str]] = (0, set())
         self._obeyed: tuple[int, str] = (0, "")
+        self._agrees = False  # something of this log was found to be the same in that leader's
         self._differs_at: int | None = (
             None  # a committed entry here, which is another at the leader
         )
@@ -90,12 +91,14 @@ class Guard:
 
     def not_ready_reasons(self) -> list[str]:
         """Why this node should not be read from."""
-        if self._differs_at is None:
-            return []
-        return [
-            f"another history: entry {self._differs_at} is committed here, and is not that of the "
-            "leader; stop this node, move its data directory away and start it again"
-        ]
+        if self._differs_at is not None:
+            return [
+                f"another history: entry {self._differs_at} is committed here, and is not that of "
+                "the leader; stop this node, move its data directory away and start it again"
+            ]
+        if self._engine.leader is not None and not self._engine.leads and not self._agrees:
+            return ["the leader's log was not found to agree with this node's yet"]
+        return []
 
     def notice_term(self, peer: str, term: int) -> None:
         """Someone is in a higher term: this one is over."""
@@ -115,7 +118,8 @@ class Guard:
         if known not in (None, peer):
             self.alarm(f"{peer} leads term {message.term}, which {known} leads")
             return
-        self._obeyed = message.term, peer
+        if self._obeyed != (message.term, peer):
+            self._obeyed, self._agrees = (message.term, peer), False
         if message.term > engine.term or engine.leader != peer:
             # What an earlier leader had verified may not be in this one's log.
             engine.verified_index = engine.commit_index
@@ -146,7 +150,7 @@ class Guard:
         if known < len(message.entries) and first_new <= self._engine.commit_index:
             self._differs(message.term, first_new)
             return None
-        self._differs_at = None
+        self._differs_at, self._agrees = None, True
         if known == len(message.entries):
             return self._nothing_new(message)
         return self._cut_front(message, known), None

@@ -123,6 +123,15 @@ class Membership:
         return membership
 
 
+class Unsaid(NamedTuple):
+    """A membership of one voter, which waits for that one's word (see `membership_log`): the state
+    was past its entry `at` this index.
+    """
+
+    at: int
+    membership: Membership
+
+
 NOBODY = Membership(0, ())
 """The membership of a node that belongs to none as far as it knows."""
 

@@ -12,6 +12,8 @@ And it is committed, for everybody, once the one that stays takes it to be. A le
 applies it first, and from then on only the other one is counted: had that one lost its memory, and
 believed it, it would go on alone, from a log that may lack what both have acknowledged. So who goes
 waits for the word of the one that stays. And that one, while it recovers, keeps to what it knew.
+That such a membership was applied is kept on disk: the log may be cut behind it, and who restarts
+would know of no change at all, and make another one beside it.
 
 Five things are known:
 
@@ -34,7 +36,7 @@ from collections.abc import Callable
 
 from node.raft import entries
 from node.raft.entries import MalformedEntry
-from node.raft.membership import Membership
+from node.raft.membership import Membership, Unsaid
 from node.raft.ports import Promises, StartingPoint
 
 log = logging.getLogger(__name__)
@@ -54,11 +56,14 @@ class MembershipLog:
         self._node_id = node_id
         self._in_log: list[tuple[int, Membership]] = []
         self._is_whole = False
-        self.unsaid: Membership | None = None
         self.committed = start.membership or founding
         self.heard = max(self.committed, start.heard or founding, key=_version)
+        self.unsaid = start.unsaid
         self.newest = self.current = self.committed
         self.on_change: Callable[[], None] = _ignore
+        if start.unsaid is not None and start.unsaid.at > start.index:
+            self._keep(self.committed, self.heard, None)  # it is in the log, or lost with it
+        self._settle()
 
     @property
     def open(self) -> bool:
@@ -82,8 +87,11 @@ class MembershipLog:
             log.critical("entry %d is malformed and changes no membership: %s", index, error)
             return
         self._in_log.append((index, membership))
-        if membership.version >= self.heard.version:
-            self._keep(self.committed, membership)
+        heard = membership if membership.version >= self.heard.version else self.heard
+        unsaid = self.unsaid
+        if unsaid is not None and unsaid.membership.version >= membership.version:
+            unsaid = None  # versions only grow: the log that it stood in was lost
+        self._keep(self.committed, heard, unsaid)
         self._settle()
 
     def cut_from(self, index: int) -> None:
@@ -93,15 +101,15 @@ class MembershipLog:
     def applied(self, index: int) -> None:
         """The entry at `index` is committed, and with it its membership, if it has one."""
         if self._in_log and self._in_log[0][0] <= index:
-            _, membership = self._in_log.pop(0)
-            self.reached(membership)
+            self.reached(*self._in_log.pop(0))
 
-    def reached(self, membership: Membership) -> None:
-        """The state of this node is past the entry of this membership."""
-        if len(membership.voters) == 1 < len(self.committed.voters) and (
-            self._node_id not in membership.voter_ids or not self._is_whole
-        ):
-            self.unsaid = membership
+    def reached(self, index: int, membership: Membership) -> None:
+        """This node's state is past the entry of this membership, at `index` or further."""
+        leaves_one = len(membership.voters) == 1 < len(self.committed.voters)
+        is_sure = self._node_id in membership.voter_ids and self._is_whole
+        if leaves_one and not is_sure and membership.version > self.committed.version:
+            heard = max(self.heard, membership, key=_version)
+            self._keep(self.committed, heard, Unsaid(index, membership))
             self._settle()
         else:
             self.learned(membership)
@@ -109,7 +117,10 @@ class MembershipLog:
     def learned(self, committed: Membership) -> None:
         """A member knows this membership to be committed."""
         if committed.version > self.committed.version:
-            self._keep(committed, max(self.heard, committed, key=_version))
+            unsaid = self.unsaid
+            if unsaid is not None and unsaid.membership.version <= committed.version:
+                unsaid = None
+            self._keep(committed, max(self.heard, committed, key=_version), unsaid)
             self._settle()
 
     def whole(self) -> None:
@@ -118,9 +129,9 @@ class MembershipLog:
         It never lacked anything, or a leader has shown what this node had missed.
         """
         self._is_whole = True
-        if self.unsaid is not None and self._node_id in self.unsaid.voter_ids:
-            self.learned(self.unsaid)
-        self._keep(self.committed, self.newest)
+        if self.unsaid is not None and self._node_id in self.unsaid.membership.voter_ids:
+            self.learned(self.unsaid.membership)
+        self._keep(self.committed, self.newest, self.unsaid)
 
     def restarted(self, index: int, ends: bool) -> None:
         """The state up to `index` came another way; `ends`: nothing behind it is in the log.
@@ -135,18 +146,16 @@ class MembershipLog:
         self._in_log = [item for item in self._in_log if not goes(item[0])]
         self._settle()
         if self.heard in dropped:
-            self._keep(self.committed, self.newest)
+            self._keep(self.committed, self.newest, self.unsaid)
 
-    def _keep(self, committed: Membership, heard: Membership) -> None:
-        if (committed, heard) != (self.committed, self.heard):
-            self._promises.save_membership(committed, heard)
-            self.committed, self.heard = committed, heard
+    def _keep(self, committed: Membership, heard: Membership, unsaid: Unsaid | None) -> None:
+        if (committed, heard, unsaid) != (self.committed, self.heard, self.unsaid):
+            self._promises.save_membership(committed, heard, unsaid)
+            self.committed, self.heard, self.unsaid = committed, heard, unsaid
 
     def _settle(self) -> None:
         # Of two with one version, the one in the log has come to nothing: it stands last of equals.
-        if self.unsaid is not None and self.unsaid.version <= self.committed.version:
-            self.unsaid = None
-        unsaid = [self.unsaid] if self.unsaid is not None else []
+        unsaid = [self.unsaid.membership] if self.unsaid is not None else []
         in_log = [membership for _, membership in self._in_log]
         known = sorted([*unsaid, *in_log, self.committed], key=_version)
         self.newest = current = known[-1]

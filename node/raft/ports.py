@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Protocol
 
-from node.raft.membership import NOBODY, Membership, founding
+from node.raft.membership import NOBODY, Membership, Unsaid, founding
 from node.raft.messages import Message
 
 LogEntry = tuple[int, int, bytes]
@@ -23,8 +23,12 @@ class Promises(Protocol):
     def recovered(self) -> None:
         """Nothing is missing here any more: from now on this node is not forgetful."""
 
-    def save_membership(self, committed: Membership, heard: Membership) -> None:
-        """Keep the newest membership known to be committed, and the newest ever in the log."""
+    def save_membership(
+        self, committed: Membership, heard: Membership, unsaid: Unsaid | None
+    ) -> None:
+        """Keep the newest membership known to be committed, the newest ever in the log, and one
+        that waits for a word; on disk when this returns.
+        """
 
 
 class Tail(Protocol):
@@ -108,7 +112,8 @@ class StartingPoint:
     entries that it no longer has: it then starts recovering. `blank` says that it may have promised
     more than `term` and `vote`, which it no longer knows; what it has promised since incarnation
     `born` it knows (0: that is not known). `membership` and `heard` are what
-    `Promises.save_membership` kept; None where nothing was, and the founding membership counts.
+    `Promises.save_membership` kept; None where nothing was, and the founding membership counts. So
+    is `unsaid`, which counts only if the state that was loaded is past it.
     """
 
     incarnation: int
@@ -122,6 +127,7 @@ class StartingPoint:
     membership: Membership | None = None
     heard: Membership | None = None
     born: int = 0
+    unsaid: Unsaid | None = None
 
 
 @dataclass(frozen=True)

@@ -251,8 +251,8 @@ DEFECTS = (
         "second-leader-is-obeyed-after-a-silence",
         "k: the leader of a term is remembered also while none is known",
         "raft/guard.py",
-        "        self._obeyed = message.term, peer\n",
-        "",
+        "self._obeyed, self._agrees = (message.term, peer), False",
+        "self._agrees = False",
         (f"{_RULES}::TestTwoLeaders",),
     ),
     Defect(

@@ -156,6 +156,7 @@ class Cluster:
                 disk.membership,
                 disk.heard,
                 disk.born,
+                disk.unsaid,
             ),
             state,
             disk,

@@ -17,7 +17,7 @@ from node.raft.guard import Guard
 from node.raft.journal import Journal
 from node.raft.library import Engine
 from node.raft.lineage import Standing
-from node.raft.membership import NOBODY, Membership
+from node.raft.membership import NOBODY, Membership, Unsaid
 from node.raft.messages import Message
 from node.raft.ports import RaftSettings, StartingPoint
 from node.raft.recovery import Recovery
@@ -44,6 +44,7 @@ class Disk:
     tail: tuple[tuple[int, int, bytes], ...] = ()
     membership: Membership | None = None
     heard: Membership | None = None
+    unsaid: Unsaid | None = None
     standing: Standing = FOUNDERS
     aside: list[Disk] = field(default_factory=list)
     kept: FakeTail | None = None
@@ -66,6 +67,7 @@ class Disk:
         self.standing, self.forgetful = self.standing.followed_by(lineage), True
         self.blank = self.blank and len(membership.voters) > 1
         self.membership = self.heard = membership
+        self.unsaid = None
 
     def quarantined(self, newer: Standing) -> Disk:
         """The disk of the next life, when this one's lineage was given up; this one is kept."""
@@ -79,10 +81,12 @@ class Disk:
             aside=[*self.aside, self],
         )
 
-    def save_membership(self, committed: Membership, heard: Membership) -> None:
+    def save_membership(
+        self, committed: Membership, heard: Membership, unsaid: Unsaid | None
+    ) -> None:
         """`ports.Promises`: what is committed never goes back."""
         assert self.membership is None or committed.version >= self.membership.version
-        self.membership, self.heard = committed, heard
+        self.membership, self.heard, self.unsaid = committed, heard, unsaid
 
 
 def settings_of(node_id: str, everyone: Sequence[str], **changes: Any) -> RaftSettings:

@@ -14,6 +14,7 @@ from node.raft.membership import (
     MalformedMembership,
     Member,
     Membership,
+    Unsaid,
     changes,
     founding,
 )
@@ -146,7 +147,7 @@ class TestWhichCounts:
         self.put(journal, left)
         journal.memberships.applied(11)
         assert journal.memberships.current == disk.membership == named("ab")
-        assert journal.memberships.unsaid == left
+        assert journal.memberships.unsaid == disk.unsaid == Unsaid(11, left)
         assert journal.memberships.open, "nothing else may be changed meanwhile"
         journal.memberships.learned(left)
         assert journal.memberships.current == disk.membership == left
@@ -164,6 +165,31 @@ class TestWhichCounts:
         journal.memberships.whole()
         assert journal.memberships.current == disk.membership == left
         assert not journal.memberships.open
+
+    def test_one_that_waits_for_a_word_outlives_a_restart_behind_its_entry(self) -> None:
+        left = named("ab").without("b")
+        for index, waits in ((10, False), (11, True)):
+            disk = Disk(unsaid=Unsaid(11, left), heard=left)
+            start = starting_at(index, 1, unsaid=disk.unsaid, heard=left)
+            journal = Journal(start, disk, "b", named("ab"))
+            assert journal.memberships.open == waits
+            assert disk.unsaid == (Unsaid(11, left) if waits else None)
+            assert (disk.heard == left) == waits, "who never had its entry has it in no log"
+            journal.memberships.whole()
+            assert journal.memberships.open == waits
+            assert journal.memberships.heard == (left if waits else named("ab"))
+
+    def test_one_that_waits_for_a_word_gives_way_to_an_entry_as_old(self) -> None:
+        disk = Disk()
+        journal = Journal(starting_at(10, 1, forgetful=True), disk, "a", named("ab"))
+        self.put(journal, named("ab").without("b"))
+        journal.memberships.applied(11)
+        in_vain = named("ab").without("a")
+        self.put(journal, in_vain)
+        assert journal.memberships.unsaid is disk.unsaid is None
+        journal.memberships.whole()
+        assert journal.memberships.committed == disk.membership == named("ab")
+        assert journal.memberships.newest == in_vain
 
     def test_one_that_is_cut_off_counts_no_more(self) -> None:
         journal, disk = self.journal()

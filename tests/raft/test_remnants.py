@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+import pytest
+
 from cluster.recover_plan import make
 from node.errors import ExesdbError
-from node.raft.membership import Membership
+from node.raft.membership import Membership, Unsaid
 from node.raft.messages import Ack, AppendEntries
 from tests.raft.harness import Chronicle, Cluster
 from tests.raft.test_membership_change import ready
@@ -69,6 +71,9 @@ def test_a_learner_is_not_counted_on_the_word_of_an_earlier_life() -> None:
         cluster.crash("n4")
         cluster.wipe("n4")
         await cluster.start("n4")
+        await cluster.until(lambda: "n4" in cluster[leader]._incarnations)
+        await asyncio.sleep(0.1)
+        assert cluster[leader]._members.role_of("n4") == "unreachable"
         cluster.links.watchers.pop()
         await asyncio.sleep(5)
         await cluster.fill_log(await cluster.led(leader, one), 1)
@@ -138,8 +143,8 @@ def test_a_membership_that_a_killed_leader_kept_and_never_had_in_its_log_is_forg
         disk = cluster.disks[leader]
         keep = disk.save_membership
 
-        def killed(committed: Membership, heard: Membership) -> None:
-            keep(committed, heard)
+        def killed(committed: Membership, heard: Membership, unsaid: Unsaid | None) -> None:
+            keep(committed, heard, unsaid)
             cluster.crash(leader)
             raise OSError("nobody runs any more")
 
@@ -157,7 +162,13 @@ def test_a_membership_that_a_killed_leader_kept_and_never_had_in_its_log_is_forg
     simulate(scenario)
 
 
-def test_a_removed_node_with_a_history_that_the_members_lost_says_so() -> None:
+@pytest.mark.parametrize(
+    ("lost_entries", "new_entries", "words"),
+    [(10, 30, "another history"), (50, 3, "was not found to agree")],
+)
+def test_a_removed_node_with_a_history_that_the_members_lost_says_so(
+    lost_entries: int, new_entries: int, words: str
+) -> None:
     """Their power was gone, its was not: it has applied what nobody can take back any more."""
 
     async def scenario() -> None:
@@ -165,7 +176,7 @@ def test_a_removed_node_with_a_history_that_the_members_lost_says_so() -> None:
         leader = await ready(cluster)
         cluster.persist()
         cut = cluster.disks[leader].cut
-        await cluster.fill_log(leader, 10)
+        await cluster.fill_log(leader, lost_entries)
         await cluster.settled()
         goes, stays = cluster.followers()
         await cluster[leader].remove_member(goes, 2_000)
@@ -181,12 +192,12 @@ def test_a_removed_node_with_a_history_that_the_members_lost_says_so() -> None:
         cluster.chronicle_of = lambda node: lost if node == goes else known(node)  # type: ignore[method-assign]
         await cluster.start(leader, stays)
         leader = await cluster.led()
-        await cluster.fill_log(leader, 30)
+        await cluster.fill_log(leader, new_entries)
         await cluster.start(goes)
         await cluster[leader].add_member(goes, f"{goes}:1", 5_000)
         await asyncio.sleep(30)
         assert goes not in cluster[leader].voters
-        assert "another history" in cluster[goes].not_ready_reasons()[0]
-        assert len(cluster[goes].alarms) == 1
+        assert words in cluster[goes].not_ready_reasons()[0]
+        assert len(cluster[goes].alarms + cluster[leader].alarms) == 1
 
     simulate(scenario)

@@ -190,7 +190,7 @@ async def elected_beside_its_own_removal(cluster: Cluster) -> tuple[str, str]:
 def has_applied(cluster: Cluster, goes: str, stays: str) -> bool:
     """Whether the one that goes is past its removal, and waits for the word of the other one."""
     unsaid = cluster[goes]._journal.memberships.unsaid
-    return unsaid is not None and unsaid.voter_ids == {stays}
+    return unsaid is not None and unsaid.membership.voter_ids == {stays}
 
 
 def hold_back_that_it_is_committed(cluster: Cluster, goes: str, stays: str) -> None:
