@@ -91,12 +91,14 @@ class Guard:
 
     def not_ready_reasons(self) -> list[str]:
         """Why this node should not be read from."""
+        if self._engine.leads:
+            return []
         if self._differs_at is not None:
             return [
                 f"another history: entry {self._differs_at} is committed here, and is not that of "
                 "the leader; stop this node, move its data directory away and start it again"
             ]
-        if self._engine.leader is not None and not self._engine.leads and not self._agrees:
+        if self._engine.leader is not None and not self._agrees:
             return ["the leader's log was not found to agree with this node's yet"]
         return []
 

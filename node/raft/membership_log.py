@@ -156,7 +156,7 @@ class MembershipLog:
     def _settle(self) -> None:
         # Of two with one version, the one in the log has come to nothing: it stands last of equals.
         unsaid = [self.unsaid.membership] if self.unsaid is not None else []
-        in_log = [membership for _, membership in self._in_log]
+        in_log = [membership for _, membership in self._in_log if membership not in unsaid]
         known = sorted([*unsaid, *in_log, self.committed], key=_version)
         self.newest = current = known[-1]
         if self.open and len(current.voters) < len(known[-2].voters) == 2:

@@ -330,8 +330,8 @@ DEFECTS = (
         "history-that-was-not-compared-is-served",
         "I4: a node is not ready before its log was found to agree with the leader's",
         "raft/guard.py",
-        " and not self._agrees:\n",
-        " and self._agrees is None:\n",
+        "is not None and not self._agrees:\n",
+        "is not None and self._agrees is None:\n",
         (f"{_REMNANTS}::test_a_removed_node_with_a_history_that_the_members_lost_says_so",),
     ),
     Defect(

@@ -191,6 +191,15 @@ class TestWhichCounts:
         assert journal.memberships.committed == disk.membership == named("ab")
         assert journal.memberships.newest == in_vain
 
+    def test_one_that_waits_for_a_word_and_stands_in_the_log_as_well_is_one(self) -> None:
+        """What a fill brings may be further than the fill itself: both still count."""
+        left = named("ab").without("b")
+        journal = Journal(starting_at(10, 1, forgetful=True), Disk(), "a", named("ab"))
+        self.put(journal, left)
+        journal.memberships.reached(10, left)
+        assert journal.memberships.open
+        assert journal.memberships.current == named("ab")
+
     def test_one_that_is_cut_off_counts_no_more(self) -> None:
         journal, disk = self.journal()
         self.put(journal, named("abc").with_learner(D))
