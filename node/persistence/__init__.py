@@ -19,8 +19,9 @@ Read in this order:
 * `subscription_rows` persistent subscriptions: a row for each state that a cycle saw
 * `life_rows`   how streams were limited and deleted: a row for each change that a cycle saw
 * `store_file`  one store's database: roll back to a mark, append what is new, read it all
-* `wal`         whether SQLite's write-ahead log still says all that it once said
+* `wal`         whether SQLite's write-ahead log is on the disk, and says all that it once said
 * `node_file`   the node's database: the cut, and which store files belong to it
+* `places`      what is out of the way before a file is made, and durable before it counts
 * `database`    all of them together, in the one thread that may use SQLite: one cycle, start to end
 * `breaker`     when to stop trying for a while
 * `ledger`      what is pending, what is persisted, what it cost: the books, kept on the event loop

@@ -23,10 +23,6 @@ Nor is it known whether the first page of a new file is on the disk, and SQLite 
 it finds beside an empty file. So the WAL is then folded into the file, all of it, before anything
 more is said of it; while another process uses it, that fails like the disk. Both are done, too,
 with what a process finds when it begins: the one before it may have failed.
-
-**A file of no use is out of the way before another is made in its place.** What was relied on once
-is renamed, never deleted. Where the disk refuses that, the file stays as it is, unopened, and the
-renaming is tried again whenever something is to be written there.
 """
 
 from __future__ import annotations
@@ -35,14 +31,16 @@ import logging
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from node.core.store import Store
-from node.persistence.directory import DataDirectory, sync_directory
-from node.persistence.faults import FileFault, FilesUnreadable, StoreDamaged
+from node.persistence.directory import DataDirectory
+from node.persistence.faults import FileFault, FilesUnreadable, OtherFormat, StoreDamaged
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
+from node.persistence.places import Places
 from node.persistence.schema import Connect, connect, fault_of, is_corruption
 from node.persistence.store_file import StoreCut, StoreFile
 from node.persistence.wal import wal_path, write_wal_again
@@ -83,7 +81,7 @@ class CycleResult:
     `lost` are the failed stores whose file is gone or damaged: they have to be written from
     their first event again. `durations_ms` has the time that each store took. `node_error` says
     why the cut did not move although every store was written, and `cut_lost` that the one before
-    it is gone with node.db: a restart now would find nothing.
+    it is gone with node.db, or with a store that it lists: a restart now would find nothing.
     """
 
     written: dict[str, StoreEntry] = field(default_factory=dict)
@@ -114,9 +112,7 @@ class Database:
         self._listed: dict[str, StoreEntry] = {}  # what node.db has, or had before it was removed
         self._unlisted: dict[str, StoreEntry] = {}  # written, but not in node.db yet
         self._gone: dict[tuple[str, int], Path] = {}  # to be unlisted, then removed
-        # Of no use, and still there: why it is to be set aside, or None if it is to be removed.
-        self._in_the_way: dict[Path, str | None] = {}
-        self._new_names: set[Path] = set()  # of files whose directory was not synced since
+        self._places = Places(directory)
         self._grown: dict[int, StoreFile] = {}  # written since their WAL was last looked at
         # Whose WAL has no hole: it was written again and folded since the last failure, and since
         # this process began.
@@ -212,16 +208,16 @@ class Database:
         started = self._clock()
         if cut.anew:
             self._close_file(store.uid)
-            self._start_store_over(path, store.uid, "replaced")
+            result.cut_lost |= self._start_store_over(path, store.uid, "replaced")
         try:
             file = self._store_file(path, store.uid)
             file.append(cut, at.raft_index, at.term, self._safe_cut.raft_index)
-            self._sync_name(path)
+            self._places.sync(path)
         except Exception as error:
             self._close_failed(store.uid)
             result.errors[store.name] = _told(path, error)
             if is_corruption(error):
-                self._start_store_over(path, store.uid, "damaged")
+                result.cut_lost |= self._start_store_over(path, store.uid, "damaged")
                 result.lost.add(store.name)
         else:
             self._marks[store.uid] = at.raft_index
@@ -231,7 +227,7 @@ class Database:
 
     def _store_file(self, path: Path, uid: int) -> StoreFile:
         """The open file of a store, at its last certain mark."""
-        self._clear_the_way(path)
+        self._places.clear(path)
         mark = self._marks.get(uid, 0)
         if mark and not path.exists():
             raise StoreDamaged(path, "was removed while the node ran; it is written anew")
@@ -247,17 +243,19 @@ class Database:
         is_sure = uid in self._sure
         if not is_sure:
             write_wal_again(path)
-        self._note_name(path)
-        file = self._files[uid] = StoreFile(path, mark, self._connect)
+        self._places.note(path)
+        with _of_this_version(path, bool(mark)):
+            file = self._files[uid] = StoreFile(path, mark, self._connect)
         if not is_sure:
             _fold_wholly(file)
             self._sure.add(uid)
         return file
 
-    def _start_store_over(self, path: Path, uid: int, why: str) -> None:
-        """Memory holds all of the store: a new file will."""
+    def _start_store_over(self, path: Path, uid: int, why: str) -> bool:
+        """Memory holds all of the store: a new file will. Whether the cut was with the old one."""
         mark = self._marks.pop(uid, 0)
-        self._start_over(path, why if mark else None)
+        self._places.start_over(path, why if mark else None)
+        return bool(mark)
 
     def _fold(self, uid: int, file: StoreFile) -> None:
         try:
@@ -303,14 +301,14 @@ class Database:
                 _fold_wholly(node)
                 self._node_is_sure = True
             node.move(cut, listed.values(), self._unlisted.values(), gone)
-            self._sync_name(self._directory.node_path)
+            self._places.sync(self._directory.node_path)
         except Exception as error:
             self._close_node()
             self._node_is_sure = False
             result.node_error = _told(self._directory.node_path, error)
             if is_corruption(error):
                 self._start_node_over()
-            result.cut_lost = self._safe_cut == Cut()
+            result.cut_lost |= self._safe_cut == Cut()
             return
         self._safe_cut = cut
         self._listed = listed
@@ -322,75 +320,39 @@ class Database:
         gone, self._gone = self._gone, {}
         for path in gone.values():
             try:
-                self._clear_the_way(path)
-                self._new_names.discard(path)
-                self._directory.remove(path)
+                self._places.remove(path)
             except OSError as error:
                 # It is listed nowhere any more: the next start sets it aside.
                 log.warning("Cannot remove %s of a deleted store: %s", path, error)
 
     def _node_file(self) -> NodeFile:
         path = self._directory.node_path
-        self._clear_the_way(path)
+        self._places.clear(path)
         was_there = self._node is not None or self._safe_cut != Cut()
         if was_there and not path.exists():
             log.error("%s was removed while the node ran; it is written anew", path)
             self._close_node()
+            # Where another process has the old one open, a new WAL has no header before it is
+            # folded: SQLite goes on by the index of the old one.
+            self._node_is_sure = False
             self._safe_cut = Cut()
         if self._node is None:
             if not self._node_is_sure:
                 write_wal_again(path)
-            self._note_name(path)
-            self._node = NodeFile(path, self._connect)
+            self._places.note(path)
+            with _of_this_version(path, self._safe_cut != Cut()):
+                self._node = NodeFile(path, self._connect)
         return self._node
 
     def _start_node_over(self) -> None:
         """What it listed is known here: the next cycle writes all of it to a new one."""
         cut, self._safe_cut = self._safe_cut, Cut()
-        self._start_over(self._directory.node_path, "damaged" if cut != Cut() else None)
+        self._places.start_over(self._directory.node_path, "damaged" if cut != Cut() else None)
 
     def _close_node(self) -> None:
         node, self._node = self._node, None
         if node is not None:
             _close_quietly(node)
-
-    # --- names -------------------------------------------------------------------------------
-
-    def _note_name(self, path: Path) -> None:
-        """Before a file is opened, which may make it and fail all the same."""
-        if not path.exists():
-            self._new_names.add(path)
-
-    def _sync_name(self, path: Path) -> None:
-        """Make the name of a new file durable, before what is in it counts. Raises OSError."""
-        if path in self._new_names:
-            sync_directory(path.parent)
-            self._new_names.discard(path)
-
-    # --- files of no use ---------------------------------------------------------------------
-
-    def _start_over(self, path: Path, why: str | None) -> None:
-        """Put a file out of the way, if not at once, then before the next is made.
-
-        Without a mark or a cut that is certain it was never relied on (None). It is then removed:
-        keeping those would fill a bad disk.
-        """
-        self._in_the_way.setdefault(path, why)
-        try:
-            self._clear_the_way(path)
-        except OSError as error:
-            log.error("Cannot put %s out of the way: %s", path, error)
-
-    def _clear_the_way(self, path: Path) -> None:
-        """Have nothing at `path` that is of no use. Raises OSError."""
-        if path not in self._in_the_way:
-            return
-        why = self._in_the_way[path]
-        if why is None:
-            self._directory.remove(path)
-        elif path.exists():
-            log.error("Set aside %s", self._directory.set_aside(path, why))
-        del self._in_the_way[path]
 
 
 def _entry(cut: StoreCut, at: Cut) -> StoreEntry:
@@ -405,6 +367,17 @@ def _entry(cut: StoreCut, at: Cut) -> StoreEntry:
         durability=cut.durability,
         snapshots_kept=cut.snapshots.kept,
     )
+
+
+@contextmanager
+def _of_this_version(path: Path, was_written_here: bool) -> Iterator[None]:
+    """A file that this process has relied on is no other version's, whatever its header says."""
+    try:
+        yield
+    except OtherFormat as error:
+        if was_written_here:
+            raise StoreDamaged(path, error.reason) from error
+        raise
 
 
 def _told(path: Path, error: Exception) -> str:

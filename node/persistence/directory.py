@@ -61,6 +61,7 @@ class DataDirectory:
             ) from error
         sync_directory(self.path)
         self._aside = self._find_aside()
+        self._moving: dict[Path, Path] = {}  # what is being set aside, and where
 
     @property
     def aside(self) -> list[str]:
@@ -104,16 +105,26 @@ class DataDirectory:
     def set_aside(self, path: Path, why: str) -> Path:
         """Rename a database and its companions to `<name>.<why>-<time>`; return the new path.
 
-        Nothing is ever overwritten: a taken name gets a counter. Durable when this returns.
+        Nothing is ever overwritten: a taken name gets a counter. Durable when this returns. Raises
+        OSError; then the next call goes on with the same name, so that no companion is parted from
+        its database.
         """
-        target = _free_name(path.with_name(f"{path.name}.{why}-{self._stamp()}"))
+        if path not in self._moving:
+            self._moving[path] = _free_name(path.with_name(f"{path.name}.{why}-{self._stamp()}"))
+            self._aside.append(self._moving[path])
+        target = self._moving[path]
         for companion in ("", *SQLITE_COMPANIONS):
             source = path.with_name(path.name + companion)
             if source.exists():
                 source.rename(target.with_name(target.name + companion))
-        self._aside.append(target)
         sync_directory(path.parent)
+        del self._moving[path]
         return target
+
+    def has(self, path: Path) -> bool:
+        """Whether anything is left of a database: itself, or a companion."""
+        names = ("", *SQLITE_COMPANIONS)
+        return any(path.with_name(path.name + companion).exists() for companion in names)
 
     def quarantine(self) -> str:
         """Move everything but the lock and the state file into a new `quarantined-TIME`.

@@ -155,6 +155,7 @@ class Ledger:
             account.position = account.bytes = account.moves_after = account.failing_since = 0
             account.snapshot_bytes = 0
             account.last_error = why
+            self.cut = Cut()  # a restart would find that file, and set all of them aside
             self.changed(store.name)
 
     @property

@@ -24,6 +24,7 @@ from node.persistence.schema import (
     SNAPSHOTS_KEPT_TABLE,
     Connect,
     ensure_tables,
+    fitting,
 )
 from node.persistence.store_file import checkpoint_wal
 
@@ -65,9 +66,11 @@ class NodeFile:
         self.path = path
         self._connection = connect(path)
         try:
-            self.created = ensure_tables(self._connection, path, NODE_FILE, NODE_TABLES)
-            self._connection.execute(DURABILITIES_TABLE)
-            self._connection.execute(SNAPSHOTS_KEPT_TABLE)
+            with fitting(path):
+                self.created = ensure_tables(self._connection, path, NODE_FILE, NODE_TABLES)
+                self._connection.execute(DURABILITIES_TABLE)
+                self._connection.execute(SNAPSHOTS_KEPT_TABLE)
+                self.cut()
         except BaseException:
             self.close()
             raise

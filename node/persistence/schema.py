@@ -15,7 +15,8 @@ someone waits for; `database` runs checkpoints between cycles.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -180,6 +181,19 @@ def typed(path: Path, value: object, kind: type[_T]) -> _T:
         found, wanted = type(value).__name__, kind.__name__
         raise StoreDamaged(path, f"is damaged: it has a value of type {found} in place of {wanted}")
     return value
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Opening a file of ours: a statement that does not fit its tables tells of damage to it, since
+    it fits those that were made. Raises StoreDamaged.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+            raise StoreDamaged(path, f"is damaged: {error}") from error
+        raise
 
 
 def is_corruption(error: Exception) -> bool:

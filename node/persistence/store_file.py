@@ -37,6 +37,7 @@ from node.persistence.schema import (
     STORE_TABLES,
     Connect,
     ensure_tables,
+    fitting,
     typed,
 )
 from node.persistence.snapshot_rows import SNAPSHOTS_TABLES, SnapshotsCut
@@ -107,12 +108,13 @@ class StoreFile:
         self.path = path
         self._connection = connect(path)
         try:
-            tables = ";\n".join((STORE_TABLES, BLOCKS_TABLE, LIVES_TABLE))
-            ensure_tables(self._connection, path, STORE_FILE, tables)
-            for statement in SNAPSHOTS_TABLES.split(";\n"):
-                self._connection.execute(statement)
-            self.subscriptions = SubscriptionRows(self._connection, path)
-            self.mark = self._roll_back(mark_index)
+            with fitting(path):
+                tables = ";\n".join((STORE_TABLES, BLOCKS_TABLE, LIVES_TABLE))
+                ensure_tables(self._connection, path, STORE_FILE, tables)
+                for statement in SNAPSHOTS_TABLES.split(";\n"):
+                    self._connection.execute(statement)
+                self.subscriptions = SubscriptionRows(self._connection, path)
+                self.mark = self._roll_back(mark_index)
         except BaseException:
             self.close()
             raise

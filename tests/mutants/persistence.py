@@ -8,6 +8,7 @@ _CRASH = "persistence/test_crash.py"
 _LOADER = "persistence/test_loader.py"
 _POWER = "persistence/test_power.py"
 _WORKER = "persistence/test_worker.py"
+_LOST = "persistence/test_lost_files.py"
 _SERVICE = "test_service.py"
 
 DEFECTS = (
@@ -174,17 +175,60 @@ DEFECTS = (
         "damaged files are renamed, never deleted",
         "persistence/database.py",
         '        """The open file of a store, at its last certain mark."""\n'
-        "        self._clear_the_way(path)\n",
+        "        self._places.clear(path)\n",
         '        """The open file of a store, at its last certain mark."""\n',
         (f"{_WORKER}::test_a_file_that_cannot_be_set_aside_is_neither_deleted_nor_emptied",),
     ),
     Defect(
         "file-in-the-way-is-forgotten",
         "damaged files are renamed, never deleted",
-        "persistence/database.py",
+        "persistence/places.py",
         "        self._in_the_way.setdefault(path, why)\n",
         "        self._in_the_way[path] = why\n",
         (f"{_WORKER}::test_a_file_that_cannot_be_set_aside_is_neither_deleted_nor_emptied",),
+    ),
+    Defect(
+        "companion-is-parted-from-its-database",
+        "damaged files are renamed, never deleted, and their WAL with them",
+        "persistence/directory.py",
+        "        if path not in self._moving:\n",
+        "        if path not in self._moving or path:\n",
+        (f"{_LOST}::test_the_wal_of_a_file_that_was_set_aside_in_two_steps_is_kept",),
+    ),
+    Defect(
+        "cut-outlives-a-store-that-it-lists",
+        "nothing is called persisted that a restart would not find",
+        "persistence/database.py",
+        "        return bool(mark)\n",
+        "        return False\n",
+        (
+            f"{_LOST}::test_what_a_damaged_store_file_held_is_not_called_persisted",
+            f"{_LOST}::test_a_force_is_not_answered_with_a_cut_whose_store_file_is_gone",
+        ),
+    ),
+    Defect(
+        "new-database-goes-on-by-an-old-index",
+        "a WAL begins anew where a file takes the place of another one",
+        "persistence/database.py",
+        "            self._node_is_sure = False\n            self._safe_cut = Cut()\n",
+        "            self._safe_cut = Cut()\n",
+        (f"{_LOST}::test_what_is_written_in_the_place_of_a_removed_file_is_found_by_a_restart",),
+    ),
+    Defect(
+        "damaged-schema-is-no-damage",
+        "a file that is damaged is written anew, whichever byte it is",
+        "persistence/schema.py",
+        '        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:\n',
+        "        if error is None:\n",
+        (f"{_LOST}::test_a_store_file_with_a_damaged_schema_is_written_anew",),
+    ),
+    Defect(
+        "damaged-version-is-another-version",
+        "a file that is damaged is written anew, whichever byte it is",
+        "persistence/database.py",
+        "        if was_written_here:\n",
+        "        if not path:\n",
+        (f"{_LOST}::test_a_store_file_with_a_damaged_schema_is_written_anew",),
     ),
     Defect(
         "contents-not-verified",

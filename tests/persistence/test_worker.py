@@ -843,14 +843,14 @@ async def test_the_name_of_a_new_file_is_synced_before_the_cut_moves_whatever_fa
             if statement:
                 disk.fail("", statement)
             else:
-                broken.setattr("node.persistence.database.sync_directory", _refuses)
+                broken.setattr("node.persistence.places.sync_directory", _refuses)
             for _ in range(2):
                 with pytest.raises(PersistenceFailed):
                     await flush(worker, history)
                 assert worker.persisted_index == 0
         disk.repair()
         monkeypatch.setattr(
-            "node.persistence.database.sync_directory", lambda path: synced.append(path.name)
+            "node.persistence.places.sync_directory", lambda path: synced.append(path.name)
         )
         await flush(worker, history)
         assert place in synced

@@ -1,0 +1,261 @@
+"""Files that are damaged, replaced or removed while the node runs: what a restart would find.
+
+Nothing is called persisted that a restart would not find, and nothing that was relied on is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+
+import pytest
+
+from node.errors import PersistenceFailed
+from node.persistence.directory import DataDirectory
+from node.persistence.loader import load_state
+from tests.persistence.failing_disk import FailingDisk, corruption
+from tests.persistence.histories import History, contents
+from tests.persistence.test_worker import change_store_file
+from tests.persistence.workers import BOUND_MS, flush, reloaded, working
+
+
+@pytest.fixture
+def history() -> History:
+    made = History()
+    for name in ("alpha", "beta", "my_store"):
+        made.create(name)
+        made.append(name, count=10)
+    return made
+
+
+async def test_the_wal_of_a_file_that_was_set_aside_in_two_steps_is_kept(
+    history: History,
+    directory: DataDirectory,
+    disk: FailingDisk,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The disk takes the renaming of the database, and refuses that of its WAL, once."""
+    rename = Path.rename
+    refused = []
+
+    def renames(path: Path, target: Path) -> Path:
+        if path.name.endswith("-wal") and not refused:
+            refused.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return rename(path, target)
+
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        alpha = history.state.stores["alpha"]
+        path = directory.store_path(alpha.name, alpha.uid)
+        with closing(sqlite3.connect(path)) as reader:
+            reader.execute("SELECT count(*) FROM events").fetchone()  # the WAL outlives a closing
+            history.append("alpha", count=5)
+            await flush(worker, history)  # persisted, and in the WAL only
+            disk.fail("alpha", error=corruption())
+            history.append("alpha")
+            with monkeypatch.context() as broken:
+                broken.setattr(Path, "rename", renames)
+                with pytest.raises(PersistenceFailed):
+                    await flush(worker, history)
+            assert refused
+            disk.repair()
+            await flush(worker, history)
+        [kept] = (p for p in directory.stores_path.glob("alpha.*.damaged-*Z"))
+        with closing(sqlite3.connect(kept)) as connection:
+            found = connection.execute("SELECT count(*) FROM events").fetchone()
+        assert found == (15,)
+        assert [Path(p).name for p in worker.set_aside] == [kept.name], "it is named"
+
+
+async def test_what_a_damaged_store_file_held_is_not_called_persisted(
+    history: History, directory: DataDirectory, disk: FailingDisk, tmp_path: Path
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        history.append("alpha")
+        disk.fail("alpha", error=corruption())
+        with pytest.raises(PersistenceFailed):
+            await flush(worker, history)
+        shutil.copytree(directory.path, tmp_path / "found")
+        with DataDirectory(tmp_path / "found") as found:
+            assert load_state(found).cut_index == worker.persisted_index
+        disk.repair()
+        await flush(worker, history)
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_force_is_not_answered_with_a_cut_whose_store_file_is_gone(
+    history: History, directory: DataDirectory, disk: FailingDisk, tmp_path: Path
+) -> None:
+    """All that `force` asks for now is of before the damage; the store that was damaged is deleted,
+    but still listed in node.db."""
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        cut = worker.persisted_index
+        history.append("alpha")
+        disk.fail("alpha", error=corruption())
+        with pytest.raises(PersistenceFailed):
+            await flush(worker, history)
+        history.delete("alpha")
+        disk.fail("node.db")
+        answered = None
+        with suppress(PersistenceFailed):
+            answered = await worker.force(None, cut, BOUND_MS)
+        shutil.copytree(directory.path, tmp_path / "found")
+        with DataDirectory(tmp_path / "found") as found:
+            restarted_at = load_state(found).cut_index
+        disk.repair()
+        assert answered is None or restarted_at >= cut, (answered, restarted_at)
+
+
+async def test_what_a_replaced_store_file_held_is_not_called_persisted(
+    history: History, directory: DataDirectory, disk: FailingDisk, tmp_path: Path
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        history.state.stores["alpha"].origin = object()  # a fill brought another history
+        history.append("alpha")
+        disk.fail("alpha", "COMMIT")
+        with pytest.raises(PersistenceFailed):
+            await flush(worker, history)
+        shutil.copytree(directory.path, tmp_path / "found")
+        with DataDirectory(tmp_path / "found") as found:
+            assert load_state(found).cut_index == worker.persisted_index
+        disk.repair()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE sqlite_schema SET sql = replace(sql, 'position', 'positioo') WHERE name = 'cuts'",
+        "PRAGMA user_version = 5",
+        "DROP TABLE cuts",
+        "UPDATE cuts SET contents = 'x'",
+    ],
+    ids=["a bit of a column's name", "a bit of the version", "a table is gone", "control"],
+)
+async def test_a_store_file_with_a_damaged_schema_is_written_anew(
+    history: History, directory: DataDirectory, disk: FailingDisk, damage: str
+) -> None:
+    """A start would call all of these damage, or be refused."""
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        disk.fail("alpha")
+        history.append("alpha")
+        with pytest.raises(PersistenceFailed):
+            await flush(worker, history)
+        disk.repair()
+        change_store_file(directory, history.state.stores["alpha"], damage)
+        told = []
+        for _ in range(4):
+            history.append("beta")
+            try:
+                await flush(worker, history)
+            except PersistenceFailed as error:
+                told.append(error.detail)
+        assert worker.persisted_index == history.index, told[-1]
+    assert reloaded(directory) == contents(history.state)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE sqlite_schema SET sql = replace(sql, 'term', 'tern') WHERE name = 'cut'",
+        "PRAGMA user_version = 5",
+        "UPDATE cut SET checksum = 1",
+    ],
+    ids=["a bit of a column's name", "a bit of the version", "control"],
+)
+async def test_a_node_database_with_a_damaged_schema_is_written_anew(
+    history: History, directory: DataDirectory, disk: FailingDisk, damage: str
+) -> None:
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        disk.fail("node.db")
+        history.append("alpha")
+        with pytest.raises(PersistenceFailed):
+            await flush(worker, history)
+        disk.repair()
+        with closing(sqlite3.connect(directory.node_path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA writable_schema = ON")
+            connection.execute(damage)
+        told = []
+        for _ in range(4):
+            history.append("beta")
+            try:
+                await flush(worker, history)
+            except PersistenceFailed as error:
+                told.append(error.detail)
+        assert worker.persisted_index == history.index, told[-1]
+    assert reloaded(directory) == contents(history.state)
+
+
+HOLDS = """
+import sqlite3, sys
+other = sqlite3.connect(sys.argv[1])
+other.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@asynccontextmanager
+async def held_open(path: Path) -> AsyncIterator[None]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", HOLDS, str(path)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"open\n"
+        yield
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize("cycles", [0, 1, 3])
+@pytest.mark.parametrize("held", [True, False], ids=["held open", "control"])
+@pytest.mark.parametrize("which", ["node.db", "alpha"])
+async def test_what_is_written_in_the_place_of_a_removed_file_is_found_by_a_restart(
+    directory: DataDirectory, tmp_path: Path, which: str, cycles: int, held: bool
+) -> None:
+    history = History()
+    history.create("alpha")
+    history.append("alpha", count=10)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        alpha = history.state.stores["alpha"]
+        path = directory.node_path
+        if which == "alpha":
+            path = directory.store_path(alpha.name, alpha.uid)
+        elsewhere = tmp_path / "elsewhere.db"
+        if not held:
+            shutil.copy(path, elsewhere)
+        async with held_open(path if held else elsewhere):
+            for _ in range(cycles):
+                history.append("alpha")
+                await flush(worker, history)
+            path.unlink()
+            for _ in range(3):
+                history.append("alpha")
+                with suppress(PersistenceFailed):
+                    await flush(worker, history)
+            persisted = worker.persisted_index
+            # What is there if both processes are killed, or the power is lost.
+            shutil.copytree(directory.path, tmp_path / "found")
+        assert persisted == history.index
+        with DataDirectory(tmp_path / "found") as found:
+            loaded = load_state(found)
+            assert loaded.cut_index >= persisted
+            assert contents(loaded.state) == contents(history.state)
