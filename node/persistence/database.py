@@ -35,13 +35,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from node.core.store import Store
 from node.persistence.directory import DataDirectory
 from node.persistence.faults import FileFault, FilesUnreadable, OtherFormat, StoreDamaged
+from node.persistence.folding import Folding
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
 from node.persistence.places import Places
-from node.persistence.schema import Connect, connect, fault_of, is_corruption
+from node.persistence.schema import Connect, connect, fault_of
 from node.persistence.store_file import StoreCut, StoreFile
 from node.persistence.wal import wal_path, write_wal_again
 
@@ -58,6 +60,13 @@ WAL_BYTES_ALARM = 256 * 1024 * 1024
 
 # What files and disks do; the last where SQLite quotes a text of the file that is no UTF-8.
 _FAILURES = (sqlite3.Error, OSError, FileFault, UnicodeDecodeError)
+
+
+class Doubts(NamedTuple):
+    """What turned out to be of no use between cycles: the files of stores, by uid, and node.db."""
+
+    stores: frozenset[int]
+    node: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +127,8 @@ class Database:
         # this process began.
         self._sure: set[int] = set()
         self._node_is_sure = False
+        self._folding = Folding()
+        self._doubted: set[int] = set()
 
     def open(self) -> tuple[Cut, list[StoreEntry]]:
         """Open node.db: the cut, and the stores at it. Raises FileFault."""
@@ -142,18 +153,26 @@ class Database:
             self._move_cut(plan.cut, result)
         return result
 
-    def tidy(self) -> None:
+    def tidy(self) -> Doubts:
         """Between cycles: fold WALs that grew too large into their files, without waiting."""
+        node_was_there = self._safe_cut != Cut()
+        self._fold_grown()
+        doubted, self._doubted = frozenset(self._doubted), set()
+        return Doubts(doubted, node_was_there and self._safe_cut == Cut())
+
+    def _fold_grown(self) -> None:
         grown, self._grown = self._grown, {}
         for uid, file in grown.items():
             if self._files.get(uid) is file and _wal_bytes(file.path) > WAL_BYTES_MAX:
                 self._fold(uid, file)
         if self._node is not None and _wal_bytes(self._node.path) > WAL_BYTES_MAX:
             try:
-                self._node.checkpoint_wal()
+                self._folding.fold(self._node)
             except _FAILURES as error:
                 self._close_node()
                 log.warning("Cannot fold the WAL of %s: %s", self._directory.node_path, error)
+                if self._folding.is_of_no_use(self._directory.node_path, error):
+                    self._start_node_over()
 
     def sweep(self, store: Store, positions: Sequence[int]) -> int:
         """Bring the husks at these positions, which rise, to a store's file; how many of them one
@@ -169,10 +188,10 @@ class Database:
             swept = file.sweep(positions)
         except _FAILURES as error:
             self._close_failed(store.uid)
-            fault = StoreDamaged if is_corruption(error) else FilesUnreadable
+            fault = StoreDamaged if self._folding.is_of_no_use(path, error) else FilesUnreadable
             raise fault(path, str(error)) from error
         self._grown[store.uid] = file
-        self.tidy()
+        self._fold_grown()
         return swept
 
     def give_back(self, store: Store) -> bool:
@@ -184,12 +203,12 @@ class Database:
             file = self._store_file(path, store.uid)
             gave = file.give_back(_PAGES_A_STEP)
         except _FAILURES as error:
-            self._close_failed(store.uid)
+            self._failed_between(store.uid, path, error)
             log.warning("Cannot make %s shorter: %s", path, error)
             return False
         if gave:
             self._grown[store.uid] = file
-            self.tidy()
+            self._fold_grown()
         else:
             self._fold(store.uid, file)
         return gave
@@ -216,7 +235,7 @@ class Database:
         except Exception as error:
             self._close_failed(store.uid)
             result.errors[store.name] = _told(path, error)
-            if is_corruption(error):
+            if self._folding.is_of_no_use(path, error):
                 result.cut_lost |= self._start_store_over(path, store.uid, "damaged")
                 result.lost.add(store.name)
         else:
@@ -247,21 +266,22 @@ class Database:
         with _of_this_version(path, bool(mark)):
             file = self._files[uid] = StoreFile(path, mark, self._connect)
         if not is_sure:
-            _fold_wholly(file)
+            self._folding.fold_wholly(file)
             self._sure.add(uid)
         return file
 
     def _start_store_over(self, path: Path, uid: int, why: str) -> bool:
         """Memory holds all of the store: a new file will. Whether the cut was with the old one."""
         mark = self._marks.pop(uid, 0)
+        self._folding.forget(path)
         self._places.start_over(path, why if mark else None)
         return bool(mark)
 
     def _fold(self, uid: int, file: StoreFile) -> None:
         try:
-            left = file.checkpoint_wal()
+            left = self._folding.fold(file)
         except _FAILURES as error:
-            self._close_failed(uid)
+            self._failed_between(uid, file.path, error)
             log.warning("Cannot fold the WAL of %s: %s", file.path, error)
             return
         if left > WAL_BYTES_ALARM:
@@ -283,6 +303,12 @@ class Database:
         self._sure.discard(uid)
         self._close_file(uid)
 
+    def _failed_between(self, uid: int, path: Path, error: Exception) -> None:
+        """The same between cycles, where the next one has to learn if it is to be written anew."""
+        self._close_failed(uid)
+        if self._folding.is_of_no_use(path, error):
+            self._doubted.add(uid)
+
     def _close_file(self, uid: int) -> None:
         self._grown.pop(uid, None)
         file = self._files.pop(uid, None)
@@ -298,7 +324,7 @@ class Database:
         try:
             node = self._node_file()
             if not self._node_is_sure:
-                _fold_wholly(node)
+                self._folding.fold_wholly(node)
                 self._node_is_sure = True
             node.move(cut, listed.values(), self._unlisted.values(), gone)
             self._places.sync(self._directory.node_path)
@@ -306,7 +332,7 @@ class Database:
             self._close_node()
             self._node_is_sure = False
             result.node_error = _told(self._directory.node_path, error)
-            if is_corruption(error):
+            if self._folding.is_of_no_use(self._directory.node_path, error):
                 self._start_node_over()
             result.cut_lost |= self._safe_cut == Cut()
             return
@@ -347,6 +373,7 @@ class Database:
     def _start_node_over(self) -> None:
         """What it listed is known here: the next cycle writes all of it to a new one."""
         cut, self._safe_cut = self._safe_cut, Cut()
+        self._folding.forget(self._directory.node_path)
         self._places.start_over(self._directory.node_path, "damaged" if cut != Cut() else None)
 
     def _close_node(self) -> None:
@@ -388,15 +415,6 @@ def _told(path: Path, error: Exception) -> str:
         return f"{path}: {error}"
     log.error("Writing %s failed", path, exc_info=error)
     return f"{path}: {error!r}"
-
-
-def _fold_wholly(file: StoreFile | NodeFile) -> None:
-    """Have the WAL begin anew. Raises `FilesUnreadable` where another process uses it."""
-    if file.checkpoint_wal():
-        raise FilesUnreadable(
-            file.path,
-            "has a WAL that another process uses, and that must be folded after a failure",
-        )
 
 
 def _close_quietly(file: StoreFile | NodeFile) -> None:

@@ -37,9 +37,10 @@ from node.errors import (
     ReadBarrierTimeout,
 )
 from node.persistence.breaker import Breaker
-from node.persistence.database import CyclePlan, CycleResult, Database
+from node.persistence.database import CyclePlan, CycleResult, Database, Doubts
 from node.persistence.directory import DataDirectory
 from node.persistence.ledger import Account, Ledger
+from node.persistence.node_file import Cut
 from node.persistence.report import ForceReport
 from node.persistence.schema import Connect, connect
 from node.persistence.sweeper import Sweeper
@@ -328,7 +329,7 @@ class Worker:
         finally:
             self._running = None
             self._release(done)
-        await self._in_thread(self._database.tidy)
+        self._doubt(await self._in_thread(self._database.tidy))
 
     async def _write(self, plan: CyclePlan) -> CycleResult:
         if plan.stores:
@@ -353,6 +354,13 @@ class Worker:
             self._log_error(f"store {name}", error)
         if result.node_error is not None:
             self._log_error("the node's cut", result.node_error)
+
+    def _doubt(self, doubts: Doubts) -> None:
+        """What was of no use between cycles is written anew by the next one."""
+        if doubts.node:
+            self._ledger.cut = Cut()
+        for store in [one for one in self._state.stores.values() if one.uid in doubts.stores]:
+            self._ledger.doubted(store, "its file could not be synced, and is written anew")
 
     def _log_error(self, what: str, error: str) -> None:
         now = self._clock()

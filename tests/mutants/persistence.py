@@ -171,6 +171,14 @@ DEFECTS = (
         (f"{_WORKER}::test_a_defect_of_ours_in_one_file_keeps_no_other_from_being_written",),
     ),
     Defect(
+        "half-a-fold-is-relied-on",
+        "after a failed fsync nothing counts that may not be on the disk",
+        "persistence/folding.py",
+        "        is_unsynced = code == sqlite3.SQLITE_IOERR_FSYNC and path in self._halfway\n",
+        "        is_unsynced = code is path\n",
+        ("persistence/test_power.py",),
+    ),
+    Defect(
         "file-in-the-way-is-written-over",
         "damaged files are renamed, never deleted",
         "persistence/database.py",

@@ -23,7 +23,7 @@ from node.persistence.loader import load_state
 from tests.persistence.failing_disk import FailingDisk, corruption
 from tests.persistence.histories import History, contents
 from tests.persistence.test_worker import change_store_file
-from tests.persistence.workers import BOUND_MS, flush, reloaded, working
+from tests.persistence.workers import BOUND_MS, flush, reloaded, until, working
 
 
 @pytest.fixture
@@ -130,6 +130,38 @@ async def test_what_a_replaced_store_file_held_is_not_called_persisted(
         with DataDirectory(tmp_path / "found") as found:
             assert load_state(found).cut_index == worker.persisted_index
         disk.repair()
+
+
+@pytest.mark.parametrize("which", ["node.db", "alpha"])
+async def test_a_file_that_was_folded_halfway_and_cannot_be_synced_is_written_anew(
+    history: History,
+    directory: DataDirectory,
+    disk: FailingDisk,
+    monkeypatch: pytest.MonkeyPatch,
+    which: str,
+) -> None:
+    """Between cycles: the next one is told. See `test_power.py` for why."""
+    monkeypatch.setattr("node.persistence.database.WAL_BYTES_MAX", 0)
+    alpha = history.state.stores["alpha"]
+    path = directory.store_path(alpha.name, alpha.uid) if which == "alpha" else directory.node_path
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            history.append("alpha")
+            await flush(worker, history)
+            await worker._in_thread(int)  # what follows a cycle is over
+            reader.execute("COMMIT")
+        disk.fail(which, "PRAGMA wal_checkpoint")
+        history.append("alpha")
+        await flush(worker, history)
+        await until(lambda: worker.persisted_index == 0)
+        disk.repair()
+        await flush(worker, history)
+        assert worker.persisted_index == history.index
+        assert any(which in name for name in worker.set_aside)
+    assert reloaded(directory) == contents(history.state)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """A loss of power after an fsync that failed, on a kernel that calls its pages clean.
 
 Real processes run with a library before the C library (`witness.c`) that writes down what they do
-to their files, and refuses fsyncs on demand. `Disk` plays that again: a page is on the disk once an
-fsync after its writing has succeeded; one whose fsync failed never is, unless it is written again.
-A loss of power leaves what is on the disk, and any of the pages that are dirty.
+to their files, and refuses fsyncs on demand (of `=NAME` once). `Disk` plays that again: a page is
+on the disk once an fsync after its writing has succeeded; one whose fsync failed never is, unless
+it is written again. A loss of power leaves what is on the disk, and any pages that are dirty.
 """
 
 from __future__ import annotations
@@ -287,6 +287,59 @@ def test_a_cut_whose_fsync_failed_is_not_called_persisted_by_the_next_process(
 ) -> None:
     """The disk refuses every fsync of node.db, before the process is killed and after that."""
     disk = carried_out(tmp_path, REFUSED_THE_CUT, TAKES_THE_CUT)
+    persisted = 0
+    for step in disk.play():
+        persisted = step.persisted or persisted
+    assert persisted > 0
+    assert disk.cut_after_power_loss(tmp_path / "image") >= persisted
+
+
+A_READER = """
+import sqlite3
+
+async def main():
+    history = History()
+    with DataDirectory(root / "data") as directory:
+        async with working(history, directory) as worker:
+            database.WAL_BYTES_MAX = 1 << 30
+            history.create("alpha")
+            for _ in range(10):
+                history.append("alpha", count=100, size=300)
+            await flush(worker, history)
+            [path] = directory.stores_path.glob("alpha.*.db")
+            reader = sqlite3.connect(path, isolation_level=None)
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            history.append("alpha", count=100, size=300)
+            database.WAL_BYTES_MAX = 0  # folded as far as the reader allows
+            await flush(worker, history)
+            await worker._in_thread(int)
+            note(f"persisted {{history.index}}")
+            reader.execute("COMMIT")
+            if not {stays}:
+                reader.close()
+            failing.write_text("=" + path.name)  # the fold's fsync of the database is refused, once
+            for _ in range(3):
+                history.append("alpha", count=1, size=300)
+                try:
+                    await flush(worker, history)
+                    note(f"persisted {{history.index}}")
+                except PersistenceFailed:
+                    pass
+                await worker._in_thread(int)
+            assert not failing.exists()
+            assert worker.persisted_index == history.index
+            os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["idle", "gone"])
+def test_what_a_fold_wrote_before_a_reader_stopped_it_is_not_relied_on_after_a_failure(
+    tmp_path: Path, stays: bool
+) -> None:
+    disk = carried_out(tmp_path, A_READER.format(stays=stays))
     persisted = 0
     for step in disk.play():
         persisted = step.persisted or persisted

@@ -74,7 +74,11 @@ static int is_refused(const char *path) {
   close(file);
   if (length <= 0) return 0;
   part[length] = 0;
-  return strstr(path, part) != NULL;
+  if (part[0] != '=') return strstr(path, part) != NULL;
+  size_t size = strlen(path), end = strlen(part + 1);  // one file, once
+  if (size < end || strcmp(path + size - end, part + 1)) return 0;
+  real_unlink(getenv("WITNESS_FAIL"));
+  return 1;
 }
 
 static int synced(int file, int (*sync)(int)) {
