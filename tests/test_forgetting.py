@@ -42,6 +42,12 @@ class Life:
     def held(self) -> list[LogEntry]:
         return [entry for entry in self.start.tail if entry[0] > max(self.start.index, 1)]
 
+    def leaves(self, cut: int, entries: list[LogEntry]) -> None:
+        """A clean stop: the tail ends first, whose thread makes files."""
+        if self.tail is not None:
+            assert self.tail.close()
+        self.identity.leave(cut, entries)
+
     def killed(self) -> None:
         """The process is gone: files stay as they are."""
         if self.tail is not None:
@@ -108,7 +114,7 @@ def test_an_earlier_clean_stop_is_not_believed_after_a_reboot(
 ) -> None:
     """The mark spoke for the life that ended with it, and not for the next one."""
     with life(path) as stopped:
-        stopped.identity.leave(1, ENTRIES)
+        stopped.leaves(1, ENTRIES)
     with life(path) as found:
         assert not found.start.forgetful
     monkeypatch.setattr("node.identity.kernel_boot_id", lambda: "another boot")
@@ -153,9 +159,7 @@ def test_a_clean_stop_is_believed_after_a_reboot_too(
     path: Path, with_tail: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with life(path, cut=2, tail=with_tail) as stopped:
-        if stopped.tail is not None:
-            assert stopped.tail.close()
-        stopped.identity.leave(3, ENTRIES[2:])
+        stopped.leaves(3, ENTRIES[2:])
     monkeypatch.setattr("node.identity.kernel_boot_id", lambda: "a third boot")
     with life(path, cut=3) as found:
         assert not found.start.forgetful
@@ -171,7 +175,7 @@ def test_a_stop_that_could_not_keep_its_log_is_no_clean_one(
     with life(path) as stopped, monkeypatch.context() as failing:
         failing.setattr(TailFiles, "write", fail)
         with pytest.raises(OSError, match="no space"):
-            stopped.identity.leave(1, ENTRIES)
+            stopped.leaves(1, ENTRIES)
     monkeypatch.setattr("node.identity.kernel_boot_id", lambda: "another boot")
     with life(path) as found:
         assert found.start.forgetful
@@ -233,8 +237,7 @@ class TestATailInMemory:
     def test_it_leaves_nothing_on_the_disk_but_what_a_clean_stop_keeps(self, path: Path) -> None:
         assert list((path / "tail").iterdir()) == []
         with life(path) as stopped:
-            assert stopped.tail is not None and stopped.tail.close()
-            stopped.identity.leave(1, ENTRIES)
+            stopped.leaves(1, ENTRIES)
         (kept,) = segments(path)
         assert kept.parent == path / "tail"
 
