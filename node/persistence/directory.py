@@ -113,18 +113,16 @@ class DataDirectory:
             self._moving[path] = _free_name(path.with_name(f"{path.name}.{why}-{self._stamp()}"))
             self._aside.append(self._moving[path])
         target = self._moving[path]
-        for companion in ("", *SQLITE_COMPANIONS):
-            source = path.with_name(path.name + companion)
+        for source, name in zip(_with_companions(path), _with_companions(target), strict=True):
             if source.exists():
-                source.rename(target.with_name(target.name + companion))
+                source.rename(name)
         sync_directory(path.parent)
         del self._moving[path]
         return target
 
     def has(self, path: Path) -> bool:
         """Whether anything is left of a database: itself, or a companion."""
-        names = ("", *SQLITE_COMPANIONS)
-        return any(path.with_name(path.name + companion).exists() for companion in names)
+        return any(one.exists() for one in _with_companions(path))
 
     def quarantine(self) -> str:
         """Move everything but the lock and the state file into a new `quarantined-TIME`.
@@ -156,8 +154,8 @@ class DataDirectory:
 
     def remove(self, path: Path) -> None:
         """Delete a database and its companions. Durable when this returns; absence is no error."""
-        for companion in ("", *SQLITE_COMPANIONS):
-            path.with_name(path.name + companion).unlink(missing_ok=True)
+        for one in _with_companions(path):
+            one.unlink(missing_ok=True)
         sync_directory(path.parent)
 
     def annex(self, parent: Path, node_id: str) -> Path:
@@ -259,6 +257,11 @@ def _is_data(path: Path, kept: set[str]) -> bool:
     if path.name in kept or path.name.startswith(_QUARANTINED):
         return False
     return not path.is_dir() or any(path.iterdir())
+
+
+def _with_companions(path: Path) -> list[Path]:
+    """A database, and the names of what SQLite may keep beside it."""
+    return [path.with_name(path.name + companion) for companion in ("", *SQLITE_COMPANIONS)]
 
 
 def _free_name(path: Path) -> Path:

@@ -97,7 +97,7 @@ class Ledger:
         self._sweepable: dict[str, Removal] = {}
         self._node_breaker = new_breaker()
         self._backlog = (0.0, 0)  # when it was summed, and the sum
-        self.cut = Cut()  # what a restart would get back to, as far as node.db says so
+        self.cut = Cut()  # what a restart would get back to
         self.covered_index = 0  # up to here every store that is not failing is in its file
         self.node_error: str | None = None
 
@@ -155,8 +155,12 @@ class Ledger:
             account.position = account.bytes = account.moves_after = account.failing_since = 0
             account.snapshot_bytes = 0
             account.last_error = why
-            self.cut = Cut()  # a restart would find that file, and set all of them aside
+            self.cut_is_lost()  # a restart would find that file, and set all of them aside
             self.changed(store.name)
+
+    def cut_is_lost(self) -> None:
+        """A file that the cut needs is of no use any more, until a cycle moves the cut again."""
+        self.cut = Cut()
 
     @property
     def behind(self) -> bool:
@@ -203,7 +207,7 @@ class Ledger:
         if result.node_error is not None:
             self._node_breaker.failed(self._clock())
         if result.cut_lost:
-            self.cut = Cut()
+            self.cut_is_lost()
         if result.cut_moved:
             self._node_breaker.succeeded()
             self.cut = plan.cut

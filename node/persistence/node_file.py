@@ -70,15 +70,15 @@ class NodeFile:
                 self.created = ensure_tables(self._connection, path, NODE_FILE, NODE_TABLES)
                 self._connection.execute(DURABILITIES_TABLE)
                 self._connection.execute(SNAPSHOTS_KEPT_TABLE)
-                self.cut()
         except BaseException:
             self.close()
             raise
 
     def cut(self) -> Cut:
         """The cut; (0, 0) before the first cycle."""
-        row = self._connection.execute("SELECT raft_index, term, checksum FROM cut").fetchone()
-        listed = self._listed()
+        with fitting(self.path):
+            row = self._connection.execute("SELECT raft_index, term, checksum FROM cut").fetchone()
+            listed = self._listed()
         if row is None and listed == _NONE_LISTED:
             return Cut()
         if row is None:

@@ -185,7 +185,7 @@ def typed(path: Path, value: object, kind: type[_T]) -> _T:
 
 @contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """Opening a file of ours: a statement that does not fit its tables tells of damage to it, since
+    """Reading a file of ours: a statement that does not fit its tables tells of damage to it, since
     it fits those that were made. Raises StoreDamaged.
     """
     try:

@@ -40,7 +40,6 @@ from node.persistence.breaker import Breaker
 from node.persistence.database import CyclePlan, CycleResult, Database, Doubts
 from node.persistence.directory import DataDirectory
 from node.persistence.ledger import Account, Ledger
-from node.persistence.node_file import Cut
 from node.persistence.report import ForceReport
 from node.persistence.schema import Connect, connect
 from node.persistence.sweeper import Sweeper
@@ -235,8 +234,8 @@ class Worker:
 
     @property
     def persisted_index(self) -> int:
-        """The node's cut: the raft index that a restart gets back to. It is 0 while node.db, which
-        had it, is to be written anew.
+        """The node's cut: the raft index that a restart gets back to. It is 0 while node.db, or a
+        store's file that it lists, is to be written anew.
         """
         return self._ledger.cut.raft_index
 
@@ -358,7 +357,7 @@ class Worker:
     def _doubt(self, doubts: Doubts) -> None:
         """What was of no use between cycles is written anew by the next one."""
         if doubts.node:
-            self._ledger.cut = Cut()
+            self._ledger.cut_is_lost()
         for store in [one for one in self._state.stores.values() if one.uid in doubts.stores]:
             self._ledger.doubted(store, "its file could not be synced, and is written anew")
 

@@ -61,9 +61,8 @@ class Guard:
         self._voters: tuple[int, set[str]] = (0, set())
         self._obeyed: tuple[int, str] = (0, "")
         self._agrees = False  # something of this log was found to be the same in that leader's
-        self._differs_at: int | None = (
-            None  # a committed entry here, which is another at the leader
-        )
+        # A committed entry here, which is another one at the leader.
+        self._differs_at: int | None = None
         self.alarms: list[str] = []
 
     def believes(self, peer: str, message: Message) -> bool:
