@@ -24,7 +24,7 @@ from node.raft.fill_source import FillSource
 from node.raft.requests import Requests
 from tests.persistence.failing_disk import Crash, FailingDisk
 from tests.persistence.histories import History, contents
-from tests.persistence.workers import flush, reloaded, until, working
+from tests.persistence.workers import flush, reloaded, restarted, until, working
 
 
 async def crashed_between_stores_and_cut(
@@ -125,11 +125,10 @@ async def test_a_process_that_dies_inside_a_store_comes_back_at_the_cut(
     disk.fail("alpha", statement, after=after, error=Crash())
     database = Database(directory, disk.connect)
     _die_inside_a_cycle(database, history)
-    shutil.copytree(directory.path, tmp_path / "found")
+    found = restarted(directory, tmp_path / "found")
     disk.repair()
     database.close()
-    with DataDirectory(tmp_path / "found") as found:
-        assert reloaded(found) == at_the_cut
+    assert contents(found.state) == at_the_cut
 
 
 def _die_inside_a_cycle(database: Database, history: History) -> None:

@@ -5,25 +5,30 @@ Nothing is called persisted that a restart would not find, and nothing that was 
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import shutil
 import sqlite3
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from node.errors import PersistenceFailed
 from node.persistence.directory import DataDirectory
-from node.persistence.loader import load_state
+from node.persistence.worker import Worker
 from tests.persistence.failing_disk import FailingDisk, corruption
 from tests.persistence.histories import History, contents
 from tests.persistence.test_worker import change_store_file
-from tests.persistence.workers import BOUND_MS, flush, reloaded, until, working
+from tests.persistence.workers import (
+    BOUND_MS,
+    beside,
+    flush,
+    reloaded,
+    restarted,
+    until,
+    working,
+)
 
 
 @pytest.fixture
@@ -84,9 +89,7 @@ async def test_what_a_damaged_store_file_held_is_not_called_persisted(
         disk.fail("alpha", error=corruption())
         with pytest.raises(PersistenceFailed):
             await flush(worker, history)
-        shutil.copytree(directory.path, tmp_path / "found")
-        with DataDirectory(tmp_path / "found") as found:
-            assert load_state(found).cut_index == worker.persisted_index
+        assert restarted(directory, tmp_path / "found").cut_index == worker.persisted_index
         disk.repair()
         await flush(worker, history)
     assert reloaded(directory) == contents(history.state)
@@ -109,9 +112,7 @@ async def test_a_force_is_not_answered_with_a_cut_whose_store_file_is_gone(
         answered = None
         with suppress(PersistenceFailed):
             answered = await worker.force(None, cut, BOUND_MS)
-        shutil.copytree(directory.path, tmp_path / "found")
-        with DataDirectory(tmp_path / "found") as found:
-            restarted_at = load_state(found).cut_index
+        restarted_at = restarted(directory, tmp_path / "found").cut_index
         disk.repair()
         assert answered is None or restarted_at >= cut, (answered, restarted_at)
 
@@ -126,9 +127,7 @@ async def test_what_a_replaced_store_file_held_is_not_called_persisted(
         disk.fail("alpha", "COMMIT")
         with pytest.raises(PersistenceFailed):
             await flush(worker, history)
-        shutil.copytree(directory.path, tmp_path / "found")
-        with DataDirectory(tmp_path / "found") as found:
-            assert load_state(found).cut_index == worker.persisted_index
+        assert restarted(directory, tmp_path / "found").cut_index == worker.persisted_index
         disk.repair()
 
 
@@ -164,6 +163,28 @@ async def test_a_file_that_was_folded_halfway_and_cannot_be_synced_is_written_an
     assert reloaded(directory) == contents(history.state)
 
 
+async def closed_after_a_failure(
+    worker: Worker, history: History, disk: FailingDisk, name: str
+) -> None:
+    """Have a file be opened anew by the next cycle."""
+    disk.fail(name)
+    history.append("alpha")
+    with pytest.raises(PersistenceFailed):
+        await flush(worker, history)
+    disk.repair()
+
+
+async def writes_all_of_it_in_the_end(worker: Worker, history: History) -> None:
+    told = []
+    for _ in range(4):
+        history.append("beta")
+        try:
+            await flush(worker, history)
+        except PersistenceFailed as error:
+            told.append(error.detail)
+    assert worker.persisted_index == history.index, told[-1]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -180,20 +201,9 @@ async def test_a_store_file_with_a_damaged_schema_is_written_anew(
     """A start would call all of these damage, or be refused."""
     async with working(history, directory, connect=disk.connect) as worker:
         await flush(worker, history)
-        disk.fail("alpha")
-        history.append("alpha")
-        with pytest.raises(PersistenceFailed):
-            await flush(worker, history)
-        disk.repair()
+        await closed_after_a_failure(worker, history, disk, "alpha")
         change_store_file(directory, history.state.stores["alpha"], damage)
-        told = []
-        for _ in range(4):
-            history.append("beta")
-            try:
-                await flush(worker, history)
-            except PersistenceFailed as error:
-                told.append(error.detail)
-        assert worker.persisted_index == history.index, told[-1]
+        await writes_all_of_it_in_the_end(worker, history)
     assert reloaded(directory) == contents(history.state)
 
 
@@ -211,22 +221,11 @@ async def test_a_node_database_with_a_damaged_schema_is_written_anew(
 ) -> None:
     async with working(history, directory, connect=disk.connect) as worker:
         await flush(worker, history)
-        disk.fail("node.db")
-        history.append("alpha")
-        with pytest.raises(PersistenceFailed):
-            await flush(worker, history)
-        disk.repair()
+        await closed_after_a_failure(worker, history, disk, "node.db")
         with closing(sqlite3.connect(directory.node_path, isolation_level=None)) as connection:
             connection.execute("PRAGMA writable_schema = ON")
             connection.execute(damage)
-        told = []
-        for _ in range(4):
-            history.append("beta")
-            try:
-                await flush(worker, history)
-            except PersistenceFailed as error:
-                told.append(error.detail)
-        assert worker.persisted_index == history.index, told[-1]
+        await writes_all_of_it_in_the_end(worker, history)
     assert reloaded(directory) == contents(history.state)
 
 
@@ -234,26 +233,9 @@ HOLDS = """
 import sqlite3, sys
 other = sqlite3.connect(sys.argv[1])
 other.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-print("open", flush=True)
+print("ready", flush=True)
 sys.stdin.read()
 """
-
-
-@asynccontextmanager
-async def held_open(path: Path) -> AsyncIterator[None]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-c", HOLDS, str(path)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"open\n"
-        yield
-    finally:
-        process.kill()
-        await process.communicate()
 
 
 @pytest.mark.parametrize("cycles", [0, 1, 3])
@@ -274,7 +256,7 @@ async def test_what_is_written_in_the_place_of_a_removed_file_is_found_by_a_rest
         elsewhere = tmp_path / "elsewhere.db"
         if not held:
             shutil.copy(path, elsewhere)
-        async with held_open(path if held else elsewhere):
+        async with beside(HOLDS, str(path if held else elsewhere)):
             for _ in range(cycles):
                 history.append("alpha")
                 await flush(worker, history)
@@ -285,9 +267,7 @@ async def test_what_is_written_in_the_place_of_a_removed_file_is_found_by_a_rest
                     await flush(worker, history)
             persisted = worker.persisted_index
             # What is there if both processes are killed, or the power is lost.
-            shutil.copytree(directory.path, tmp_path / "found")
+            found = restarted(directory, tmp_path / "found")
         assert persisted == history.index
-        with DataDirectory(tmp_path / "found") as found:
-            loaded = load_state(found)
-            assert loaded.cut_index >= persisted
-            assert contents(loaded.state) == contents(history.state)
+        assert found.cut_index >= persisted
+        assert contents(found.state) == contents(history.state)

@@ -45,6 +45,16 @@ def note(word):
     with open(root / "note", "ab", buffering=0) as file:
         file.write(word.encode())
 
+def carry_out(work):
+    async def alive():
+        history = History()
+        with DataDirectory(root / "data") as directory:
+            async with working(history, directory) as worker:
+                await work(directory, worker, history)
+                os._exit(0)
+
+    asyncio.run(alive())
+
 async def fails(worker, history):
     try:
         await flush(worker, history)
@@ -73,28 +83,17 @@ async def outage(worker, history):
 """
 
 AND_GOES_ON = """
-async def main():
-    history = History()
-    with DataDirectory(root / "data") as directory:
-        async with working(history, directory) as worker:
-            await outage(worker, history)
-            note("repaired")
-            await flush(worker, history)
-            note(f"persisted {history.index}")
-            os._exit(0)
+async def goes_on(directory, worker, history):
+    await outage(worker, history)
+    note("repaired")
+    await flush(worker, history)
+    note(f"persisted {history.index}")
 
-asyncio.run(main())
+carry_out(goes_on)
 """
 
 AND_IS_KILLED = """
-async def main():
-    history = History()
-    with DataDirectory(root / "data") as directory:
-        async with working(history, directory) as worker:
-            await outage(worker, history)
-            os._exit(0)
-
-asyncio.run(main())
+carry_out(lambda directory, worker, history: outage(worker, history))
 """
 
 LOADS = """
@@ -104,20 +103,16 @@ with DataDirectory(root / "data") as directory:
 """
 
 REFUSED_THE_CUT = """
-async def main():
-    history = History()
+async def refused(directory, worker, history):
     history.create("alpha")
     history.append("alpha")
-    with DataDirectory(root / "data") as directory:
-        async with working(history, directory) as worker:
-            await flush(worker, history)
-            note(f"persisted {history.index}")
-            history.append("alpha")
-            failing.write_text("node.db")
-            await fails(worker, history)
-            os._exit(0)
+    await flush(worker, history)
+    note(f"persisted {history.index}")
+    history.append("alpha")
+    failing.write_text("node.db")
+    await fails(worker, history)
 
-asyncio.run(main())
+carry_out(refused)
 """
 
 TAKES_THE_CUT = """
@@ -297,41 +292,37 @@ def test_a_cut_whose_fsync_failed_is_not_called_persisted_by_the_next_process(
 A_READER = """
 import sqlite3
 
-async def main():
-    history = History()
-    with DataDirectory(root / "data") as directory:
-        async with working(history, directory) as worker:
-            database.WAL_BYTES_MAX = 1 << 30
-            history.create("alpha")
-            for _ in range(10):
-                history.append("alpha", count=100, size=300)
+async def is_read(directory, worker, history):
+    database.WAL_BYTES_MAX = 1 << 30
+    history.create("alpha")
+    for _ in range(10):
+        history.append("alpha", count=100, size=300)
+    await flush(worker, history)
+    [path] = directory.stores_path.glob("alpha.*.db")
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    history.append("alpha", count=100, size=300)
+    database.WAL_BYTES_MAX = 0  # folded as far as the reader allows
+    await flush(worker, history)
+    await worker._in_thread(int)
+    note(f"persisted {{history.index}}")
+    reader.execute("COMMIT")
+    if not {stays}:
+        reader.close()
+    failing.write_text("=" + path.name)  # the fold's fsync of the database is refused, once
+    for _ in range(3):
+        history.append("alpha", count=1, size=300)
+        try:
             await flush(worker, history)
-            [path] = directory.stores_path.glob("alpha.*.db")
-            reader = sqlite3.connect(path, isolation_level=None)
-            reader.execute("BEGIN")
-            reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            history.append("alpha", count=100, size=300)
-            database.WAL_BYTES_MAX = 0  # folded as far as the reader allows
-            await flush(worker, history)
-            await worker._in_thread(int)
             note(f"persisted {{history.index}}")
-            reader.execute("COMMIT")
-            if not {stays}:
-                reader.close()
-            failing.write_text("=" + path.name)  # the fold's fsync of the database is refused, once
-            for _ in range(3):
-                history.append("alpha", count=1, size=300)
-                try:
-                    await flush(worker, history)
-                    note(f"persisted {{history.index}}")
-                except PersistenceFailed:
-                    pass
-                await worker._in_thread(int)
-            assert not failing.exists()
-            assert worker.persisted_index == history.index
-            os._exit(0)
+        except PersistenceFailed:
+            pass
+        await worker._in_thread(int)
+    assert not failing.exists()
+    assert worker.persisted_index == history.index
 
-asyncio.run(main())
+carry_out(is_read)
 """
 
 

@@ -6,11 +6,8 @@ import asyncio
 import errno
 import logging
 import os
-import shutil
 import sqlite3
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,8 +30,10 @@ from tests.persistence.failing_disk import FailingDisk, corruption
 from tests.persistence.histories import History, contents
 from tests.persistence.workers import (
     BOUND_MS,
+    beside,
     flush,
     reloaded,
+    restarted,
     settings,
     store_status,
     until,
@@ -802,9 +801,8 @@ async def test_what_a_damaged_node_database_held_is_not_called_persisted(
         disk.fail("node.db")
         with pytest.raises(PersistenceFailed, match=r"node\.db"):
             await worker.force(None, cut, BOUND_MS)
-        shutil.copytree(directory.path, tmp_path / "found")
-        with DataDirectory(tmp_path / "found") as found:
-            assert load_state(found).cut_index == worker.persisted_index == 0
+        found = restarted(directory, tmp_path / "found")
+        assert found.cut_index == worker.persisted_index == 0
         disk.repair()
         assert (await worker.force(None, cut, BOUND_MS)).node_index == history.index
     assert reloaded(directory) == contents(history.state)
@@ -946,7 +944,7 @@ FOLDS_FOR_EVER = """
 import fcntl, os, sys
 index = os.open(sys.argv[1], os.O_RDWR)
 fcntl.lockf(index, fcntl.LOCK_EX, 1, 121)
-print("held", flush=True)
+print("ready", flush=True)
 sys.stdin.read()
 """
 
@@ -965,29 +963,11 @@ async def test_a_wal_that_another_process_folds_just_now_is_not_taken_for_folded
             with pytest.raises(PersistenceFailed):
                 await flush(worker, history)
             disk.repair()
-            async with folding_for_ever(path):
+            async with beside(FOLDS_FOR_EVER, f"{path}-shm"):
                 with pytest.raises(PersistenceFailed, match="another process uses"):
                     await flush(worker, history)
         await flush(worker, history)
     assert reloaded(directory) == contents(history.state)
-
-
-@asynccontextmanager
-async def folding_for_ever(path: Path) -> AsyncIterator[None]:
-    """Another process that holds the lock meanwhile."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-c", FOLDS_FOR_EVER, f"{path}-shm"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"held\n"
-        yield
-    finally:
-        process.kill()
-        await process.communicate()
 
 
 async def test_a_file_that_was_doubted_during_a_cycle_is_not_booked_as_whole(

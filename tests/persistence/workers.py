@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from node.persistence.directory import DataDirectory
-from node.persistence.loader import load_state
+from node.persistence.loader import LoadedState, load_state
 from node.persistence.worker import Worker, WorkerSettings
 from tests.persistence.histories import History, contents
 
@@ -56,3 +59,33 @@ def reloaded(directory: DataDirectory) -> dict[str, Any]:
     state = load_state(directory).state
     state.check()
     return contents(state)
+
+
+def restarted(directory: DataDirectory, elsewhere: Path) -> LoadedState:
+    """What a restart would find if the process ended now, sound; the files stay as they are."""
+    shutil.copytree(directory.path, elsewhere)
+    with DataDirectory(elsewhere) as found:
+        loaded = load_state(found)
+    loaded.state.check()
+    return loaded
+
+
+@asynccontextmanager
+async def beside(program: str, argument: str) -> AsyncIterator[None]:
+    """Another process, which runs a program of Python's that says when it is ready, and is killed.
+
+    The program is to write a line, and then to read from its input, which never comes.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", program, argument),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        yield
+    finally:
+        process.kill()
+        await process.communicate()
