@@ -120,6 +120,8 @@ class Filling:
         past. What the source knows now is as of the fill, or later.
         """
         plain = await self._requests.ask(source, "fill_members", None, _ANSWER_S)
+        if self._engine.leads:  # who leads counts by its own log only (see `membership_change`)
+            raise FillRefused("this node leads now")
         try:
             self._engine.journal.memberships.reached(index, Membership.from_plain(plain))
         except MalformedMembership as error:

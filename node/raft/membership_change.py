@@ -312,10 +312,24 @@ class MembershipChanges:
         except MalformedMembership:
             log.warning("%s named members that are none", peer)
             return
-        self._log.learned(committed)
+        self._learn(committed)
         if peer in committed.voter_ids:
             self._confirmed = max(self._confirmed, committed.version)
             self._waiting.advanced()
+
+    def _learn(self, committed: Membership) -> None:
+        """Believe it, but never count by it what was acknowledged in a reign that is over.
+
+        A leader's log holds all that was committed before it led, and it knows of what it commits
+        before anybody else. If it is told of more, somebody leads a later term, and those who have
+        acknowledged entries of this one may have cut them off since. (Or it is about to learn of
+        it, or to go, see `membership_log`: then an election is all that this costs.)
+        """
+        if committed.version > self._log.committed.version:
+            if self._engine.leads:
+                log.info("told of members that this leader has not committed: its reign is over")
+                self._engine.retire()
+            self._log.learned(committed)
 
     def _compare(self, learner: Member, address: str) -> None:
         """Say so, once, where a node that is being added calls itself by another address.

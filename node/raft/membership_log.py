@@ -26,7 +26,10 @@ Five things are known:
                  node that lost its log still knows by it that the membership may have changed.
 
 `committed` may be ahead of the log: a majority of that membership holds its entry, so a node that
-lacks the entry is elected by no majority of it, as it would be by none of an older one.
+lacks the entry is elected by no majority of it, as it would be by none of an older one. That is an
+argument about who may lead, not about what a leader counts: acknowledgements that it was given
+before are worth nothing in a membership of a later term. So a leader that is told of one which it
+has not committed ends its reign first (see `membership_change`).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ _STEPS = "raft/test_membership.py::TestSteps"
 _COUNTS = "raft/test_membership.py::TestWhichCounts"
 _CHANGES = "raft/test_membership_change.py"
 _UNHEARD = "raft/test_unheard_changes.py"
+_OVERTAKEN = "raft/test_overtaken_leader.py"
 _REMNANTS = "raft/test_remnants.py"
 _COUNTING = "raft/test_replication_rules.py::TestStrangers"
 
@@ -35,6 +36,31 @@ DEFECTS = (
         "        if committed.version > self.committed.version:\n",
         "        if committed != self.committed:\n",
         (_COUNTS,),
+    ),
+    Defect(
+        "leader-counts-by-what-it-is-told",
+        "A9: of a reign that is over no acknowledgement counts, whoever the members are now",
+        "raft/membership_change.py",
+        '            if self._engine.leads:\n                log.info("told of',
+        '            if False:\n                log.info("told of',
+        (_OVERTAKEN,),
+    ),
+    Defect(
+        "leader-takes-members-from-a-fill",
+        "A9: of a reign that is over no acknowledgement counts, whoever the members are now",
+        "raft/filling.py",
+        "        if self._engine.leads:  #",
+        "        if False:  #",
+        ("raft/test_filling.py",),
+    ),
+    Defect(
+        "leader-takes-its-own-change-for-the-committed-one",
+        "A9: of a reign that is over no acknowledgement counts, whoever the members are now",
+        "raft/membership_change.py",
+        '            if self._engine.leads:\n                log.info("told of',
+        "            if self._engine.leads and committed != self._log.newest:\n"
+        '                log.info("told of',
+        (_OVERTAKEN,),
     ),
     Defect(
         "membership-of-nobody",

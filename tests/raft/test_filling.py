@@ -92,6 +92,18 @@ async def test_nothing_is_installed_behind_what_the_log_has_brought_meanwhile() 
     assert (desk.solo.engine.commit_index, desk.solo.journal.last_index) == (21, 21)
 
 
+async def test_who_leads_by_the_time_takes_no_membership_from_a_fill() -> None:
+    """A leader counts by its own log only."""
+    desk = Desk()
+    before, desk.members = desk.members, desk.members.without("n3")
+    desk.follow("n2", 1)
+    desk.filling.behind("n2", Behind(1, 8))
+    desk.solo.elect()
+    await desk.finish()
+    assert desk.ended == [False]
+    assert desk.solo.engine.membership == before
+
+
 @pytest.mark.parametrize(
     ("peer", "term", "why"),
     [("n3", 1, "it does not lead"), ("n2", 0, "its term is over"), ("n3", 2, "nobody knows it")],

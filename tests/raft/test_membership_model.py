@@ -2,8 +2,10 @@
 
 The model is Raft without time. A step elects a node by a majority of the membership in its own
 log, or lets a leader append an entry, change the membership, or bring one follower's log to its
-own. What is committed must be in the log of every later leader. What changes the membership is the
-product's own: `membership.changes` for the steps, `is_majority` for who decides.
+own; it remembers how far, whatever becomes of the follower's log. Or a node is told who the members
+are by then. What is committed must be in the log of every later leader, and nobody may commit
+anything else. What changes the membership is the product's own: `membership.changes` for the
+steps, `is_majority` for who decides.
 
 The search is breadth first and complete up to its bounds. That it can find anything is shown by
 leaving out the rules of `membership_change`, one at a time.
@@ -27,11 +29,15 @@ Log = tuple[Entry, ...]
 
 
 class Node(NamedTuple):
-    """One node: the latest term it has voted in, the term it leads or 0, its log."""
+    """One node: the latest term it has voted in, the term it leads or 0, its log, what it was told
+    ahead of that; and as a leader how much of its log each other node has acknowledged.
+    """
 
     term: int = 0
     leads: int = 0
     log: Log = ()
+    told: Membership | None = None
+    acknowledged: tuple[int, ...] = ()
 
 
 class World(NamedTuple):
@@ -47,12 +53,14 @@ class Rules(NamedTuple):
     one_at_a_time: bool = True
     own_entry_first: bool = True
     one_node_a_step: bool = True
+    ends_when_told: bool = True
     entries_max: int = 3
     plain_entries: bool = True
+    terms_max: int = TERMS_MAX
 
 
 class Lost(AssertionError):
-    """A leader lacks what was committed."""
+    """A leader lacks what was committed, or commits something else."""
 
 
 class Search:
@@ -79,22 +87,25 @@ class Search:
     def next_of(self, world: World) -> Iterator[World]:
         for at in range(len(world.nodes)):
             yield from self.elections(world, at)
+            yield from self.tellings(world, at)
             if world.nodes[at].leads:
                 yield from self.appends(world, at)
                 yield from self.copies(world, at)
 
-    def membership(self, log: Log) -> Membership:
+    def membership(self, log: Log, told: Membership | None = None) -> Membership:
         found = [membership for _, membership in log if membership is not None]
-        return found[-1] if found else self.first
+        newest = found[-1] if found else self.first
+        return newest if told is None or told.version < newest.version else told
 
     def elections(self, world: World, at: int) -> Iterator[World]:
         """It is elected in a later term by each of the smallest majorities that would."""
         node = world.nodes[at]
-        for term in range(node.term + 1, TERMS_MAX + 1):
+        for term in range(node.term + 1, self.rules.terms_max + 1):
             yield from self.elections_of(world, at, term)
 
     def elections_of(self, world: World, at: int, term: int) -> Iterator[World]:
-        node, membership = world.nodes[at], self.membership(world.nodes[at].log)
+        node = world.nodes[at]
+        membership = self.membership(node.log, node.told)
         if self.names[at] not in membership.voter_ids:
             return
         willing = [
@@ -114,9 +125,22 @@ class Search:
         if nodes[at].log[: len(world.committed)] != world.committed:
             raise Lost(f"{self.names[at]} leads term {term} without {world.committed}")
         for one in voters:
-            nodes[one] = Node(term, 0, nodes[one].log)
-        nodes[at] = Node(term, term, nodes[at].log)
+            nodes[one] = Node(term, 0, nodes[one].log, nodes[one].told)
+        nobody = (0,) * len(nodes)
+        nodes[at] = Node(term, term, nodes[at].log, nodes[at].told, nobody)
         return World(tuple(nodes), world.committed)
+
+    def tellings(self, world: World, at: int) -> Iterator[World]:
+        """It is told who the members are, unless it knows."""
+        node, newest = world.nodes[at], self.membership(world.committed)
+        if newest.version <= self.membership(node.log, node.told).version:
+            return
+        nodes = list(world.nodes)
+        nodes[at] = node._replace(told=newest)
+        if self.rules.ends_when_told:
+            nodes[at] = Node(node.term, 0, node.log, newest)
+        told = World(tuple(nodes), world.committed)
+        yield self.counted(told, at) if nodes[at].leads else told
 
     def appends(self, world: World, at: int) -> Iterator[World]:
         node = world.nodes[at]
@@ -124,7 +148,7 @@ class Search:
             return
         if self.rules.plain_entries:
             yield self.logged(world, at, (*node.log, (node.leads, None)))
-        now = self.membership(node.log)
+        now = self.membership(node.log, node.told)
         certain = world.committed
         open_ = now != self.membership(certain) or node.log[: len(certain)] != certain
         sure = any(term == node.leads for term, _ in certain)
@@ -144,7 +168,10 @@ class Search:
         for one, other in enumerate(world.nodes):
             if one != at and other.term <= node.leads and other.log != node.log:
                 nodes = list(world.nodes)
-                nodes[one] = Node(node.leads, 0, node.log)
+                nodes[one] = Node(node.leads, 0, node.log, other.told)
+                known = list(node.acknowledged)
+                known[one] = len(node.log)
+                nodes[at] = node._replace(acknowledged=tuple(known))
                 yield self.counted(World(tuple(nodes), world.committed), at)
 
     def logged(self, world: World, at: int, log: Log) -> World:
@@ -153,18 +180,21 @@ class Search:
         return self.counted(World(tuple(nodes), world.committed), at)
 
     def counted(self, world: World, at: int) -> World:
-        """What the leader's membership now holds in common, up to an entry of its own term."""
+        """What the leader's membership has acknowledged, up to an entry of its own term."""
         node = world.nodes[at]
-        membership = self.membership(node.log)
-        for end in range(len(node.log), len(world.committed), -1):
-            holders = [
-                name
-                for name, other in zip(self.names, world.nodes, strict=True)
-                if other.log[:end] == node.log[:end]
-            ]
+        membership = self.membership(node.log, node.told)
+        known = [*node.acknowledged[:at], len(node.log), *node.acknowledged[at + 1 :]]
+        for end in range(len(node.log), 0, -1):
+            holders = [name for name, its in zip(self.names, known, strict=True) if its >= end]
             if node.log[end - 1][0] == node.leads and membership.is_majority(holders):
-                return World(world.nodes, node.log[:end])
+                return World(world.nodes, self.joined(world.committed, node.log[:end]))
         return world
+
+    def joined(self, committed: Log, more: Log) -> Log:
+        both = min(len(committed), len(more))
+        if committed[:both] != more[:both]:
+            raise Lost(f"{more} is committed beside {committed}")
+        return max(committed, more, key=len)
 
 
 def _last(log: Log) -> int:
@@ -172,19 +202,20 @@ def _last(log: Log) -> int:
 
 
 @pytest.mark.parametrize(
-    ("founders", "wanted", "entries_max"),
+    ("founders", "wanted", "rules"),
     [
-        ("a", ("ab",), 3),
-        ("ab", ("abc",), 3),
-        ("ab", ("a", "abc"), 3),
-        ("abc", ("a",), 3),
-        ("abc", ("abcd",), 2),
+        ("a", ("ab",), Rules()),
+        ("ab", ("abc",), Rules()),
+        ("ab", ("a", "abc"), Rules()),
+        ("abc", ("a",), Rules()),
+        ("abc", ("abcd",), Rules(entries_max=2)),
+        ("abc", ("abcd", "abd"), Rules(terms_max=2)),
     ],
 )
 def test_whatever_happens_no_committed_entry_is_lost(
-    founders: str, wanted: tuple[str, ...], entries_max: int
+    founders: str, wanted: tuple[str, ...], rules: Rules
 ) -> None:
-    search = Search(founders, wanted, Rules(entries_max=entries_max))
+    search = Search(founders, wanted, rules)
     search.run()
     assert search.seen > 50
 
@@ -199,6 +230,7 @@ def test_whatever_happens_no_committed_entry_is_lost(
             ("abcde", "bcd"),
             Rules(own_entry_first=False, entries_max=1, plain_entries=False),
         ),
+        ("abc", ("abcd", "abd"), Rules(ends_when_told=False, terms_max=2)),
     ],
 )
 def test_without_one_of_the_rules_an_entry_is_lost(

@@ -30,7 +30,9 @@ class Carried(NamedTuple):
 
 
 class Changes:
-    """The scenarios of one run. They happen where `Simulation.endangered_changes` says so."""
+    """The scenarios of one run. They happen where `Simulation.endangered_changes` says so, and
+    where `overtaken_leaders` does.
+    """
 
     def __init__(self, simulation: Simulation, director: Director, chance: random.Random) -> None:
         self._simulation = simulation
@@ -45,9 +47,13 @@ class Changes:
 
     def kinds(self, others: int) -> list[Callable[[], Awaitable[None]]]:
         """The scenarios that happen among so many other faults."""
-        if not self._simulation.endangered_changes or self._simulation.rescue.due:
-            return []
-        kinds = [self._struck_change, self._unseen_promotion, self._unknown_change]
+        simulation, kinds = self._simulation, list[Callable[[], Awaitable[None]]]()
+        if simulation.rescue.due:
+            return kinds
+        if simulation.endangered_changes:
+            kinds += [self._struck_change, self._unseen_promotion, self._unknown_change]
+        if simulation.overtaken_leaders:
+            kinds.append(self._overtaken_leader)
         return kinds * max(1, others // 3)
 
     # --- a change that is struck -------------------------------------------------------------
@@ -176,6 +182,72 @@ class Changes:
             director.note("unknown changes")
             await self._left_with(victim, aware)
         self._links.heal()
+
+    # --- changes that a leader sleeps through ------------------------------------------------
+
+    async def _overtaken_leader(self) -> None:
+        """A leader is not run while another one changes the members, and more than once.
+
+        One of those who are left then has what is newest in its log, as nobody else: a voter, or
+        one that was just being added. Of so few members the two would be a majority.
+        """
+        director, simulation, chance = self._director, self._simulation, self._chance
+        if not await director.all_well():
+            return
+        newcomer = await self._newcomer() if chance.random() < 0.5 else None
+        deposed = simulation.leader()
+        node = self._nodes.get(deposed) if deposed is not None else None
+        others = sorted(simulation.chronicle.membership.voter_ids - {deposed})
+        if node is None or node.life is None or len(others) < 2:
+            return
+        witness = newcomer or chance.choice(others)
+        self._links.blackholes |= {(node.node_id, one) for one in self._nodes if one != witness}
+        await asyncio.sleep(chance.choice([0.03, 0.1, 0.3]))
+        director.stall_for(node.life, 6.0)
+        director.uncalm(9.0)
+        self._links.cut(node.node_id)
+        if await self._others_change({node.node_id, witness}, newcomer):
+            director.note("overtaken leaders")
+        if chance.random() < 0.5:
+            self._links.heal_pair(node.node_id, chance.choice(others))
+        else:
+            self._links.heal()
+        if node.life is not None:
+            simulation.loop.resume(node.life)
+        await asyncio.sleep(chance.choice([0.1, 0.5, 2.0]))
+        self._links.heal()
+
+    async def _newcomer(self) -> str | None:
+        """One that is just being added."""
+        newest = self._simulation.chronicle.membership
+
+        def is_adding(one: Carried) -> bool:
+            return one.membership.version > newest.version and one.membership.learner is not None
+
+        carried = await self._carried(self._simulation.operator.add, is_adding, 2.0)
+        await asyncio.sleep(self._chance.choice([0.02, 0.1, 0.3]))
+        return carried.membership.learner_id if carried else None
+
+    async def _others_change(self, staying: set[str], newcomer: str | None) -> bool:
+        """Count the newcomer, and remove who need not stay until few are left; whether it was so.
+
+        The first of those who stay is not run.
+        """
+        simulation, chance = self._simulation, self._chance
+        voters: frozenset[str] | set[str] = set()
+        for _ in range(60):
+            await asyncio.sleep(0.05)
+            leader, voters = simulation.leader(), simulation.chronicle.membership.voter_ids
+            away = leader is None or leader in staying or leader not in self._nodes
+            if away or (newcomer is not None and newcomer not in voters):
+                continue
+            leaving = sorted(voters - staying - {leader})
+            if len(voters) <= 3 or not leaving:
+                break
+            gone = self._nodes.get(chance.choice(leaving))
+            if gone is not None:
+                await simulation.operator.remove_by(self._nodes[leader], gone)
+        return len(voters) == 3 and staying <= voters
 
     # --- the moment --------------------------------------------------------------------------
 

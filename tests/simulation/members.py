@@ -68,6 +68,14 @@ class Operator:
         if node is not None:
             self._begin(self._add_it(node))
 
+    async def remove_by(self, asked: Node, node: Node) -> None:
+        """Ask one member, once, to remove another one."""
+        self._removing += 1
+        told = await self._asked(asked, lambda one, ms: one.remove_member(node.node_id, ms))
+        self._removing -= 1
+        if told is not None:
+            self.acknowledged.append(told)
+
     async def done(self) -> None:
         """Wait until everything that was begun is answered, or given up."""
         for work in self._works:

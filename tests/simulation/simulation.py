@@ -116,6 +116,7 @@ class Simulation:
         self.late_hand_overs = self._drawn("hand-overs", 0.2)
         self.unaware_leaders = size > 1 and self._drawn("leaders that do not know", 0.2)
         self.endangered_changes = self._drawn("endangered changes", 0.1)
+        self.overtaken_leaders = size > 2 and self._drawn("overtaken leaders", 0.1)
         self.shrinks = self._drawn("few voters", 0.5)
         self.forgets_in_another_lineage = self._drawn("in another lineage", 0.5)
         self.rescue = Rescue(self, random.Random(f"{seed}/{size}/rescue"))

@@ -28,12 +28,16 @@ SEEDS += [(935430, 3)]
 SEEDS += [(938072, 3)]
 # 952078: a survivor without its disk was ordered to go on alone, and waited for others.
 SEEDS += [(952078, 3)]
+# 1000018, 1000215: a leader slept through changes of the members, and counted by the newest of them
+# what it had been acknowledged before.
+SEEDS += [(1000018, 3), (1000215, 5)]
 # These have found something once: as they were then, before there were consumers.
 AS_THEN: dict[str, object] = {
     "consumers": [],
     "removers": [],
     "unaware_leaders": False,
     "endangered_changes": False,
+    "overtaken_leaders": False,
     "forgets_in_another_lineage": False,
 }
 KEPT = [(1036, 3), (1156, 3), (100013, 5), (100348, 3), (100586, 3), (100762, 3)]

@@ -1,0 +1,145 @@
+"""A leader that was not run, or was cut off for a moment, while another one changed the members.
+
+It remembers what it was acknowledged in its own term. Those who acknowledged it have voted in a
+later one since, and cut it off; of the members that there are now they may be a majority.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from node.errors import ExesdbError
+from node.raft.messages import AppendEntries, Message
+from tests.raft.harness import Cluster
+from tests.raft.test_blank_interplay import promote, with_learner
+from tests.raft.test_membership_change import knows, ready
+from tests.raft.test_rebuilding import settled
+from tests.raft.virtual_time import simulate
+
+FALLBACKS_MS = [1_000, 60_000]  # the default; and one that stands for a leader that was not run
+
+
+class Overtaken:
+    """A leader, and an append that one other node has acknowledged: fewer than a majority."""
+
+    def __init__(self, cluster: Cluster, leader: str, witness: str) -> None:
+        self.leader, self.witness = leader, witness
+        self.others = [one for one in cluster.replicas if one not in (leader, witness)]
+        self._cluster = cluster
+        self._command = cluster.command()
+
+    async def half_replicated(self) -> None:
+        """Append through the leader, and let only the witness hear of it."""
+
+        def passes(sender: str, to: str, message: Message) -> bool:
+            entries = isinstance(message, AppendEntries)
+            return not (sender == self.leader and to in self.others and entries)
+
+        cluster, engine = self._cluster, self._cluster[self.leader]._engine
+        cluster.links.watchers.append(passes)
+        before = engine.journal.last_index
+        self._appending = asyncio.ensure_future(cluster.append(self.leader, self._command, 20_000))
+        await cluster.until(lambda: engine.match_index(self.witness) > before)
+
+    async def replaced_by(self, successor: str) -> None:
+        """Cut the leader off, and let this one lead next."""
+        cluster = self._cluster
+        cluster.links.cut(self.leader)
+        cluster.links.watchers.pop()
+        rest = [one for one in (self.witness, *self.others) if one != successor]
+        for one in rest:
+            cluster[one]._election._may_stand = lambda: False  # type: ignore[method-assign]
+        await cluster.led(successor)
+        for one in rest:
+            del cluster[one]._election._may_stand
+
+    async def judged(self, *members: str) -> None:
+        """All of these hold the append, or nobody does and nobody was told that it is stored."""
+        assert not self._cluster.chronicle.violations, "two histories"
+        await settled(self._cluster, *members)
+        held = [self._cluster.holds(one, self._command) for one in members]
+        assert len({*held}) == 1, "two histories"
+        self._appending.cancel()
+        with suppress(ExesdbError, asyncio.CancelledError):
+            await self._appending
+            assert all(held), "an acknowledged append is lost"
+        self._cluster.check()
+
+
+@pytest.mark.parametrize("fallback_ms", FALLBACKS_MS)
+def test_old_acknowledgements_are_not_counted_among_fewer_members(fallback_ms: int) -> None:
+    async def scenario() -> None:
+        cluster = Cluster(5, tails=True, leader_fallback_ms=fallback_ms)
+        leader = await ready(cluster)
+        witness, successor, *gone = cluster.followers()
+        overtaken = Overtaken(cluster, leader, witness)
+        await overtaken.half_replicated()
+        await overtaken.replaced_by(successor)
+        for one in gone:
+            await cluster[successor].remove_member(one, 1_000)
+        await cluster.append(successor)
+        assert cluster[leader].leads
+        cluster.links.heal()
+        await overtaken.judged(leader, witness, successor)
+
+    simulate(scenario)
+
+
+@pytest.mark.parametrize("fallback_ms", FALLBACKS_MS)
+@pytest.mark.parametrize("meets", ["everybody", "the removed one"])
+def test_old_acknowledgements_are_not_counted_when_one_was_replaced(
+    fallback_ms: int, meets: str
+) -> None:
+    """The one that is counted now had acknowledged as a learner what nobody else has."""
+
+    async def scenario() -> None:
+        cluster = Cluster(3, tails=True, spares=1, leader_fallback_ms=fallback_ms)
+        leader = await with_learner(cluster, "n4")
+        successor, removed = (one for one in cluster.ids if one != leader)
+        overtaken = Overtaken(cluster, leader, "n4")
+        await overtaken.half_replicated()
+        await overtaken.replaced_by(successor)
+        promote(cluster, successor)
+        await cluster.until(lambda: knows(cluster, successor, {*cluster.ids, "n4"}))
+        await cluster[successor].remove_member(removed, 1_000)
+        await cluster.append(successor)
+        assert cluster[leader].leads
+        if meets == "the removed one":
+            cluster.links.heal_pair(leader, removed)
+            await cluster.until(lambda: knows(cluster, leader, {leader, successor, "n4"}))
+        cluster.links.heal()
+        await overtaken.judged(leader, successor, "n4")
+
+    simulate(scenario)
+
+
+def test_a_leader_does_not_take_its_own_change_for_the_same_one_of_a_later_term() -> None:
+    """Both leaders remove the same node. The deposed one must not build on the other's removal."""
+
+    async def scenario() -> None:
+        cluster = Cluster(5, tails=True, leader_fallback_ms=60_000)
+        leader = await ready(cluster)
+        witness, successor, next_, first = cluster.followers()
+        overtaken = Overtaken(cluster, leader, witness)
+        await overtaken.half_replicated()
+        cluster.links.blackholes |= {(leader, one) for one in cluster.ids}
+        with pytest.raises(ExesdbError):
+            await cluster[leader].remove_member(first, 10)
+        await overtaken.replaced_by(successor)
+        cluster.links.blackholes.clear()
+        await cluster[successor].remove_member(first, 1_000)
+        await cluster.append(successor)
+        assert cluster[leader]._journal.memberships.newest == cluster[successor]._engine.membership
+        # What the leader says may be lost: else the witness would tell it of the later term.
+        cluster.links.blackholes.add((leader, witness))
+        cluster.links.heal_pair(leader, witness)
+        await asyncio.sleep(0.1)  # now it has been told
+        with pytest.raises(ExesdbError):
+            await cluster[leader].remove_member(next_, 300)
+        cluster.links.heal()
+        await overtaken.judged(leader, witness, successor, next_)
+
+    simulate(scenario)
