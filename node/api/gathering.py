@@ -6,9 +6,11 @@ of all connections, are gathered, and become one `AppendEach`; an append that co
 `Append`. Each is judged for itself where the command is applied. What ends the command without an
 outcome (no leader, an unknown outcome) ends all of its appends alike.
 
-Commands are proposed in the order in which their appends came. A command holds appends to one store
-with one patience: others begin the next one. It also ends at `_APPENDS_MAX` appends or with the one
-that reaches `_BYTES_MAX`.
+Commands are handed to the leader in the order in which their appends came. (What one leader lost is
+handed to the next one after what has come since: a client that needs an order of its own sends the
+second append when the first is answered, or says what version it expects.) A command holds appends
+to one store with one patience: others begin the next one. It also ends at `_APPENDS_MAX` appends or
+with the one that reaches `_BYTES_MAX`.
 
 Bound: `appends_waiting_max` appends without an outcome; a further one is refused.
 """

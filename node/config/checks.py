@@ -21,7 +21,7 @@ from node.config.options import MIB, Config, loopback_secret
 from node.config.values import Address
 
 SECRET_BYTES_MIN = 16
-_ENVELOPE_BYTES = MIB
+_AROUND_A_BODY_BYTES = 2 * MIB  # the rest of an entry, and what a message says about it
 
 Complaint = tuple[str, str]
 Rule = Callable[[Config], Iterator[Complaint]]
@@ -58,10 +58,10 @@ def events(config: Config) -> Iterator[Complaint]:
 
 
 def frames(config: Config) -> Iterator[Complaint]:
-    """A body travels in a frame, with what is said about it."""
+    """A body travels in a frame, with others and with what is said about it."""
     body = config.body_bytes_max
-    if config.frame_bytes_max < body + _ENVELOPE_BYTES:
-        yield "frame_bytes_max", f"at least 1 MiB more than body_bytes_max, which is {body}"
+    if config.frame_bytes_max < body + _AROUND_A_BODY_BYTES:
+        yield "frame_bytes_max", f"at least 2 MiB more than body_bytes_max, which is {body}"
 
 
 def durability(config: Config) -> Iterator[Complaint]:

@@ -259,6 +259,8 @@ def decode(encoded: bytes) -> Command:
         raise MalformedCommand("does not begin like a command of this version")
     try:
         fields = items.loads(encoded, _NESTING_MAX)
+    except MemoryError:
+        raise  # says nothing about the command, and the other nodes may have had enough
     except Exception as error:
         # The library's text stays out of the outcome: it must be the same on every node.
         raise MalformedCommand(f"not CBOR: {type(error).__name__}") from error

@@ -153,6 +153,8 @@ def _loaded(item: Any) -> Any:
     """The value of an encoded item; `_NOTHING` where it is none."""
     try:
         return items.loads(item, _NESTING_MAX)
+    except MemoryError:
+        raise  # says nothing about the item, and the other nodes may have had enough
     except Exception:  # the library lets some of Python's own through
         return _NOTHING
 

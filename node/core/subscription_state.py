@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cbor2
 
+from node.core import items
 from node.core.fields import is_name, is_number, is_time, need
 from node.core.subscription import (
     AFTER_RETRIES,
@@ -31,6 +32,9 @@ from node.core.subscription_commands import Definition, definition_of, described
 
 if TYPE_CHECKING:
     from node.core.store import Store
+
+
+_NESTING_MAX = 16  # conditions are the deepest
 
 
 class Taken(NamedTuple):
@@ -104,7 +108,7 @@ def encode(taken: Taken) -> bytes:
 def decode(name: str, changed_index: int, encoded: bytes, store: Store) -> Subscription:
     """A subscription of `store`, whose events must be there. Raises `ValueError`."""
     try:
-        one = _decoded(name, cbor2.loads(encoded), store)
+        one = _decoded(name, items.loads(encoded, _NESTING_MAX), store)
         one.changed_index = changed_index
         one.check(store)
     except (ValueError, TypeError, KeyError, IndexError, AssertionError, cbor2.CBORError) as error:

@@ -108,14 +108,14 @@ class Journal:
         return self._items[index - self._items[0][1]]
 
     def items_from(self, index: int, items_max: int, bytes_max: int) -> list[Item]:
-        """Entries from `index` on: at most `items_max`, and none after `bytes_max` is reached."""
+        """Entries from `index` on: `items_max` and `bytes_max` at most, or one."""
         start = index - self._items[0][1]
         items = self._items[start : start + items_max]
         size = 0
         for at, item in enumerate(items):
             size += len(item[0])
-            if size >= bytes_max:
-                return items[: at + 1]
+            if size > bytes_max:
+                return items[: max(at, 1)]
         return items
 
     def tail_after(self, index: int) -> list[LogEntry]:

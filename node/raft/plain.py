@@ -40,5 +40,7 @@ def loads(encoded: bytes) -> Any:
             allow_indefinite=False,
             strict_hashable_types=True,
         )
+    except MemoryError:
+        raise  # says nothing about the bytes, and the other nodes may have had enough
     except Exception as error:
         raise NotPlain(f"not plain CBOR: {type(error).__name__}") from error

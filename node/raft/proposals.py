@@ -9,6 +9,7 @@ What is certain, and what is not, decides how a submission ends:
 
 * resolved           this node has applied it;
 * `Overloaded`       a bound was reached before it was taken: certainly not stored;
+* `PayloadTooLarge`  it would not fit into a message between nodes: certainly not stored;
 * `NoLeader`         no leader took it in time: certainly not stored;
 * `OutcomeUnknown`   it was handed on and not heard of in time: perhaps stored. The client repeats
                      it with the same event ids.
@@ -22,7 +23,10 @@ A leader begins its reign with the commands that `opening` gives, before all tha
 be there before anything else is, such as the default store.
 
 Bounds: `proposals_max` submissions of this node and as many of peers, `proposal_bytes_max` for
-each; beyond them `Overloaded`. A submission without a leader waits for `leader_wait_ms`.
+each; beyond them `Overloaded`. A submission without a leader waits for `leader_wait_ms`. One may
+be as long as a message between nodes (`frame_bytes_max`), less the rest of an entry: what is sent
+and never arrives would be sent for ever. It may be several times as long as the request was: 0.5
+takes three bytes there, and nine as it is stored.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from typing import NamedTuple
 
 from node.core.commands import is_dear
 from node.core.outcomes import Outcome
-from node.errors import ExesdbError, NoLeader, OutcomeUnknown, Overloaded
+from node.errors import ExesdbError, NoLeader, OutcomeUnknown, Overloaded, PayloadTooLarge
 from node.raft import entries
 from node.raft.entries import Group
 from node.raft.library import Engine, now
@@ -47,6 +51,8 @@ _NOT_LEADING = "not leading"
 _FULL = "full"
 
 _WAITING = 0  # the term of what is not handed on
+_ENVELOPE_BYTES = 1024 * 1024  # what a message says about the commands in it
+
 _OUT_OF_SIGHT = 2**62  # later than any term: what became of it will not be learned here
 
 
@@ -199,6 +205,13 @@ class Proposals:
 
     def _check_bounds(self, size: int) -> None:
         settings = self._settings
+        longest = settings.frame_bytes_max - settings.entry_bytes_max - _ENVELOPE_BYTES
+        if size > longest:
+            raise PayloadTooLarge(
+                "it is too long, as it is stored, to be sent to the other nodes",
+                limit=longest,
+                actual=size,
+            )
         if len(self._pending) >= settings.proposals_max:
             raise Overloaded("too many requests wait for an outcome", limit="proposals_max")
         if self._pending and self._pending_bytes + size > settings.proposal_bytes_max:

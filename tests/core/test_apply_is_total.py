@@ -416,6 +416,21 @@ def test_an_entry_without_commands_moves_the_applied_index():
     assert (state.applied_index, state.applied_term) == (8, 2)
 
 
+def test_the_end_of_memory_is_no_answer(monkeypatch):
+    """The other nodes may have had enough: one that refused the command would differ from them."""
+    state = started("main")
+    before = contents(state)
+
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(cbor2, "loads", no_memory)
+    with pytest.raises(MemoryError):
+        state.apply(2, 1, [commands.append("main", 1, "s", commands.ANY, [frame(1)])])
+    monkeypatch.undo()
+    assert contents(state) == before
+
+
 def test_a_few_bytes_cannot_keep_every_node_busy_for_ever():
     """Of arrays that hold one array twice a key is made that has 2^n items, and is hashed."""
     key = b"\xd8\x1c\x81\x00"

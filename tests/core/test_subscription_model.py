@@ -11,6 +11,7 @@ import random
 from typing import Any
 
 import cbor2
+import pytest
 
 from node.core import commands, life_commands, subscription
 from node.core import subscription_commands as asked
@@ -22,7 +23,7 @@ from node.core.stream import Limits
 from node.core.subscription import Subscription
 from node.core.subscription_commands import Definition, Delivery
 from node.core.subscription_state import decode, encode, take
-from tests.core.observed import frame
+from tests.core.observed import frame, started
 from tests.core.subscription_reference import DONE, GONE, IN_FLIGHT, NEW, PARKED, WAITING, Reference
 
 STREAMS = ["a-1", "a-2", "a-3", "b-1"]
@@ -278,3 +279,15 @@ def test_no_more_wait_than_may_be_parked(monkeypatch):
         done.update(at for (_, at, _), _ in held)
         all_of_it.do(asked.settle("main", 1, "s", held))
     assert len(done) == store.position and not one.parked
+
+
+def test_a_few_bytes_of_another_node_cannot_keep_this_one_busy() -> None:
+    """What is not plain is refused as it is read: here a row that is named a thousand times."""
+    store = started("main").stores["main"]
+    shared, named_again = b"\xd8\x1c", b"\xd8\x1d\x00"
+    rows = b"\x99\x03\xe8" + shared + b"\x99\x03\xe8" + b"\x00" * 1000 + named_again * 999
+    definition = [[], "", None, 0, 1000, 1, 10]
+    head = [1, definition, 0, [0, 0, 0], [0, 0, 0, 0, 0], ["c"]]
+    encoded = b"\x8b" + b"".join(map(cbor2.dumps, head)) + rows + b"\x80" * 4
+    with pytest.raises(ValueError, match=r"is none: .*tag"):
+        decode("s", 1, encoded, store)

@@ -11,6 +11,14 @@ _LOADING = "core/test_loading.py"
 
 DEFECTS = (
     Defect(
+        "end-of-memory-refuses-a-command",
+        "I3: what one node cannot do is no outcome",
+        "core/commands.py",
+        "    except MemoryError:\n        raise  #",
+        "    except ZeroDivisionError:\n        raise  #",
+        ("core/test_apply_is_total.py::test_the_end_of_memory_is_no_answer",),
+    ),
+    Defect(
         "checkpoint-of-a-retry-is-no-change",
         "I13: a checkpoint that moved reaches the disk, also where no event was stored",
         "core/state.py",

@@ -10,6 +10,22 @@ _READS = "raft/test_reads.py"
 
 DEFECTS = (
     Defect(
+        "command-longer-than-a-message",
+        "A22: what no message can carry is refused, and not sent again and again",
+        "raft/proposals.py",
+        "        if size > longest:\n",
+        "        if False:\n",
+        ("raft/test_proposals.py::TestBounds",),
+    ),
+    Defect(
+        "message-longer-by-an-entry",
+        "A22: what no message can carry is refused, and not sent again and again",
+        "raft/journal.py",
+        "                return items[: max(at, 1)]\n",
+        "                return items[: at + 1]\n",
+        ("raft/test_journal.py",),
+    ),
+    Defect(
         "unknown-outcome-called-definite",
         "A14: what was handed on and not heard of is unknown",
         "raft/proposals.py",

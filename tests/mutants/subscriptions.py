@@ -11,6 +11,17 @@ _TRANSFER = "raft/test_fill_transfer.py"
 
 DEFECTS = (
     Defect(
+        "subscription-of-a-peer-is-believed",
+        "A22: what another node sends keeps this one busy for a bounded time",
+        "core/subscription_state.py",
+        "items.loads(encoded, _NESTING_MAX)",
+        "cbor2.loads(encoded)",
+        (
+            "core/test_subscription_model.py"
+            "::test_a_few_bytes_of_another_node_cannot_keep_this_one_busy",
+        ),
+    ),
+    Defect(
         "event-behind-a-busy-stream-is-passed-over",
         "I18: the scan passes over nothing for good",
         "core/subscription.py",

@@ -118,6 +118,14 @@ def test_who_asks_whether_anything_follows_gets_two_items_and_not_the_log():
     assert len(journal[3:40]) == 37
 
 
+def test_only_a_single_entry_is_ever_sent_that_is_longer_than_the_bound():
+    """A message of a whole entry more than the bound may be longer than any may be."""
+    journal = journal_of(3, 3, 3)  # of eight bytes each
+    assert [index for _, index, _ in journal.items_from(11, 10, 16)] == [11, 12]
+    assert [index for _, index, _ in journal.items_from(11, 10, 15)] == [11]
+    assert [index for _, index, _ in journal.items_from(12, 10, 1)] == [12]
+
+
 class TestCutting:
     def test_only_what_is_persisted_is_dropped_and_a_tail_is_kept(self):
         journal = journal_of(*[3] * 500)

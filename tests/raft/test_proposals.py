@@ -12,7 +12,7 @@ from pysyncobj import FAIL_REASON
 from node.core import commands
 from node.core import subscription_commands as asked
 from node.core.outcomes import Appended
-from node.errors import ExesdbError, NoLeader, NotReady, OutcomeUnknown, Overloaded
+from node.errors import ExesdbError, NoLeader, NotReady, OutcomeUnknown, Overloaded, PayloadTooLarge
 from node.raft.messages import Ack, AppendEntries, Propose, Refused
 from tests.raft.harness import STORE, Cluster, event
 from tests.raft.stock import StockCluster
@@ -507,6 +507,23 @@ class TestBounds:
                 await cluster.append(leader, cluster.command(events=10))
             assert raised.value.fields == {"limit": "proposal_bytes_max"}
             assert isinstance(await first, Appended)
+
+        simulate(scenario)
+
+    @pytest.mark.parametrize("at", ["leader", "follower"])
+    def test_what_would_not_fit_into_a_message_is_certainly_not_stored(self, at: str) -> None:
+        """It would be sent to the others again and again, and cost their connections."""
+
+        async def scenario() -> None:
+            cluster = Cluster(3, entry_bytes_max=100, frame_bytes_max=1024 * 1024 + 600)
+            leader = await cluster.ready()
+            node = leader if at == "leader" else cluster.followers()[0]
+            long, fits = cluster.command(events=50), cluster.command(events=5)
+            with pytest.raises(PayloadTooLarge) as raised:
+                await cluster.append(node, long)
+            assert raised.value.fields == {"limit": 500, "actual": len(long)}
+            assert isinstance(await ended(cluster.append(node, fits)), Appended)
+            assert not cluster.holds(leader, long)
 
         simulate(scenario)
 
