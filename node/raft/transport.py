@@ -273,7 +273,7 @@ class Transport:
                 await asyncio.get_running_loop().create_connection(
                     lambda: session, host, port, ssl=self._settings.client_tls
                 )
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, ValueError, OverflowError) as error:  # or no such name, port
             late = isinstance(error, TimeoutError)
             why = str(error) or ("no answer in time" if late else "it hangs up where TLS begins")
             words = f"cannot reach {peer} at {self._addresses.get(peer)}: {why}"

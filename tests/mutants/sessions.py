@@ -9,6 +9,14 @@ _LINEAGE = "raft/test_lineage.py"
 
 DEFECTS = (
     Defect(
+        "address-ends-the-dialling",
+        "j: an address that is none costs a line in the log",
+        "raft/transport.py",
+        "(OSError, TimeoutError, ValueError, OverflowError)",
+        "(OSError, TimeoutError)",
+        ("raft/test_session.py",),
+    ),
+    Defect(
         "older-incarnation-is-let-in",
         "incarnation: sessions of older lives are refused",
         "raft/transport.py",

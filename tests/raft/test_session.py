@@ -173,6 +173,15 @@ class TestHandshake:
             assert (taken, new.standing) == ([CLUSTER], STANDING)
             assert not new.transport._identity.joins
 
+    @pytest.mark.parametrize("address", ["a..b:7", f"{64 * 'a'}:7", "127.0.0.1:70000"])
+    async def test_an_address_that_can_be_none_ends_no_dialling(
+        self, address: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "node.raft.transport")
+        async with Node("n2", free_port(), {"n1": address}) as node:
+            await until(lambda: f"cannot reach n1 at {address}" in caplog.text)
+            assert not node.transport._dialling["n1"].done()
+
     async def test_two_nodes_that_both_join_refuse_one_another(self) -> None:
         async with listening() as node, await Hand.dial(node.port) as hand:
             node.transport._identity = node.transport._identity._replace(cluster=JOINING)
