@@ -35,7 +35,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from node.core.store import Store
 from node.persistence.directory import DataDirectory
@@ -58,15 +57,12 @@ _PAGES_A_STEP = 64
 # Beyond this a reader must be holding the WAL, and an operator should know.
 WAL_BYTES_ALARM = 256 * 1024 * 1024
 
+# Told, in the persistence thread, what turned out to be of no use between cycles: the file of a
+# store (its uid) or node.db (None), and why. It must be known before the next result of a cycle is.
+Doubt = Callable[[int | None, str], None]
+
 # What files and disks do; the last where SQLite quotes a text of the file that is no UTF-8.
 _FAILURES = (sqlite3.Error, OSError, FileFault, UnicodeDecodeError)
-
-
-class Doubts(NamedTuple):
-    """What turned out to be of no use between cycles: the files of stores, by uid, and node.db."""
-
-    stores: frozenset[int]
-    node: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +99,21 @@ class CycleResult:
 
 
 class Database:
-    """The files of one node. Every method belongs to the persistence thread."""
+    """The files of one node. Every method belongs to the persistence thread, and `doubt` is called
+    there.
+    """
 
     def __init__(
         self,
         directory: DataDirectory,
         connect: Connect = connect,
         clock: Callable[[], float] = time.monotonic,
+        doubt: Doubt = lambda uid, why: None,
     ) -> None:
         self._directory = directory
         self._connect = connect
         self._clock = clock
+        self._doubt = doubt
         self._node: NodeFile | None = None
         self._safe_cut = Cut()  # the one that a restart would get back to
         self._files: OrderedDict[int, StoreFile] = OrderedDict()
@@ -128,7 +128,7 @@ class Database:
         self._sure: set[int] = set()
         self._node_is_sure = False
         self._folding = Folding()
-        self._doubted: set[int] = set()
+        self._doubted: set[int] = set()  # told of, and not written anew yet
 
     def open(self) -> tuple[Cut, list[StoreEntry]]:
         """Open node.db: the cut, and the stores at it. Raises FileFault."""
@@ -153,14 +153,8 @@ class Database:
             self._move_cut(plan.cut, result)
         return result
 
-    def tidy(self) -> Doubts:
+    def tidy(self) -> None:
         """Between cycles: fold WALs that grew too large into their files, without waiting."""
-        node_was_there = self._safe_cut != Cut()
-        self._fold_grown()
-        doubted, self._doubted = frozenset(self._doubted), set()
-        return Doubts(doubted, node_was_there and self._safe_cut == Cut())
-
-    def _fold_grown(self) -> None:
         grown, self._grown = self._grown, {}
         for uid, file in grown.items():
             if self._files.get(uid) is file and _wal_bytes(file.path) > WAL_BYTES_MAX:
@@ -173,6 +167,7 @@ class Database:
                 log.warning("Cannot fold the WAL of %s: %s", self._directory.node_path, error)
                 if self._folding.is_of_no_use(self._directory.node_path, error):
                     self._start_node_over()
+                    self._doubt(None, str(error))
 
     def sweep(self, store: Store, positions: Sequence[int]) -> int:
         """Bring the husks at these positions, which rise, to a store's file; how many of them one
@@ -187,11 +182,11 @@ class Database:
             file = self._store_file(path, store.uid)
             swept = file.sweep(positions)
         except _FAILURES as error:
-            self._close_failed(store.uid)
+            self._failed_between(store.uid, path, error)
             fault = StoreDamaged if self._folding.is_of_no_use(path, error) else FilesUnreadable
             raise fault(path, str(error)) from error
         self._grown[store.uid] = file
-        self._fold_grown()
+        self.tidy()
         return swept
 
     def give_back(self, store: Store) -> bool:
@@ -208,7 +203,7 @@ class Database:
             return False
         if gave:
             self._grown[store.uid] = file
-            self._fold_grown()
+            self.tidy()
         else:
             self._fold(store.uid, file)
         return gave
@@ -273,6 +268,7 @@ class Database:
     def _start_store_over(self, path: Path, uid: int, why: str) -> bool:
         """Memory holds all of the store: a new file will. Whether the cut was with the old one."""
         mark = self._marks.pop(uid, 0)
+        self._doubted.discard(uid)
         self._folding.forget(path)
         self._places.start_over(path, why if mark else None)
         return bool(mark)
@@ -294,6 +290,7 @@ class Database:
     def _forget(self, name: str, uid: int) -> None:
         self._close_file(uid)
         self._marks.pop(uid, None)
+        self._doubted.discard(uid)
         self._gone[name, uid] = self._directory.store_path(name, uid)
         if name in self._unlisted and self._unlisted[name].uid == uid:
             del self._unlisted[name]
@@ -304,10 +301,13 @@ class Database:
         self._close_file(uid)
 
     def _failed_between(self, uid: int, path: Path, error: Exception) -> None:
-        """The same between cycles, where the next one has to learn if it is to be written anew."""
+        """The same between cycles. It is told of once: the next try may come when it is about to be
+        written anew.
+        """
         self._close_failed(uid)
-        if self._folding.is_of_no_use(path, error):
+        if self._folding.is_of_no_use(path, error) and uid not in self._doubted:
             self._doubted.add(uid)
+            self._doubt(uid, f"{path}: {error}")
 
     def _close_file(self, uid: int) -> None:
         self._grown.pop(uid, None)

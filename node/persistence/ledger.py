@@ -98,6 +98,7 @@ class Ledger:
         self._node_breaker = new_breaker()
         self._backlog = (0.0, 0)  # when it was summed, and the sum
         self.cut = Cut()  # what a restart would get back to
+        self._lost_since = False  # whether that was lost since the last plan was taken
         self.covered_index = 0  # up to here every store that is not failing is in its file
         self.node_error: str | None = None
 
@@ -159,8 +160,11 @@ class Ledger:
             self.changed(store.name)
 
     def cut_is_lost(self) -> None:
-        """A file that the cut needs is of no use any more, until a cycle moves the cut again."""
+        """A file that the cut needs is of no use any more. A plan that is taken after this may move
+        the cut again; one that was taken before goes behind what is there.
+        """
         self.cut = Cut()
+        self._lost_since = True
 
     @property
     def behind(self) -> bool:
@@ -172,6 +176,7 @@ class Ledger:
     def take(self, forced: bool) -> CyclePlan:
         """The plan of a cycle that starts now. `forced` tries also where a breaker is open."""
         now = self._clock()
+        self._lost_since = False
         for name, taken_at in self._taken.items():  # of a cycle that was never settled
             self._pending[name] = min(taken_at, self._pending.get(name, taken_at))
         due = [
@@ -207,10 +212,11 @@ class Ledger:
         if result.node_error is not None:
             self._node_breaker.failed(self._clock())
         if result.cut_lost:
-            self.cut_is_lost()
+            self.cut = Cut()
         if result.cut_moved:
             self._node_breaker.succeeded()
-            self.cut = plan.cut
+            if not self._lost_since:
+                self.cut = plan.cut
             self._forgotten = self._forgotten[len(plan.gone) :]
             self._release()
 

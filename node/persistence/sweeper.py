@@ -146,7 +146,6 @@ class Sweeper:
                 self._complain(f"what is left of removed events of store {store.name}", str(fault))
                 if isinstance(fault, StoreDamaged):
                     # It is written anew, from memory, where the husks are by now.
-                    self._ledger.doubted(store, str(fault))
                     return 0
             await asyncio.sleep(_AGAIN_S)
         return 0

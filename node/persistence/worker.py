@@ -37,7 +37,7 @@ from node.errors import (
     ReadBarrierTimeout,
 )
 from node.persistence.breaker import Breaker
-from node.persistence.database import CyclePlan, CycleResult, Database, Doubts
+from node.persistence.database import CyclePlan, CycleResult, Database
 from node.persistence.directory import DataDirectory
 from node.persistence.ledger import Account, Ledger
 from node.persistence.report import ForceReport
@@ -97,7 +97,7 @@ class Worker:
         self._clock = clock
         self._wait_applied = wait_applied
         self._interval_ms = settings.interval_ms
-        self._database = Database(directory, connect, clock)
+        self._database = Database(directory, connect, clock, self._told_of_doubt)
         self._ledger = Ledger(state, self._new_breaker, clock)
         swept = self._database if settings.enabled else None
         self._sweeper = Sweeper(
@@ -106,6 +106,7 @@ class Worker:
         self._sweeping: asyncio.Task[None] | None = None
         self._errors_logged: dict[str, float] = {}
         self._thread: ThreadPoolExecutor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._asked = False
@@ -127,6 +128,7 @@ class Worker:
             log.info("PersistenceWorker[%s] is disabled: data is in memory only", self._name)
             self._sweeping = asyncio.create_task(self._sweeper.run(), name="sweeper")
             return
+        self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="persistence")
         try:
             cut, entries = await self._in_thread(self._database.open)
@@ -328,7 +330,7 @@ class Worker:
         finally:
             self._running = None
             self._release(done)
-        self._doubt(await self._in_thread(self._database.tidy))
+        await self._in_thread(self._database.tidy)
 
     async def _write(self, plan: CyclePlan) -> CycleResult:
         if plan.stores:
@@ -354,12 +356,18 @@ class Worker:
         if result.node_error is not None:
             self._log_error("the node's cut", result.node_error)
 
-    def _doubt(self, doubts: Doubts) -> None:
+    def _told_of_doubt(self, uid: int | None, why: str) -> None:
+        """In the persistence thread: the loop carries this out before it learns what came of the
+        call that found it, and of any call behind that.
+        """
+        assert self._loop is not None, "the thread begins with it"
+        self._loop.call_soon_threadsafe(self._doubt, uid, why)
+
+    def _doubt(self, uid: int | None, why: str) -> None:
         """What was of no use between cycles is written anew by the next one."""
-        if doubts.node:
-            self._ledger.cut_is_lost()
-        for store in [one for one in self._state.stores.values() if one.uid in doubts.stores]:
-            self._ledger.doubted(store, "its file could not be synced, and is written anew")
+        self._ledger.cut_is_lost()
+        for store in [one for one in self._state.stores.values() if one.uid == uid]:
+            self._ledger.doubted(store, why)
 
     def _log_error(self, what: str, error: str) -> None:
         now = self._clock()

@@ -7,6 +7,7 @@ from tests.mutants.defect import Defect
 _CRASH = "persistence/test_crash.py"
 _LOADER = "persistence/test_loader.py"
 _POWER = "persistence/test_power.py"
+_SWEEPER = "persistence/test_sweeper.py"
 _WORKER = "persistence/test_worker.py"
 _LOST = "persistence/test_lost_files.py"
 _SERVICE = "test_service.py"
@@ -145,6 +146,44 @@ DEFECTS = (
         "            elif account.origin is cut.store.origin:",
         "            elif account.origin is not cut:",
         (f"{_WORKER}::test_a_file_that_was_doubted_during_a_cycle_is_not_booked_as_whole",),
+    ),
+    Defect(
+        "damage-found-by-sweeping-waits-for-a-cycle",
+        "nothing is called persisted that a restart would not find",
+        "persistence/database.py",
+        '            self._doubt(uid, f"{path}: {error}")\n',
+        "            pass\n",
+        (
+            f"{_SWEEPER}"
+            "::test_what_is_found_damaged_once_something_was_swept_is_called_persisted_no_more",
+        ),
+    ),
+    Defect(
+        "damaged-list-found-by-sweeping-waits-for-a-cycle",
+        "nothing is called persisted that a restart would not find",
+        "persistence/database.py",
+        "                    self._doubt(None, str(error))\n",
+        "",
+        (
+            f"{_SWEEPER}"
+            "::test_what_is_found_damaged_once_something_was_swept_is_called_persisted_no_more",
+        ),
+    ),
+    Defect(
+        "cycle-overrides-a-doubt",
+        "nothing is called persisted that a restart would not find",
+        "persistence/ledger.py",
+        "            if not self._lost_since:\n",
+        "            if result.cut_moved:\n",
+        (f"{_SWEEPER}::test_a_cycle_that_waits_for_a_sweep_does_not_override_what_that_finds",),
+    ),
+    Defect(
+        "file-is-doubted-at-each-try",
+        "a file that is being written anew is not doubted for what the one before it was",
+        "persistence/database.py",
+        "        if self._folding.is_of_no_use(path, error) and uid not in self._doubted:\n",
+        "        if self._folding.is_of_no_use(path, error):\n",
+        (f"{_SWEEPER}::test_a_file_is_doubted_once_until_it_is_written_anew",),
     ),
     Defect(
         "failed-cut-is-trusted",

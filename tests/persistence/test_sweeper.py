@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -24,7 +25,15 @@ from node.persistence.loader import load_state
 from tests.core.observed import sweep
 from tests.persistence.failing_disk import Crash, FailingDisk, corruption
 from tests.persistence.histories import CREATED_US, History, contents
-from tests.persistence.workers import flush, reloaded, settings, until, working
+from tests.persistence.workers import (
+    BOUND_MS,
+    flush,
+    reloaded,
+    restarted,
+    settings,
+    until,
+    working,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -295,11 +304,93 @@ async def test_a_damaged_file_is_not_swept_on_while_it_waits_to_be_written_anew(
         assert reloaded(directory) == contents(history.state)
 
 
+@pytest.mark.parametrize("which", ["alpha", "node.db"])
+async def test_what_is_found_damaged_once_something_was_swept_is_called_persisted_no_more(
+    directory: DataDirectory, disk: FailingDisk, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """No cycle comes behind it, which could tell."""
+    monkeypatch.setattr("node.persistence.database.WAL_BYTES_MAX", -1)  # all WALs are folded
+    history, sweeping = removing(), Database.sweep
+
+    def finds_damage(database: Database, store: Store, positions: list[int]) -> int:
+        disk.fail(which, "PRAGMA wal_checkpoint", error=corruption())
+        return sweeping(database, store, positions)
+
+    monkeypatch.setattr(Database, "sweep", finds_damage)
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        history.truncate("alpha", "old", 1_000)
+        await flush(worker, history)
+        await until(lambda: worker.persisted_index == 0)
+        monkeypatch.setattr(Database, "sweep", sweeping)
+        disk.repair()
+        await flush(worker, history)
+        assert worker.persisted_index == history.index
+        assert [which in name for name in worker.set_aside] == [True]
+    assert reloaded(directory) == contents(history.state)
+
+
+async def test_a_cycle_that_waits_for_a_sweep_does_not_override_what_that_finds(
+    directory: DataDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plan was taken when nothing was known of the damage."""
+    history, sweeping = removing(), Database.sweep
+    history.create("beta")
+    begun, gate = threading.Event(), threading.Event()
+
+    def waits(database: Database, store: Store, positions: list[int]) -> int:
+        begun.set()
+        gate.wait(BOUND_MS / 1000)
+        return sweeping(database, store, positions)
+
+    monkeypatch.setattr(Database, "sweep", waits)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        with closing(sqlite3.connect(path_of(directory, history), isolation_level=None)) as other:
+            other.execute("UPDATE blocks SET frames = zeroblob(length(frames)) WHERE first = 1")
+        history.truncate("alpha", "old", 1_000)
+        await flush(worker, history)
+        await until(begun.is_set)
+        history.append("beta")
+        forced = asyncio.ensure_future(flush(worker, history))
+        await until(lambda: worker._running is not None)
+        gate.set()
+        with pytest.raises(PersistenceFailed):
+            await forced
+        persisted = worker.persisted_index
+        assert restarted(directory, tmp_path / "found").cut_index >= persisted
+        await flush(worker, history)
+        assert worker.persisted_index == history.index
+    assert reloaded(directory) == contents(history.state)
+
+
 def cycle(history: History, database: Database, ledger: Ledger) -> None:
     plan = ledger.take(forced=False)
     result = database.run(plan)
     assert not result.errors and result.cut_moved
     ledger.settle(plan, result)
+
+
+async def test_a_file_is_doubted_once_until_it_is_written_anew(
+    directory: DataDirectory, disk: FailingDisk
+) -> None:
+    """The last try may come when the new file is about to be written, and would doubt that."""
+    history, doubts = removing(), []
+    store = history.state.stores["alpha"]
+    database = Database(directory, disk.connect, doubt=lambda uid, why: doubts.append(uid))
+    ledger = Ledger(history.state, lambda: Breaker(5, 1), lambda: 0.0)
+    ledger.open(*database.open())
+    for times in (1, 2):
+        cycle(history, database, ledger)
+        disk.fail("alpha", "PRAGMA freelist_count", error=corruption())
+        assert not database.give_back(store)
+        assert not database.give_back(store)
+        disk.repair()
+        assert doubts == [store.uid] * times
+        ledger.doubted(store, "is damaged")
+    cycle(history, database, ledger)
+    database.close()
+    assert reloaded(directory) == contents(history.state)
 
 
 STEPS = ["BEGIN", "DELETE FROM blocks", "INSERT INTO blocks", "COMMIT"]
