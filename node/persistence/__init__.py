@@ -21,7 +21,7 @@ Read in this order:
 * `store_file`  one store's database: roll back to a mark, append what is new, read it all
 * `wal`         whether SQLite's write-ahead log is on the disk, and says all that it once said
 * `node_file`   the node's database: the cut, and which store files belong to it
-* `folding`     WALs folded into their files, and which of these are of no use after a failure
+* `folding`     WALs folded into their files, and what of that is synced at once
 * `places`      what is out of the way before a file is made, and durable before it counts
 * `database`    all of them together, in the one thread that may use SQLite: one cycle, start to end
 * `breaker`     when to stop trying for a while

@@ -39,10 +39,10 @@ from pathlib import Path
 from node.core.store import Store
 from node.persistence.directory import DataDirectory
 from node.persistence.faults import FileFault, FilesUnreadable, OtherFormat, StoreDamaged
-from node.persistence.folding import Folding
+from node.persistence.folding import fold, fold_wholly
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
 from node.persistence.places import Places
-from node.persistence.schema import Connect, connect, fault_of
+from node.persistence.schema import Connect, connect, fault_of, is_corruption
 from node.persistence.store_file import StoreCut, StoreFile
 from node.persistence.wal import wal_path, write_wal_again
 
@@ -127,7 +127,6 @@ class Database:
         # this process began.
         self._sure: set[int] = set()
         self._node_is_sure = False
-        self._folding = Folding()
         self._doubted: set[int] = set()  # told of, and not written anew yet
 
     def open(self) -> tuple[Cut, list[StoreEntry]]:
@@ -160,14 +159,7 @@ class Database:
             if self._files.get(uid) is file and _wal_bytes(file.path) > WAL_BYTES_MAX:
                 self._fold(uid, file)
         if self._node is not None and _wal_bytes(self._node.path) > WAL_BYTES_MAX:
-            try:
-                self._folding.fold(self._node)
-            except _FAILURES as error:
-                self._close_node()
-                log.warning("Cannot fold the WAL of %s: %s", self._directory.node_path, error)
-                if self._folding.is_of_no_use(self._directory.node_path, error):
-                    self._start_node_over()
-                    self._doubt(None, str(error))
+            self._fold_node(self._node)
 
     def sweep(self, store: Store, positions: Sequence[int]) -> int:
         """Bring the husks at these positions, which rise, to a store's file; how many of them one
@@ -183,7 +175,7 @@ class Database:
             swept = file.sweep(positions)
         except _FAILURES as error:
             self._failed_between(store.uid, path, error)
-            fault = StoreDamaged if self._folding.is_of_no_use(path, error) else FilesUnreadable
+            fault = StoreDamaged if is_corruption(error) else FilesUnreadable
             raise fault(path, str(error)) from error
         self._grown[store.uid] = file
         self.tidy()
@@ -230,7 +222,7 @@ class Database:
         except Exception as error:
             self._close_failed(store.uid)
             result.errors[store.name] = _told(path, error)
-            if self._folding.is_of_no_use(path, error):
+            if is_corruption(error):
                 result.cut_lost |= self._start_store_over(path, store.uid, "damaged")
                 result.lost.add(store.name)
         else:
@@ -261,7 +253,7 @@ class Database:
         with _of_this_version(path, bool(mark)):
             file = self._files[uid] = StoreFile(path, mark, self._connect)
         if not is_sure:
-            self._folding.fold_wholly(file)
+            fold_wholly(file)
             self._sure.add(uid)
         return file
 
@@ -269,17 +261,18 @@ class Database:
         """Memory holds all of the store: a new file will. Whether the cut was with the old one."""
         mark = self._marks.pop(uid, 0)
         self._doubted.discard(uid)
-        self._folding.forget(path)
         self._places.start_over(path, why if mark else None)
         return bool(mark)
 
     def _fold(self, uid: int, file: StoreFile) -> None:
         try:
-            left = self._folding.fold(file)
+            left = fold(file)
         except _FAILURES as error:
             self._failed_between(uid, file.path, error)
             log.warning("Cannot fold the WAL of %s: %s", file.path, error)
             return
+        if left:
+            self._close_file(uid)
         if left > WAL_BYTES_ALARM:
             log.warning(
                 "The WAL of %s has %d bytes; another process seems to read the file at length",
@@ -305,7 +298,7 @@ class Database:
         written anew.
         """
         self._close_failed(uid)
-        if self._folding.is_of_no_use(path, error) and uid not in self._doubted:
+        if is_corruption(error) and uid not in self._doubted:
             self._doubted.add(uid)
             self._doubt(uid, f"{path}: {error}")
 
@@ -324,7 +317,7 @@ class Database:
         try:
             node = self._node_file()
             if not self._node_is_sure:
-                self._folding.fold_wholly(node)
+                fold_wholly(node)
                 self._node_is_sure = True
             node.move(cut, listed.values(), self._unlisted.values(), gone)
             self._places.sync(self._directory.node_path)
@@ -332,7 +325,7 @@ class Database:
             self._close_node()
             self._node_is_sure = False
             result.node_error = _told(self._directory.node_path, error)
-            if self._folding.is_of_no_use(self._directory.node_path, error):
+            if is_corruption(error):
                 self._start_node_over()
             result.cut_lost |= self._safe_cut == Cut()
             return
@@ -370,10 +363,20 @@ class Database:
                 self._node = NodeFile(path, self._connect)
         return self._node
 
+    def _fold_node(self, node: NodeFile) -> None:
+        try:
+            if fold(node):
+                self._close_node()
+        except _FAILURES as error:
+            self._close_node()
+            log.warning("Cannot fold the WAL of %s: %s", node.path, error)
+            if is_corruption(error):
+                self._start_node_over()
+                self._doubt(None, str(error))
+
     def _start_node_over(self) -> None:
         """What it listed is known here: the next cycle writes all of it to a new one."""
         cut, self._safe_cut = self._safe_cut, Cut()
-        self._folding.forget(self._directory.node_path)
         self._places.start_over(self._directory.node_path, "damaged" if cut != Cut() else None)
 
     def _close_node(self) -> None:

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from node.persistence.directory import naming
+from node.persistence.faults import StoreDamaged
 
 _HEADER = struct.Struct(">8I")  # magic, version, page bytes, sequence, two salts, two checksums
 _FRAME = struct.Struct(">6I")  # page, pages at a commit or 0, two salts, two checksums
@@ -75,6 +76,19 @@ def write_wal_again(path: Path) -> None:
             _write_again(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folded(path: Path) -> None:
+    """Have the disk take what a fold that was stopped wrote to the database at `path`.
+
+    This process must not have it open: its locks would be given back. Raises OSError, and
+    StoreDamaged where the disk refuses: the kernel then calls clean what may be on no disk.
+    """
+    with open(path, "rb") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreDamaged(path, f"may lack a part of what was folded: {error}") from error
 
 
 def kept_if_damaged(path: Path, keep: Callable[[Path], Path]) -> Path | None:

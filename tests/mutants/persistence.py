@@ -162,7 +162,7 @@ DEFECTS = (
         "damaged-list-found-by-sweeping-waits-for-a-cycle",
         "nothing is called persisted that a restart would not find",
         "persistence/database.py",
-        "                    self._doubt(None, str(error))\n",
+        "                self._doubt(None, str(error))\n",
         "",
         (
             f"{_SWEEPER}"
@@ -181,8 +181,8 @@ DEFECTS = (
         "file-is-doubted-at-each-try",
         "a file that is being written anew is not doubted for what the one before it was",
         "persistence/database.py",
-        "        if self._folding.is_of_no_use(path, error) and uid not in self._doubted:\n",
-        "        if self._folding.is_of_no_use(path, error):\n",
+        "        if is_corruption(error) and uid not in self._doubted:\n",
+        "        if is_corruption(error):\n",
         (f"{_SWEEPER}::test_a_file_is_doubted_once_until_it_is_written_anew",),
     ),
     Defect(
@@ -213,9 +213,17 @@ DEFECTS = (
         "half-a-fold-is-relied-on",
         "after a failed fsync nothing counts that may not be on the disk",
         "persistence/folding.py",
-        "        is_unsynced = code == sqlite3.SQLITE_IOERR_FSYNC and path in self._halfway\n",
-        "        is_unsynced = code is path\n",
+        "        sync_folded(file.path)\n",
+        "        pass\n",
         (f"{_LOST}::test_a_file_that_was_folded_halfway_and_cannot_be_synced_is_written_anew",),
+    ),
+    Defect(
+        "file-is-thrown-away-for-one-fsync",
+        "what was persisted counts until it is known to be of no use",
+        "persistence/schema.py",
+        "        return code & _PRIMARY_CODE in _CORRUPTION\n",
+        "        return code & _PRIMARY_CODE in {*_CORRUPTION, sqlite3.SQLITE_IOERR}\n",
+        (f"{_LOST}::test_a_commit_that_cannot_be_synced_takes_nothing_from_what_was_persisted",),
     ),
     Defect(
         "file-in-the-way-is-written-over",

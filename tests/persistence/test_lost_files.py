@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -131,6 +132,17 @@ async def test_what_a_replaced_store_file_held_is_not_called_persisted(
         disk.repair()
 
 
+def _refuses_to_sync(path: Path) -> Callable[[int], None]:
+    sync, refused = os.fsync, path.stat()
+
+    def synced(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), refused):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    return synced
+
+
 @pytest.mark.parametrize("which", ["node.db", "alpha"])
 async def test_a_file_that_was_folded_halfway_and_cannot_be_synced_is_written_anew(
     history: History,
@@ -139,27 +151,53 @@ async def test_a_file_that_was_folded_halfway_and_cannot_be_synced_is_written_an
     monkeypatch: pytest.MonkeyPatch,
     which: str,
 ) -> None:
-    """Between cycles: the next one is told. See `test_power.py` for why."""
+    """Between cycles. See `test_power.py` for why."""
     monkeypatch.setattr("node.persistence.database.WAL_BYTES_MAX", 0)
     alpha = history.state.stores["alpha"]
     path = directory.store_path(alpha.name, alpha.uid) if which == "alpha" else directory.node_path
     async with working(history, directory, connect=disk.connect) as worker:
         await flush(worker, history)
+        await worker._in_thread(int)  # what follows a cycle is over
         with closing(sqlite3.connect(path, isolation_level=None)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             history.append("alpha")
-            await flush(worker, history)
-            await worker._in_thread(int)  # what follows a cycle is over
-            reader.execute("COMMIT")
-        disk.fail(which, "PRAGMA wal_checkpoint")
-        history.append("alpha")
-        await flush(worker, history)
-        await until(lambda: worker.persisted_index == 0)
-        disk.repair()
+            with monkeypatch.context() as broken:
+                broken.setattr(os, "fsync", _refuses_to_sync(path))
+                with suppress(PersistenceFailed):  # if it is told before the force is answered
+                    await flush(worker, history)
+                await until(lambda: worker.persisted_index == 0)
         await flush(worker, history)
         assert worker.persisted_index == history.index
         assert any(which in name for name in worker.set_aside)
+    assert reloaded(directory) == contents(history.state)
+
+
+@pytest.mark.parametrize("folded", ["halfway", "all of it"])
+async def test_a_commit_that_cannot_be_synced_takes_nothing_from_what_was_persisted(
+    history: History, directory: DataDirectory, disk: FailingDisk, tmp_path: Path, folded: str
+) -> None:
+    """It is the WAL that a commit syncs. A reader has kept a fold before it from ending well."""
+    alpha = history.state.stores["alpha"]
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        with closing(sqlite3.connect(directory.store_path("alpha", alpha.uid))) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            if folded == "halfway":
+                history.append("alpha")
+                await flush(worker, history)
+            await worker._in_thread(worker._database.give_back, alpha)
+        persisted = history.index
+        disk.fail("alpha", "COMMIT")
+        history.append("alpha")
+        with pytest.raises(PersistenceFailed):
+            await flush(worker, history)
+        assert restarted(directory, tmp_path / "found").cut_index == persisted
+        assert worker.persisted_index == persisted
+        disk.repair()
+        await flush(worker, history)
+        assert not worker.set_aside
     assert reloaded(directory) == contents(history.state)
 
 

@@ -314,6 +314,7 @@ async def test_what_is_found_damaged_once_something_was_swept_is_called_persiste
 
     def finds_damage(database: Database, store: Store, positions: list[int]) -> int:
         disk.fail(which, "PRAGMA wal_checkpoint", error=corruption())
+        monkeypatch.setattr(Database, "sweep", sweeping)
         return sweeping(database, store, positions)
 
     monkeypatch.setattr(Database, "sweep", finds_damage)
@@ -322,7 +323,6 @@ async def test_what_is_found_damaged_once_something_was_swept_is_called_persiste
         history.truncate("alpha", "old", 1_000)
         await flush(worker, history)
         await until(lambda: worker.persisted_index == 0)
-        monkeypatch.setattr(Database, "sweep", sweeping)
         disk.repair()
         await flush(worker, history)
         assert worker.persisted_index == history.index
