@@ -11,7 +11,7 @@ from __future__ import annotations
 from node.persistence.faults import FilesUnreadable
 from node.persistence.node_file import NodeFile
 from node.persistence.store_file import StoreFile
-from node.persistence.wal import sync_folded
+from node.persistence.wal import sync_half_a_fold
 
 
 def fold(file: StoreFile | NodeFile) -> int:
@@ -21,7 +21,7 @@ def fold(file: StoreFile | NodeFile) -> int:
     left = file.checkpoint_wal()
     if left:
         file.close()
-        sync_folded(file.path)
+        sync_half_a_fold(file.path)
     return left
 
 

@@ -39,7 +39,7 @@ from node.persistence.faults import FileFault, OnlyCopyDamaged, StoreDamaged
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
 from node.persistence.schema import connect, fault_of
 from node.persistence.store_file import StoreFile, checksum_of
-from node.persistence.wal import kept_if_damaged, wal_path, write_wal_again
+from node.persistence.wal import kept_if_damaged, sync_half_a_fold, wal_path, write_wal_again
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,9 @@ def load_state(
     """
     started = clock()
     loaded = LoadedState(State())
-    damaged_wals = _keep_damaged_wals(directory)
+    damaged_wals: list[str] = []
     try:
+        _keep_damaged_wals(directory, damaged_wals)
         cut, entries = _read_node_file(directory)
         with _no_collections():
             stores = [_load_store(directory, entry, clock) for entry in entries]
@@ -108,16 +109,19 @@ def load_state(
     return loaded
 
 
-def _keep_damaged_wals(directory: DataDirectory) -> list[str]:
-    """Copy the WALs that have lost commits, before SQLite folds and removes them; their names.
+def _keep_damaged_wals(directory: DataDirectory, kept: list[str]) -> None:
+    """Copy the WALs that have lost commits, before SQLite folds and removes them; their names go to
+    `kept`.
 
-    To look at one is to fold it, so all of it has to be on the disk before (see `wal`).
+    To look at one is to fold it, so all of it has to be on the disk before (see `wal`), as well as
+    what the process before folded halfway; and behind it what the look did (see `folding`).
     """
-    kept = []
     for path in (directory.node_path, *directory.store_files()):
         with _faults_of(path):
             write_wal_again(path)
-        copy = kept_if_damaged(path, lambda wal: _copied(directory, wal))
+            sync_half_a_fold(path)
+            copy = kept_if_damaged(path, lambda wal: _copied(directory, wal))
+            sync_half_a_fold(path)
         if copy is not None:
             log.error(
                 "%s is damaged: commits that were in it cannot be read; what can be is used, and a "
@@ -125,7 +129,6 @@ def _keep_damaged_wals(directory: DataDirectory) -> list[str]:
                 *(wal_path(path), copy),
             )
             kept.append(str(copy))
-    return kept
 
 
 def _copied(directory: DataDirectory, wal: Path) -> Path:

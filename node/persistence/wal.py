@@ -78,12 +78,15 @@ def write_wal_again(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_folded(path: Path) -> None:
-    """Have the disk take what a fold that was stopped wrote to the database at `path`.
+def sync_half_a_fold(path: Path) -> None:
+    """Have the disk take what a fold wrote to the database at `path` before it was stopped, by
+    whatever process. One that was not stopped, and synced, leaves no WAL.
 
     This process must not have it open: its locks would be given back. Raises OSError, and
     StoreDamaged where the disk refuses: the kernel then calls clean what may be on no disk.
     """
+    if not (path.exists() and wal_path(path).exists()):
+        return
     with open(path, "rb") as file:
         try:
             os.fsync(file.fileno())

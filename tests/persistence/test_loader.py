@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import random
+import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import pytest
 from node.persistence import loader
 from node.persistence.database import Database
 from node.persistence.directory import DataDirectory
-from node.persistence.faults import FilesUnreadable, OtherFormat
+from node.persistence.faults import FilesUnreadable, OnlyCopyDamaged, OtherFormat
 from node.persistence.loader import load_state
 from node.persistence.schema import FORMAT
 from node.persistence.wal import wal_path
@@ -343,6 +347,74 @@ async def test_a_wal_that_the_disk_does_not_take_stops_the_start_and_moves_nothi
         load_state(directory)
     assert directory.node_path.exists()
     assert path.exists()
+
+
+async def killed(directory: DataDirectory, elsewhere: Path) -> History:
+    """A small history, and `elsewhere` what a process that was killed leaves of it: WALs too."""
+    history = History()
+    for name in ("alpha", "beta"):
+        history.create(name)
+        history.append(name, count=50)
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        shutil.copytree(directory.path, elsewhere)
+    return history
+
+
+def content_below(path: Path) -> dict[Path, bytes]:
+    return {one: one.read_bytes() for one in path.rglob("*") if one.is_file()}
+
+
+async def test_a_database_is_synced_before_and_after_its_wal_is_looked_at(
+    directory: DataDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking folds. A process before may have folded halfway, and so may that: a later fold whose
+    fsync fails must find nothing unsynced. See `test_power.py`."""
+    await killed(directory, tmp_path / "found")
+    seen: list[str] = []
+
+    def syncs(descriptor: int, sync: Callable[[int], None] = os.fsync) -> None:
+        seen.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def looks(path: Path, keep: Callable[[Path], Path]) -> None:
+        assert not keep_if_damaged(path, keep)
+        seen.append("looked")
+        wal_path(path).touch()  # as where another process has it open
+
+    keep_if_damaged = loader.kept_if_damaged
+    with DataDirectory(tmp_path / "found") as found:
+        monkeypatch.setattr(loader, "kept_if_damaged", looks)
+        monkeypatch.setattr(os, "fsync", syncs)
+        assert not load_state(found).lost
+        for path in (found.node_path, *found.store_files()):
+            at = seen.index(f"{path}-wal")
+            assert seen[at + 1 : at + 4] == [str(path), "looked", str(path)]
+
+
+@pytest.mark.parametrize("only_copy", [True, False])
+async def test_a_database_whose_half_fold_cannot_be_synced_is_of_no_use(
+    directory: DataDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only_copy: bool
+) -> None:
+    """The kernel says so once, and calls clean what no disk has."""
+    await killed(directory, tmp_path / "found")
+
+    def refuses(descriptor: int, sync: Callable[[int], None] = os.fsync) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("node.db"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    with DataDirectory(tmp_path / "found") as found:
+        before = content_below(found.path)
+        monkeypatch.setattr(os, "fsync", refuses)
+        if only_copy:
+            with pytest.raises(OnlyCopyDamaged, match=r"node\.db: may lack a part"):
+                load_state(found, only_copy=True)
+            assert content_below(found.path) == before
+        else:
+            loaded = load_state(found)
+            assert (loaded.state.stores, loaded.lost) == ({}, True)
+            assert len(loaded.set_aside) == 3
 
 
 async def test_a_database_of_another_program_is_damage(directory: DataDirectory) -> None:

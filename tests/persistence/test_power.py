@@ -336,3 +336,78 @@ def test_what_a_fold_wrote_before_a_reader_stopped_it_is_not_relied_on_after_a_f
         persisted = step.persisted or persisted
     assert persisted > 0
     assert disk.cut_after_power_loss(tmp_path / "image") >= persisted
+
+
+A_READER_THAT_STAYS = """
+import sqlite3, sys, time
+from pathlib import Path
+
+path, root = sys.argv[1], Path(sys.argv[2])
+reader = sqlite3.connect(path, isolation_level=None)
+reader.execute("BEGIN")
+reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+(root / "reads").touch()
+for end in ("read enough", "end"):
+    while not (root / end).exists():
+        time.sleep(0.01)
+    if end == "read enough":
+        reader.execute("COMMIT")
+        (root / "has read").touch()
+"""
+
+IS_READ_AND_KILLED = f"""
+import subprocess, sys, time
+
+async def is_read(directory, worker, history):
+    database.WAL_BYTES_MAX = 1 << 30
+    history.create("alpha")
+    for _ in range(10):
+        history.append("alpha", count=100, size=300)
+    await flush(worker, history)
+    [path] = directory.stores_path.glob("alpha.*.db")
+    subprocess.Popen([sys.executable, "-c", {A_READER_THAT_STAYS!r}, path, root])
+    while not (root / "reads").exists():
+        time.sleep(0.01)
+    history.append("alpha", count=100, size=300)
+    await flush(worker, history)
+    note(f"persisted {{history.index}}")
+
+carry_out(is_read)
+"""
+
+GOES_ON_BESIDE_THE_READER = """
+import time
+
+async def main():
+    database.WAL_BYTES_MAX = 1 << 30
+    with DataDirectory(root / "data") as directory:
+        loaded = load_state(directory)  # which folds as far as the reader allows
+        assert not loaded.lost
+        (root / "read enough").touch()
+        while not (root / "has read").exists():
+            time.sleep(0.01)
+        [path] = directory.stores_path.glob("alpha.*.db")
+        failing.write_text("=" + path.name)  # the fold's fsync of the database is refused, once
+        history = History(loaded.state)
+        async with working(history, directory) as worker:
+            history.append("alpha")
+            await fails(worker, history)
+            await flush(worker, history)
+            note(f"persisted {history.index}")
+            os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+def test_what_a_start_folded_before_a_reader_stopped_it_is_on_the_disk(tmp_path: Path) -> None:
+    try:
+        disk = carried_out(tmp_path, IS_READ_AND_KILLED, GOES_ON_BESIDE_THE_READER)
+    finally:
+        for end in ("read enough", "end"):
+            (tmp_path / "root" / end).touch()
+    persisted = 0
+    for step in disk.play():
+        persisted = step.persisted or persisted
+    assert persisted > 0
+    assert disk.cut_after_power_loss(tmp_path / "image") >= persisted
