@@ -14,12 +14,12 @@ Read in this order:
 * `checksums`   rolling checksums, so that a flipped bit is found at load
 * `blocks`      how events stand in a store's file
 * `statements`  inserting many rows without holding up the event loop
+* `wal`         whether SQLite's write-ahead log is on the disk, and says all that it once said
 * `schema`      the tables, and how a connection is opened
 * `snapshot_rows` snapshots of aggregates: which row counts at which mark
 * `subscription_rows` persistent subscriptions: a row for each state that a cycle saw
 * `life_rows`   how streams were limited and deleted: a row for each change that a cycle saw
 * `store_file`  one store's database: roll back to a mark, append what is new, read it all
-* `wal`         whether SQLite's write-ahead log is on the disk, and says all that it once said
 * `node_file`   the node's database: the cut, and which store files belong to it
 * `folding`     WALs folded into their files, and what of that is synced at once
 * `places`      what is out of the way before a file is made, and durable before it counts

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from node.persistence.faults import FilesUnreadable, OtherFormat, StoreDamaged
+from node.persistence.wal import is_emptied
 
 FORMAT = 4
 STORE_FILE = 0x45584553  # "EXES"
@@ -129,7 +130,11 @@ PAGE_BYTES = 16 * 1024
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open or create a database file with our settings. Raises sqlite3.Error."""
+    """Open or create a database file with our settings. Raises sqlite3.Error, OSError, and
+    StoreDamaged where it is empty and has a WAL: SQLite would delete that.
+    """
+    if is_emptied(path):
+        raise StoreDamaged(path, "is empty, and its WAL is not")
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
     return configured(connection)
 

@@ -60,6 +60,13 @@ def wal_path(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
+def is_emptied(path: Path) -> bool:
+    """Whether the database at `path` is an empty file, and has a WAL that is not. No connection may
+    be made to it then: SQLite deletes the WAL.
+    """
+    return _size(path) == 0 and _size(wal_path(path)) > 0
+
+
 def write_wal_again(path: Path) -> None:
     """Have the disk take all of the WAL of the database at `path`, if it has one.
 
@@ -98,14 +105,24 @@ def kept_if_damaged(path: Path, keep: Callable[[Path], Path]) -> Path | None:
     """Look whether the WAL of the database at `path` has lost commits; where `keep` has put it.
 
     What can be read of it is folded into the database, and the file then goes: `keep` is called
-    before that. None where nothing is wrong, or there is no WAL, and where the database itself
-    cannot be opened: whoever loads it will say why.
+    before that. None where nothing is wrong, or there is no WAL, and where the database itself is
+    empty or cannot be opened: whoever loads it will say why.
     """
     try:
+        if is_emptied(path):
+            return None
         with open(wal_path(path), "rb") as file, closing(sqlite3.connect(path)) as connection:
             return keep(wal_path(path)) if _is_damaged(file, connection) else None
     except (OSError, sqlite3.Error, ValueError):  # the last where SQLite's words are no UTF-8
         return None
+
+
+def _size(path: Path) -> int:
+    """-1 where there is no such file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
 
 
 def _write_again(descriptor: int) -> None:

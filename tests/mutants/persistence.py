@@ -234,6 +234,22 @@ DEFECTS = (
         (f"{_LOADER}::test_a_database_is_synced_before_and_after_its_wal_is_looked_at",),
     ),
     Defect(
+        "wal-of-an-emptied-database-is-looked-at",
+        "damaged files are renamed, never deleted, and their WAL with them",
+        "persistence/wal.py",
+        "        if is_emptied(path):\n            return None\n",
+        "",
+        (f"{_LOADER}::test_the_wal_beside_an_emptied_database_is_kept",),
+    ),
+    Defect(
+        "emptied-database-is-opened",
+        "damaged files are renamed, never deleted, and their WAL with them",
+        "persistence/schema.py",
+        "    if is_emptied(path):\n",
+        "    if path is None:\n",
+        (f"{_LOADER}::test_the_wal_beside_an_emptied_database_is_kept",),
+    ),
+    Defect(
         "file-is-thrown-away-for-one-fsync",
         "what was persisted counts until it is known to be of no use",
         "persistence/schema.py",

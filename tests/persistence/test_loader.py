@@ -417,6 +417,31 @@ async def test_a_database_whose_half_fold_cannot_be_synced_is_of_no_use(
             assert len(loaded.set_aside) == 3
 
 
+@pytest.mark.parametrize("only_copy", [True, False])
+@pytest.mark.parametrize("which", ["node.db", "stores/alpha.1048576.db", "stores/stray.5.db"])
+async def test_the_wal_beside_an_emptied_database_is_kept(
+    directory: DataDirectory, tmp_path: Path, which: str, only_copy: bool
+) -> None:
+    """SQLite deletes it, and it may hold all that was persisted."""
+    await killed(directory, tmp_path / "found")
+    with DataDirectory(tmp_path / "found") as found:
+        shutil.copy(f"{found.node_path}-wal", found.stores_path / "stray.5.db-wal")
+        emptied = found.path / which
+        emptied.write_bytes(b"")
+        held = wal_path(emptied).read_bytes()
+        assert held
+        if only_copy and "stray" not in which:
+            with pytest.raises(OnlyCopyDamaged, match="is empty, and its WAL is not"):
+                load_state(found, only_copy=True)
+            assert wal_path(emptied).read_bytes() == held
+        else:
+            loaded = load_state(found, only_copy=only_copy)
+            [aside] = [Path(path) for path in loaded.set_aside if path.startswith(f"{emptied}.")]
+            assert aside.read_bytes() == b""
+            assert wal_path(aside).read_bytes() == held
+            assert loaded.lost == ("stray" not in which)
+
+
 async def test_a_database_of_another_program_is_damage(directory: DataDirectory) -> None:
     history = await persisted(directory, stores=1)
     path = path_of(directory, history, "alpha")
