@@ -42,7 +42,7 @@ from node.persistence.faults import FileFault, FilesUnreadable, OtherFormat, Sto
 from node.persistence.folding import fold, fold_wholly
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
 from node.persistence.places import Places
-from node.persistence.schema import Connect, connect, fault_of, is_corruption
+from node.persistence.schema import Connect, connect, fault_of, fitting, is_corruption
 from node.persistence.store_file import StoreCut, StoreFile
 from node.persistence.wal import wal_path, write_wal_again
 
@@ -217,7 +217,8 @@ class Database:
             result.cut_lost |= self._start_store_over(path, store.uid, "replaced")
         try:
             file = self._store_file(path, store.uid)
-            file.append(cut, at.raft_index, at.term, self._safe_cut.raft_index)
+            with fitting(path):
+                file.append(cut, at.raft_index, at.term, self._safe_cut.raft_index)
             self._places.sync(path)
         except Exception as error:
             self._close_failed(store.uid)
@@ -319,7 +320,8 @@ class Database:
             if not self._node_is_sure:
                 fold_wholly(node)
                 self._node_is_sure = True
-            node.move(cut, listed.values(), self._unlisted.values(), gone)
+            with fitting(node.path):
+                node.move(cut, listed.values(), self._unlisted.values(), gone)
             self._places.sync(self._directory.node_path)
         except Exception as error:
             self._close_node()

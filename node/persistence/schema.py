@@ -190,8 +190,8 @@ def typed(path: Path, value: object, kind: type[_T]) -> _T:
 
 @contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """Reading a file of ours: a statement that does not fit its tables tells of damage to it, since
-    it fits those that were made. Raises StoreDamaged.
+    """Reading or writing a file of ours: a statement that does not fit its tables tells of damage
+    to it, since it fits those that were made. Raises StoreDamaged.
     """
     try:
         yield

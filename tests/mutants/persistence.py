@@ -310,6 +310,22 @@ DEFECTS = (
         (f"{_LOST}::test_a_store_file_with_a_damaged_schema_is_written_anew",),
     ),
     Defect(
+        "damaged-schema-is-no-damage-to-who-writes",
+        "a file that is damaged is written anew, whichever byte it is",
+        "persistence/database.py",
+        "            with fitting(path):\n",
+        "            if file:\n",
+        (f"{_LOST}::test_a_store_file_with_a_damaged_schema_is_written_anew",),
+    ),
+    Defect(
+        "damaged-schema-is-no-damage-to-who-moves-the-cut",
+        "a file that is damaged is written anew, whichever byte it is",
+        "persistence/database.py",
+        "            with fitting(node.path):\n",
+        "            if node:\n",
+        (f"{_LOST}::test_a_node_database_with_a_damaged_schema_is_written_anew",),
+    ),
+    Defect(
         "damaged-version-is-another-version",
         "a file that is damaged is written anew, whichever byte it is",
         "persistence/database.py",

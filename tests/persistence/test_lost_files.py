@@ -216,6 +216,7 @@ async def writes_all_of_it_in_the_end(worker: Worker, history: History) -> None:
     told = []
     for _ in range(4):
         history.append("beta")
+        history.snapshot("alpha", "order", history.index)
         try:
             await flush(worker, history)
         except PersistenceFailed as error:
@@ -228,10 +229,17 @@ async def writes_all_of_it_in_the_end(worker: Worker, history: History) -> None:
     [
         "UPDATE sqlite_schema SET sql = replace(sql, 'position', 'positioo') WHERE name = 'cuts'",
         "PRAGMA user_version = 5",
+        "UPDATE sqlite_schema SET sql = replace(sql, 'source', 'sourcd') WHERE name = 'snapshots'",
         "DROP TABLE cuts",
         "UPDATE cuts SET contents = 'x'",
     ],
-    ids=["a bit of a column's name", "a bit of the version", "a table is gone", "control"],
+    ids=[
+        "a bit of a column's name",
+        "a bit of the version",
+        "a bit of a name that only writing meets",
+        "a table is gone",
+        "control",
+    ],
 )
 async def test_a_store_file_with_a_damaged_schema_is_written_anew(
     history: History, directory: DataDirectory, disk: FailingDisk, damage: str
@@ -250,9 +258,15 @@ async def test_a_store_file_with_a_damaged_schema_is_written_anew(
     [
         "UPDATE sqlite_schema SET sql = replace(sql, 'term', 'tern') WHERE name = 'cut'",
         "PRAGMA user_version = 5",
+        "UPDATE sqlite_schema SET sql = replace(sql, 'name', 'namd') WHERE name = 'durabilities'",
         "UPDATE cut SET checksum = 1",
     ],
-    ids=["a bit of a column's name", "a bit of the version", "control"],
+    ids=[
+        "a bit of a column's name",
+        "a bit of the version",
+        "a bit of a name that only writing meets",
+        "control",
+    ],
 )
 async def test_a_node_database_with_a_damaged_schema_is_written_anew(
     history: History, directory: DataDirectory, disk: FailingDisk, damage: str
