@@ -197,7 +197,7 @@ class Node:
         if self.directory is None or self.chance.random() < 0.5:
             return
         for path in list(self.directory.store_files())[:1]:
-            path.unlink()
+            path.unlink(missing_ok=True)  # of one that was lost before, the WAL may be there
             self.may_have_lost = True
 
     def lose_all(self) -> None:

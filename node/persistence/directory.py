@@ -99,8 +99,11 @@ class DataDirectory:
         return self.stores_path / f"{name}.{uid}.db"
 
     def store_files(self) -> Iterator[Path]:
-        """The store files that are there, whether or not they belong to the cut."""
-        return (path for path in sorted(self.stores_path.iterdir()) if path.suffix == ".db")
+        """The store files that are there, whether or not they belong to the cut, and those of which
+        only a companion is: the process died before it was moved or removed, too.
+        """
+        found = {_without_companion(path) for path in self.stores_path.iterdir()}
+        return (path for path in sorted(found) if path.suffix == ".db")
 
     def set_aside(self, path: Path, why: str) -> Path:
         """Rename a database and its companions to `<name>.<why>-<time>`; return the new path.
@@ -122,7 +125,7 @@ class DataDirectory:
 
     def has(self, path: Path) -> bool:
         """Whether anything is left of a database: itself, or a companion."""
-        return any(one.exists() for one in _with_companions(path))
+        return _is_there(path)
 
     def quarantine(self) -> str:
         """Move everything but the lock and the state file into a new `quarantined-TIME`.
@@ -264,10 +267,23 @@ def _with_companions(path: Path) -> list[Path]:
     return [path.with_name(path.name + companion) for companion in ("", *SQLITE_COMPANIONS)]
 
 
+def _is_there(path: Path) -> bool:
+    """Whether anything is, of a database: itself, or a companion."""
+    return any(one.exists() for one in _with_companions(path))
+
+
+def _without_companion(path: Path) -> Path:
+    """The database that a file belongs to."""
+    name = path.name
+    for companion in SQLITE_COMPANIONS:
+        name = name.removesuffix(companion)
+    return path.with_name(name)
+
+
 def _free_name(path: Path) -> Path:
     """`path`, or `path` with the first counter that nothing has."""
     candidate, count = path, 1
-    while candidate.exists():
+    while _is_there(candidate):
         count += 1
         candidate = path.with_name(f"{path.name}-{count}")
     return candidate

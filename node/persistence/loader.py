@@ -145,7 +145,7 @@ def _read_node_file(directory: DataDirectory) -> tuple[Cut, list[StoreEntry]]:
     # The node's database is made before the first store file is: alone, these are what is left.
     is_orphaned = any(directory.store_files())
     if not path.exists():
-        if is_orphaned:
+        if is_orphaned or directory.has(path):
             raise StoreDamaged(path, "is missing")
         return Cut(), []
     with _faults_of(path), closing(NodeFile(path, connect)) as file:
@@ -215,9 +215,10 @@ def _set_unlisted_aside(directory: DataDirectory, entries: list[StoreEntry]) -> 
 
 def _set_all_aside(directory: DataDirectory, damaged: Path) -> list[str]:
     """Rename every database. node.db goes first: without it none of the others counts."""
-    paths = [path for path in (directory.node_path, *directory.store_files()) if path.exists()]
     return [
-        str(directory.set_aside(path, "damaged" if path == damaged else "unused")) for path in paths
+        str(directory.set_aside(path, "damaged" if path == damaged else "unused"))
+        for path in (directory.node_path, *directory.store_files())
+        if directory.has(path)
     ]
 
 

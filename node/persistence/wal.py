@@ -106,10 +106,10 @@ def kept_if_damaged(path: Path, keep: Callable[[Path], Path]) -> Path | None:
 
     What can be read of it is folded into the database, and the file then goes: `keep` is called
     before that. None where nothing is wrong, or there is no WAL, and where the database itself is
-    empty or cannot be opened: whoever loads it will say why.
+    missing, empty or cannot be opened: whoever loads it will say why.
     """
     try:
-        if is_emptied(path):
+        if is_emptied(path) or not path.exists():
             return None
         with open(wal_path(path), "rb") as file, closing(sqlite3.connect(path)) as connection:
             return keep(wal_path(path)) if _is_damaged(file, connection) else None

@@ -97,6 +97,21 @@ def test_setting_aside_keeps_the_companions_and_never_overwrites(tmp_path: Path)
         assert list(directory.store_files()) == []
 
 
+def test_a_wal_alone_is_set_aside_like_its_database(tmp_path: Path) -> None:
+    with DataDirectory(tmp_path, now_s=lambda: 0.0) as directory:
+        path = directory.store_path("s", 7)
+        for content in ("first", "second"):
+            path.with_name(path.name + "-wal").write_text(content)
+            assert list(directory.store_files()) == [path]
+            directory.set_aside(path, "damaged")
+        named = directory.aside
+    assert named == [
+        "stores/s.7.db.damaged-19700101T000000Z",
+        "stores/s.7.db.damaged-19700101T000000Z-2",
+    ]
+    assert [(tmp_path / f"{name}-wal").read_text() for name in named] == ["first", "second"]
+
+
 def test_a_file_is_replaced_in_an_order_that_bears_a_loss_of_power(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -442,6 +442,35 @@ async def test_the_wal_beside_an_emptied_database_is_kept(
             assert loaded.lost == ("stray" not in which)
 
 
+@pytest.mark.parametrize("which", ["node.db", "stores/alpha.1048576.db", "stores/stray.5.db"])
+async def test_a_wal_that_was_parted_from_its_database_is_kept(
+    directory: DataDirectory, tmp_path: Path, which: str
+) -> None:
+    """The process died when it had renamed one of the two."""
+    await killed(directory, tmp_path / "found")
+    with DataDirectory(tmp_path / "found") as found:
+        parted = found.path / which
+        if "stray" in which:
+            shutil.copy(f"{found.node_path}-wal", wal_path(parted))
+        else:
+            parted.rename(f"{parted}.damaged-20260101T000000Z")
+        held = wal_path(parted).read_bytes()
+        loaded = load_state(found)
+        [aside] = [Path(path) for path in loaded.set_aside if path.startswith(f"{parted}.")]
+        assert wal_path(aside).read_bytes() == held
+        assert loaded.lost == ("stray" not in which)
+
+
+async def test_a_node_database_of_which_only_the_wal_is_left_is_not_taken_for_an_empty_history(
+    directory: DataDirectory,
+) -> None:
+    wal_path(directory.node_path).write_bytes(b"what was persisted")
+    loaded = load_state(directory)
+    assert loaded.lost
+    [aside] = loaded.set_aside
+    assert wal_path(Path(aside)).read_bytes() == b"what was persisted"
+
+
 async def test_a_database_of_another_program_is_damage(directory: DataDirectory) -> None:
     history = await persisted(directory, stores=1)
     path = path_of(directory, history, "alpha")
