@@ -113,15 +113,14 @@ def _keep_damaged_wals(directory: DataDirectory, kept: list[str]) -> None:
     """Copy the WALs that have lost commits, before SQLite folds and removes them; their names go to
     `kept`.
 
-    To look at one is to fold it, so all of it has to be on the disk before (see `wal`), as well as
-    what the process before folded halfway; and behind it what the look did (see `folding`).
+    Closing what is looked at folds it. So all of it has to be on the disk before (see `wal`), as
+    well as what the process before folded halfway (see `folding`).
     """
     for path in (directory.node_path, *directory.store_files()):
         with _faults_of(path):
             write_wal_again(path)
             sync_half_a_fold(path)
-            copy = kept_if_damaged(path, lambda wal: _copied(directory, wal))
-            sync_half_a_fold(path)
+        copy = kept_if_damaged(path, lambda wal: _copied(directory, wal))
         if copy is not None:
             log.error(
                 "%s is damaged: commits that were in it cannot be read; what can be is used, and a "

@@ -29,8 +29,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -41,6 +42,7 @@ _HEADER = struct.Struct(">8I")  # magic, version, page bytes, sequence, two salt
 _FRAME = struct.Struct(">6I")  # page, pages at a commit or 0, two salts, two checksums
 _MAGIC_LITTLE, _MAGIC_BIG = 0x377F0682, 0x377F0683  # by the byte order of the checksums
 _SEALED_HEADER, _SEALED_FRAME = 24, 8  # bytes of each that its checksum covers
+_INDEX_FRAMES = slice(16, 20)  # where the index of a WAL says how many of its frames count
 # Of a WAL that is written again this much is in memory at a time.
 _PIECE_BYTES = 1024 * 1024
 
@@ -104,15 +106,16 @@ def sync_half_a_fold(path: Path) -> None:
 def kept_if_damaged(path: Path, keep: Callable[[Path], Path]) -> Path | None:
     """Look whether the WAL of the database at `path` has lost commits; where `keep` has put it.
 
-    What can be read of it is folded into the database, and the file then goes: `keep` is called
-    before that. None where nothing is wrong, or there is no WAL, and where the database itself is
-    missing, empty or cannot be opened: whoever loads it will say why.
+    Where no other process has the database open, what can be read of the WAL is then folded into
+    it, and the file goes: `keep` is called before that. None where nothing is wrong, or there is no
+    WAL, and where the database itself is missing, empty or cannot be opened: whoever loads it will
+    say why.
     """
     try:
         if is_emptied(path) or not path.exists():
             return None
-        with open(wal_path(path), "rb") as file, closing(sqlite3.connect(path)) as connection:
-            return keep(wal_path(path)) if _is_damaged(file, connection) else None
+        with open(wal_path(path), "rb") as file, _frames_believed(path) as believed:
+            return keep(wal_path(path)) if _is_damaged(file, believed) else None
     except (OSError, sqlite3.Error, ValueError):  # the last where SQLite's words are no UTF-8
         return None
 
@@ -132,8 +135,21 @@ def _write_again(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def _is_damaged(file: BinaryIO, connection: sqlite3.Connection) -> bool:
-    believed = _frames_read(connection)
+@contextmanager
+def _frames_believed(path: Path) -> Iterator[int]:
+    """Up to where SQLite believes the WAL of the database at `path`, which is open meanwhile.
+
+    That stands in its index, `…-shm` (https://www.sqlite.org/walformat.html). A checkpoint would
+    say so too, but not while another process folds, nor where the disk refuses an fsync. The index
+    is closed last, since that gives back the locks that the connection has on it.
+    """
+    with ExitStack() as last, closing(sqlite3.connect(path)) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        index = last.enter_context(open(f"{path}-shm", "rb"))
+        yield int.from_bytes(index.read(_INDEX_FRAMES.stop)[_INDEX_FRAMES], sys.byteorder)
+
+
+def _is_damaged(file: BinaryIO, believed: int) -> bool:
     wal = _open(file)
     if wal is None:
         return file.seek(0, os.SEEK_END) > 0
@@ -153,12 +169,6 @@ def _open(file: BinaryIO) -> _Wal | None:
     if _checksum(header[:_SEALED_HEADER], (0, 0), order) != seal:
         return None
     return _Wal(file, order, page_bytes, salts, seal)
-
-
-def _frames_read(connection: sqlite3.Connection) -> int:
-    """Up to where SQLite believes the WAL."""
-    frames = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
-    return max(int(frames), 0)
 
 
 def _ends_in_damage(wal: _Wal, believed: int) -> bool:

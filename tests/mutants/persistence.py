@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.defect import Defect
 
 _CRASH = "persistence/test_crash.py"
+_DAMAGED = "persistence/test_damaged_files.py"
 _LOADER = "persistence/test_loader.py"
 _POWER = "persistence/test_power.py"
 _SWEEPER = "persistence/test_sweeper.py"
@@ -223,15 +224,23 @@ DEFECTS = (
         "persistence/loader.py",
         "            write_wal_again(path)\n            sync_half_a_fold(path)\n",
         "            write_wal_again(path)\n",
-        (f"{_LOADER}::test_a_database_is_synced_before_and_after_its_wal_is_looked_at",),
+        (f"{_LOADER}::test_a_database_is_synced_before_its_wal_is_looked_at",),
     ),
     Defect(
-        "half-a-fold-of-a-start-is-relied-on",
-        "after a failed fsync nothing counts that may not be on the disk",
-        "persistence/loader.py",
-        "            sync_half_a_fold(path)\n        if copy",
-        "        if copy",
-        (f"{_LOADER}::test_a_database_is_synced_before_and_after_its_wal_is_looked_at",),
+        "look-at-a-wal-folds-it",
+        "A10: who could not load what it had says so, and only who could not",
+        "persistence/wal.py",
+        '        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()\n',
+        '        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()\n',
+        (f"{_DAMAGED}::test_a_wal_is_looked_at_without_folding_it",),
+    ),
+    Defect(
+        "wal-is-believed-as-it-was-folded",
+        "A10: who could not load what it had says so, and only who could not",
+        "persistence/wal.py",
+        "_INDEX_FRAMES = slice(16, 20)",
+        "_INDEX_FRAMES = slice(96, 100)",
+        (f"{_DAMAGED}::test_a_good_wal_is_not_called_damaged_while_another_process_folds_it",),
     ),
     Defect(
         "wal-of-an-emptied-database-is-looked-at",

@@ -23,8 +23,10 @@ import pytest
 from node.persistence.directory import DataDirectory
 from node.persistence.faults import FileFault
 from node.persistence.loader import load_state
+from node.persistence.wal import kept_if_damaged
 from tests.persistence.histories import History, contents
-from tests.persistence.workers import flush, settings, working
+from tests.persistence.test_worker import FOLDS_FOR_EVER
+from tests.persistence.workers import beside, flush, settings, working
 
 CYCLES = 6
 PAGE = 16 * 1024
@@ -254,3 +256,29 @@ def test_a_page_that_has_lost_rows_is_found(
     assert fewer
     for bit in fewer:
         assert judge.judge(kind, flipped(at, bit)) in ("set aside", "older, and doubted"), bit
+
+
+async def test_a_good_wal_is_not_called_damaged_while_another_process_folds_it(
+    image: Image, tmp_path: Path
+) -> None:
+    shutil.copytree(image.path, tmp_path / "read")
+    path = Image(tmp_path / "read", {}).file("store")
+    with closing(sqlite3.connect(path)) as reader, DataDirectory(tmp_path / "read") as directory:
+        reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        async with beside(FOLDS_FOR_EVER, f"{path}-shm"):
+            loaded = load_state(directory)
+    assert (loaded.cut_index, loaded.lost, loaded.set_aside) == (image.last, False, [])
+
+
+@pytest.mark.parametrize("kind", ["node.db", "store"])
+def test_a_wal_is_looked_at_without_folding_it(image: Image, tmp_path: Path, kind: str) -> None:
+    """Folding can fail, and takes away what was not looked at: the one that is damaged, too."""
+    shutil.copytree(image.path, tmp_path / "read")
+    path = Image(tmp_path / "read", {}).file(kind)
+    before = path.read_bytes()
+    with closing(sqlite3.connect(path)) as reader:
+        reader.execute(
+            "SELECT count(*) FROM sqlite_schema"
+        ).fetchone()  # the WAL outlives a closing
+        assert kept_if_damaged(path, Path) is None
+        assert path.read_bytes() == before

@@ -371,6 +371,8 @@ async def is_read(directory, worker, history):
     history.append("alpha", count=100, size=300)
     await flush(worker, history)
     note(f"persisted {{history.index}}")
+    [file] = worker._database._files.values()
+    assert await worker._in_thread(file.checkpoint_wal)  # as far as the reader allows; killed then
 
 carry_out(is_read)
 """
@@ -381,7 +383,7 @@ import time
 async def main():
     database.WAL_BYTES_MAX = 1 << 30
     with DataDirectory(root / "data") as directory:
-        loaded = load_state(directory)  # which folds as far as the reader allows
+        loaded = load_state(directory)
         assert not loaded.lost
         (root / "read enough").touch()
         while not (root / "has read").exists():
@@ -400,7 +402,7 @@ asyncio.run(main())
 """
 
 
-def test_what_a_start_folded_before_a_reader_stopped_it_is_on_the_disk(tmp_path: Path) -> None:
+def test_what_the_process_before_folded_halfway_is_on_the_disk(tmp_path: Path) -> None:
     try:
         disk = carried_out(tmp_path, IS_READ_AND_KILLED, GOES_ON_BESIDE_THE_READER)
     finally:
