@@ -49,11 +49,11 @@ class DataDirectory:
         self.path = Path(path).absolute()
         self._now_s = now_s
         self._locks: list[int] = []
-        is_new = not self.path.exists()
+        new = [one for one in (self.path, *self.path.parents) if not one.exists()]
         try:
             self.stores_path.mkdir(parents=True, exist_ok=True)
-            if is_new:
-                sync_directory(self.path.parent)
+            for one in new:
+                sync_directory(one.parent)
             self._take_lock(self.path)
         except OSError as error:
             raise FilesUnreadable(

@@ -292,6 +292,14 @@ DEFECTS = (
         (f"{_LOST}::test_the_wal_of_a_file_that_was_set_aside_in_two_steps_is_kept",),
     ),
     Defect(
+        "name-of-a-directory-above-is-not-synced",
+        "a name is durable before what is in the file counts",
+        "persistence/directory.py",
+        "                sync_directory(one.parent)\n",
+        "                sync_directory(self.path.parent)\n",
+        ("persistence/test_directory.py",),
+    ),
+    Defect(
         "wal-without-its-database-is-left-behind",
         "damaged files are renamed, never deleted, and their WAL with them",
         "persistence/loader.py",

@@ -79,6 +79,19 @@ def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
         DataDirectory(tmp_path / "data")
 
 
+def test_the_names_of_all_directories_that_are_made_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("node.persistence.directory.sync_directory", synced.append)
+    path = tmp_path / "srv" / "exesdb" / "n1"
+    with DataDirectory(path):
+        assert sorted(synced) == [tmp_path, path.parent.parent, path.parent, path]
+    synced.clear()
+    with DataDirectory(path):
+        assert synced == [path]
+
+
 def test_setting_aside_keeps_the_companions_and_never_overwrites(tmp_path: Path) -> None:
     with DataDirectory(tmp_path, now_s=lambda: 0.0) as directory:
         targets = []
