@@ -282,7 +282,7 @@ class Database:
             )
 
     def _forget(self, name: str, uid: int) -> None:
-        self._close_file(uid)
+        self._close_failed(uid)
         self._marks.pop(uid, None)
         self._doubted.discard(uid)
         self._gone[name, uid] = self._directory.store_path(name, uid)
@@ -290,7 +290,7 @@ class Database:
             del self._unlisted[name]
 
     def _close_failed(self, uid: int) -> None:
-        """Close a file of which nobody knows what came to the disk."""
+        """Close a file of which nobody knows what came to the disk, or has to."""
         self._sure.discard(uid)
         self._close_file(uid)
 

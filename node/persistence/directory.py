@@ -199,7 +199,8 @@ class DataDirectory:
         return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._now_s()))
 
     def _find_aside(self) -> list[Path]:
-        paths = (*self.path.iterdir(), *self.stores_path.iterdir())
+        places = (self.path, self.stores_path, self.tail_path)
+        paths = (path for place in places for path in place.glob("*"))
         return [path for path in paths if _ASIDE.search(path.name)]
 
     def _take_lock(self, path: Path) -> None:

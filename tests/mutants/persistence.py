@@ -292,6 +292,22 @@ DEFECTS = (
         (f"{_LOST}::test_the_wal_of_a_file_that_was_set_aside_in_two_steps_is_kept",),
     ),
     Defect(
+        "deleted-store-is-remembered",
+        "bounds: memory follows what there is",
+        "persistence/database.py",
+        "        self._close_failed(uid)\n        self._marks.pop(uid, None)\n",
+        "        self._close_file(uid)\n        self._marks.pop(uid, None)\n",
+        (f"{_WORKER}::test_nothing_is_kept_in_memory_of_stores_that_were_deleted",),
+    ),
+    Defect(
+        "segment-that-was-set-aside-is-forgotten",
+        "what was set aside is named until it is removed",
+        "persistence/directory.py",
+        "        places = (self.path, self.stores_path, self.tail_path)\n",
+        "        places = (self.path, self.stores_path)\n",
+        ("persistence/test_directory.py",),
+    ),
+    Defect(
         "name-of-a-directory-above-is-not-synced",
         "a name is durable before what is in the file counts",
         "persistence/directory.py",

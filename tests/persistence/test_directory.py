@@ -155,11 +155,15 @@ def test_what_was_set_aside_is_named_also_after_a_restart_until_it_is_removed(
             path.with_name(path.name + "-wal").write_text("its log")
             directory.set_aside(path, why)
         kept.write_text("in use")
+        directory.tail_path.mkdir()
+        (segment := directory.tail_path / "3-000001.tail").write_text("damaged")
+        directory.set_aside(segment, "damaged")
         named = directory.aside
     assert named == [
         "node.db.damaged-19700101T000000Z",
         "stores/s.7.db.unused-19700101T000000Z",
         "stores/s.7.db.unused-19700101T000000Z-2",
+        "tail/3-000001.tail.damaged-19700101T000000Z",
     ]
     with DataDirectory(tmp_path) as again:
         assert again.aside == named

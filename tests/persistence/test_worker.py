@@ -626,6 +626,20 @@ async def test_a_deleted_store_loses_its_file_only_with_the_cut_that_passes_it(
     assert reloaded(directory) == contents(history.state)
 
 
+async def test_nothing_is_kept_in_memory_of_stores_that_were_deleted(
+    history: History, directory: DataDirectory
+) -> None:
+    async with working(history, directory) as worker:
+        for _ in range(3):
+            history.create("gamma")
+            history.append("gamma")
+            await flush(worker, history)
+            history.delete("gamma")
+            await flush(worker, history)
+        left = {store.uid for store in history.state.stores.values()}
+        assert worker._database._sure == worker._database._marks.keys() == left
+
+
 async def test_a_store_created_and_deleted_between_two_cycles_leaves_nothing(
     history: History, directory: DataDirectory
 ) -> None:
