@@ -113,13 +113,13 @@ def _keep_damaged_wals(directory: DataDirectory, kept: list[str]) -> None:
     """Copy the WALs that have lost commits, before SQLite folds and removes them; their names go to
     `kept`.
 
-    Closing what is looked at folds it. So all of it has to be on the disk before (see `wal`), as
-    well as what the process before folded halfway (see `folding`).
+    Closing what is looked at folds it, so all of it has to be on the disk before (see `wal`). Where
+    another process has it open, it does not, and the one before us may have folded halfway (see
+    `folding`).
     """
     for path in (directory.node_path, *directory.store_files()):
         with _faults_of(path):
             write_wal_again(path)
-            sync_half_a_fold(path)
         copy = kept_if_damaged(path, lambda wal: _copied(directory, wal))
         if copy is not None:
             log.error(
@@ -128,6 +128,8 @@ def _keep_damaged_wals(directory: DataDirectory, kept: list[str]) -> None:
                 *(wal_path(path), copy),
             )
             kept.append(str(copy))
+        with _faults_of(path):
+            sync_half_a_fold(path)
 
 
 def _copied(directory: DataDirectory, wal: Path) -> Path:

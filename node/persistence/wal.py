@@ -144,7 +144,7 @@ def _frames_believed(path: Path) -> Iterator[int]:
     is closed last, since that gives back the locks that the connection has on it.
     """
     with ExitStack() as last, closing(sqlite3.connect(path)) as connection:
-        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        connection.execute("PRAGMA schema_version").fetchone()
         index = last.enter_context(open(f"{path}-shm", "rb"))
         yield int.from_bytes(index.read(_INDEX_FRAMES.stop)[_INDEX_FRAMES], sys.byteorder)
 
