@@ -222,7 +222,7 @@ class Node:
                 try:
                     self.database.sweep(store, sorted(swept))
                 except StoreDamaged as damage:  # as the sweeper does
-                    self.ledger.doubted(store, str(damage))
+                    self.ledger.doubted(store.uid, str(damage))
 
     async def be_filled(self, others: list[Node]) -> None:
         """Until it succeeds, perhaps, from one or another that is ahead."""

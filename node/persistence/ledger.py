@@ -148,23 +148,20 @@ class Ledger:
             account.totals.requests += 1
         self.changed(name)
 
-    def doubted(self, store: Store, why: str) -> None:
-        """The file of a store was found damaged: nothing that was in it counts any more."""
-        account = self._accounts.get(store.name)
-        if account is not None and account.uid == store.uid:
+    def doubted(self, uid: int | None, why: str) -> None:
+        """The file of a store was found to be of no use, or node.db: nothing in it counts any more.
+
+        A restart would find that file, and set all of them aside. A plan that is taken after this
+        may move the cut again; one that was taken before goes behind what is there.
+        """
+        self.cut = Cut()
+        self._lost_since = True
+        for account in [one for one in self._accounts.values() if one.uid == uid]:
             account.origin = None
             account.position = account.bytes = account.moves_after = account.failing_since = 0
             account.snapshot_bytes = 0
             account.last_error = why
-            self.cut_is_lost()  # a restart would find that file, and set all of them aside
-            self.changed(store.name)
-
-    def cut_is_lost(self) -> None:
-        """A file that the cut needs is of no use any more. A plan that is taken after this may move
-        the cut again; one that was taken before goes behind what is there.
-        """
-        self.cut = Cut()
-        self._lost_since = True
+            self.changed(account.name)
 
     @property
     def behind(self) -> bool:

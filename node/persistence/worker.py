@@ -361,13 +361,7 @@ class Worker:
         call that found it, and of any call behind that.
         """
         assert self._loop is not None, "the thread begins with it"
-        self._loop.call_soon_threadsafe(self._doubt, uid, why)
-
-    def _doubt(self, uid: int | None, why: str) -> None:
-        """What was of no use between cycles is written anew by the next one."""
-        self._ledger.cut_is_lost()
-        for store in [one for one in self._state.stores.values() if one.uid == uid]:
-            self._ledger.doubted(store, why)
+        self._loop.call_soon_threadsafe(self._ledger.doubted, uid, why)
 
     def _log_error(self, what: str, error: str) -> None:
         now = self._clock()

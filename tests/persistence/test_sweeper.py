@@ -387,7 +387,7 @@ async def test_a_file_is_doubted_once_until_it_is_written_anew(
         assert not database.give_back(store)
         disk.repair()
         assert doubts == [store.uid] * times
-        ledger.doubted(store, "is damaged")
+        ledger.doubted(store.uid, "is damaged")
     cycle(history, database, ledger)
     database.close()
     assert reloaded(directory) == contents(history.state)

@@ -997,7 +997,7 @@ async def test_a_file_that_was_doubted_during_a_cycle_is_not_booked_as_whole(
     history.append("alpha")
     ledger.changed("alpha")
     plan = ledger.take(forced=True)
-    ledger.doubted(store, "is damaged")
+    ledger.doubted(store.uid, "is damaged")
     ledger.settle(plan, database.run(plan))
     assert ledger.covered("alpha") == 0
     plan = ledger.take(forced=True)
