@@ -22,6 +22,8 @@ leader lose its disk, it alone can tell who the members are.
 
 Whoever has applied a membership tells everyone it has a session with, and so does a node that meets
 another. By that a node learns that it was removed while it was away, or where the members are now.
+Such a word may be lost (see `transport`). Who hears of a member of which it should be one, but is
+none as far as it knows, says what it knows, and who is told less than it knows says so.
 """
 
 from __future__ import annotations
@@ -304,6 +306,8 @@ class MembershipChanges:
                 self._compare(learner, gossip.raft_address)
         else:
             self.met(peer)
+        if self.outside:
+            self.met(peer)  # this node may be the one that does not know it yet
 
     def told(self, peer: str, message: MembershipNotice) -> None:
         """A peer knows a membership to be committed."""
@@ -313,6 +317,8 @@ class MembershipChanges:
             log.warning("%s named members that are none", peer)
             return
         self._learn(committed)
+        if committed.version < self._log.committed.version:
+            self.met(peer)
         if peer in committed.voter_ids:
             self._confirmed = max(self._confirmed, committed.version)
             self._waiting.advanced()

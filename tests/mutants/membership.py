@@ -63,6 +63,22 @@ DEFECTS = (
         (_OVERTAKEN,),
     ),
     Defect(
+        "lost-word-is-not-asked-for",
+        "I14: a word of who the members are that was lost is said again",
+        "raft/membership_change.py",
+        "        if self.outside:\n            self.met(peer)",
+        "        if False:\n            self.met(peer)",
+        ("raft/test_unsaid.py",),
+    ),
+    Defect(
+        "who-knows-less-is-not-told",
+        "I14: a word of who the members are that was lost is said again",
+        "raft/membership_change.py",
+        "        if committed.version < self._log.committed.version:\n",
+        "        if False:\n",
+        ("raft/test_unsaid.py",),
+    ),
+    Defect(
         "membership-of-nobody",
         "j: a membership that has no voters is none, whoever names it",
         "raft/membership.py",

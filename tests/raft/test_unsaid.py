@@ -11,7 +11,8 @@ from contextlib import suppress
 import pytest
 
 from node.errors import ExesdbError
-from node.raft.messages import MembershipNotice, RecoveryReport
+from node.raft import journal
+from node.raft.messages import AppendEntries, MembershipNotice, RecoveryReport
 from tests.raft.harness import Cluster
 from tests.raft.test_membership_change import add, knows, ready, removed
 from tests.raft.test_rebuilding import settled
@@ -168,6 +169,39 @@ def test_nothing_stands_still_where_both_lost_what_was_applied(first: str) -> No
         leader = await cluster.led()
         assert not cluster[leader]._journal.memberships.open
         await add(cluster, "n3", leader)
+        cluster.check()
+
+    simulate(scenario)
+
+
+@pytest.mark.parametrize("comes_by", ["the log", "a fill"])
+def test_who_joins_a_sole_voter_is_counted_although_the_word_of_it_was_lost(
+    comes_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knew two voters before, and was told only once, in vain, that one of them is left."""
+    monkeypatch.setattr(journal, "_CUT_ITEMS_MIN", 1)
+
+    async def scenario() -> None:
+        kept = 1 if comes_by == "a fill" else 1_000
+        cluster = Cluster(3, tails=True, spares=1, log_tail_entries_max=kept)
+        stays = await ready(cluster)
+        first, second = cluster.followers()
+        await cluster[stays].remove_member(first, 2_000)
+        await cluster.start("n4")
+        await cluster.until(lambda: knows(cluster, "n4", {stays, second}))
+        await cluster[stays].remove_member(second, 2_000)
+        cluster.links.watchers.append(
+            lambda _, to, said: (
+                not (to == "n4" and isinstance(said, MembershipNotice | AppendEntries))
+            )
+        )
+        learns = await cluster[stays].add_member("n4", "n4:1", 500)
+        assert learns.learner_id == "n4"
+        await cluster.fill_log(stays, 5)
+        cluster.persist(stays)
+        cluster[stays]._cut_log()
+        cluster.links.watchers.pop()
+        await cluster.until(lambda: knows(cluster, stays, {stays, "n4"}))
         cluster.check()
 
     simulate(scenario)
