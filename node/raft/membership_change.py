@@ -20,10 +20,10 @@ certain ends its reign when it is: of two, when the one that stays has said that
 one other voter is left beside the leader, that one must have said that it knows, too: should the
 leader lose its disk, it alone can tell who the members are.
 
-Whoever has applied a membership tells everyone it has a session with, and so does a node that meets
-another. By that a node learns that it was removed while it was away, or where the members are now.
-Such a word may be lost (see `transport`). Who hears of a member of which it should be one, but is
-none as far as it knows, says what it knows, and who is told less than it knows says so.
+Whoever has applied a membership tells the members and all that it dials, and so does a node that
+meets another. By that a node learns that it was removed while it was away, or where the members are
+now. Such a word may be lost (see `transport`). So a node that is no member as far as it knows, and
+hears from one, says what it knows, and who is told less than it knows says so.
 """
 
 from __future__ import annotations
