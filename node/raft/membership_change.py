@@ -326,16 +326,20 @@ class MembershipChanges:
     def _learn(self, committed: Membership) -> None:
         """Believe it, but never count by it what was acknowledged in a reign that is over.
 
-        A leader's log holds all that was committed before it led, and it knows of what it commits
-        before anybody else. If it is told of more, somebody leads a later term, and those who have
-        acknowledged entries of this one may have cut them off since. (Or it is about to learn of
-        it, or to go, see `membership_log`: then an election is all that this costs.)
+        A leader's log holds all that was committed before it led, and nothing is committed in its
+        term but by itself. If it is told of more, somebody leads a later term, and those who have
+        acknowledged entries of this one may have cut them off since. (Or it leads anew, and knows
+        too little of what its log holds; or it is to go, see `membership_log`. Then an election is
+        all that this costs.)
         """
-        if committed.version > self._log.committed.version:
-            if self._engine.leads:
-                log.info("told of members that this leader has not committed: its reign is over")
-                self._engine.retire()
-            self._log.learned(committed)
+        if committed.version <= self._log.committed.version:
+            return
+        if self._engine.leads:
+            if self._log.holds(committed, self._engine.commit_index):
+                return  # others were quicker to apply it
+            log.info("told of members that this leader has not committed: its reign is over")
+            self._engine.retire()
+        self._log.learned(committed)
 
     def _compare(self, learner: Member, address: str) -> None:
         """Say so, once, where a node that is being added calls itself by another address.

@@ -73,6 +73,10 @@ class MembershipLog:
         """Whether a change is under way: the newest membership is not known to be committed."""
         return self.newest.version > self.committed.version
 
+    def holds(self, membership: Membership, commit_index: int) -> bool:
+        """Whether it is in the log, committed, and only not applied yet."""
+        return any(at <= commit_index and one == membership for at, one in self._in_log)
+
     def may_stand(self, node_id: str) -> bool:
         """Whether the node may lead: it is counted, or its removal is not certain yet.
 

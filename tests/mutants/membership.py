@@ -41,8 +41,8 @@ DEFECTS = (
         "leader-counts-by-what-it-is-told",
         "A9: of a reign that is over no acknowledgement counts, whoever the members are now",
         "raft/membership_change.py",
-        '            if self._engine.leads:\n                log.info("told of',
-        '            if False:\n                log.info("told of',
+        "        if self._engine.leads:\n            if self._log.holds",
+        "        if False:\n            if self._log.holds",
         (_OVERTAKEN,),
     ),
     Defect(
@@ -57,9 +57,17 @@ DEFECTS = (
         "leader-takes-its-own-change-for-the-committed-one",
         "A9: of a reign that is over no acknowledgement counts, whoever the members are now",
         "raft/membership_change.py",
-        '            if self._engine.leads:\n                log.info("told of',
-        "            if self._engine.leads and committed != self._log.newest:\n"
-        '                log.info("told of',
+        "            if self._log.holds(committed, self._engine.commit_index):\n",
+        "            if self._log.holds(committed, 10**9):\n"
+        "                self._log.learned(committed)\n",
+        (_OVERTAKEN,),
+    ),
+    Defect(
+        "leader-that-is-slow-to-apply-retires",
+        "A9: a healthy leader is not deposed by a change of its own",
+        "raft/membership_change.py",
+        "            if self._log.holds(committed, self._engine.commit_index):\n",
+        "            if False:\n",
         (_OVERTAKEN,),
     ),
     Defect(

@@ -12,7 +12,8 @@ from contextlib import suppress
 import pytest
 
 from node.errors import ExesdbError
-from node.raft.messages import AppendEntries, Message
+from node.raft.entries import decode_membership, is_membership
+from node.raft.messages import AppendEntries, MembershipNotice, Message
 from tests.raft.harness import Cluster
 from tests.raft.test_blank_interplay import promote, with_learner
 from tests.raft.test_membership_change import knows, ready
@@ -141,5 +142,29 @@ def test_a_leader_does_not_take_its_own_change_for_the_same_one_of_a_later_term(
             await cluster[leader].remove_member(next_, 300)
         cluster.links.heal()
         await overtaken.judged(leader, witness, successor, next_)
+
+    simulate(scenario)
+
+
+def test_a_leader_that_is_slow_to_apply_a_change_goes_on_leading() -> None:
+    """Those who follow have applied it first, and say so."""
+
+    async def scenario() -> None:
+        cluster = Cluster(3)
+        leader = await ready(cluster)
+        stays, gone = cluster.followers()
+        engine, changes = cluster[leader]._engine, cluster[leader]._changes
+        term, apply, told = engine.term, engine._apply, []
+
+        def apply_late(index: int, term: int, entry: bytes) -> None:
+            if is_membership(entry):
+                told.append(decode_membership(entry))
+                changes.told(stays, MembershipNotice(told[-1].plain()))
+            apply(index, term, entry)
+
+        engine._apply = apply_late
+        removed = await cluster[leader].remove_member(gone, 2_000)
+        assert told == [removed]
+        assert engine.leads and engine.term == term
 
     simulate(scenario)
