@@ -203,6 +203,8 @@ class Changes:
         witness = newcomer or chance.choice(others)
         self._links.blackholes |= {(node.node_id, one) for one in self._nodes if one != witness}
         await asyncio.sleep(chance.choice([0.03, 0.1, 0.3]))
+        if node.life is None:  # it has ended meanwhile
+            return
         director.stall_for(node.life, 6.0)
         director.uncalm(9.0)
         self._links.cut(node.node_id)

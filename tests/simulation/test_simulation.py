@@ -31,6 +31,8 @@ SEEDS += [(952078, 3)]
 # 1000018, 1000215: a leader slept through changes of the members, and counted by the newest of them
 # what it had been acknowledged before.
 SEEDS += [(1000018, 3), (1000215, 5)]
+# 166: a scenario of the harness needed a leader that had ended meanwhile.
+SEEDS += [(166, 3)]
 # These have found something once: as they were then, before there were consumers.
 AS_THEN: dict[str, object] = {
     "consumers": [],
