@@ -113,7 +113,9 @@ class DataDirectory:
         its database.
         """
         if path not in self._moving:
-            self._moving[path] = _free_name(path.with_name(f"{path.name}.{why}-{self._stamp()}"))
+            self._moving[path] = self._free_name(
+                path.with_name(f"{path.name}.{why}-{self._stamp()}")
+            )
             self._aside.append(self._moving[path])
         target = self._moving[path]
         for source, name in zip(_with_companions(path), _with_companions(target), strict=True):
@@ -125,7 +127,7 @@ class DataDirectory:
 
     def has(self, path: Path) -> bool:
         """Whether anything is left of a database: itself, or a companion."""
-        return _is_there(path)
+        return any(one.exists() for one in _with_companions(path))
 
     def quarantine(self) -> str:
         """Move everything but the lock and the state file into a new `quarantined-TIME`.
@@ -138,7 +140,7 @@ class DataDirectory:
         if not found:
             return ""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._now_s()))
-        target = _free_name(self.path / f"{_QUARANTINED}-{stamp}")
+        target = self._free_name(self.path / f"{_QUARANTINED}-{stamp}")
         target.mkdir()
         for path in found:
             path.rename(target / path.name)
@@ -150,7 +152,7 @@ class DataDirectory:
 
     def keep_copy(self, path: Path, why: str) -> Path:
         """Copy a file to `<name>.<why>-<time>`, for whoever wants to look at it; the new path."""
-        target = _free_name(path.with_name(f"{path.name}.{why}-{self._stamp()}"))
+        target = self._free_name(path.with_name(f"{path.name}.{why}-{self._stamp()}"))
         shutil.copyfile(path, target)
         self._aside.append(target)
         return target
@@ -197,6 +199,14 @@ class DataDirectory:
 
     def _stamp(self) -> str:
         return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._now_s()))
+
+    def _free_name(self, path: Path) -> Path:
+        """`path`, or `path` with the first counter that nothing has."""
+        candidate, count = path, 1
+        while self.has(candidate):
+            count += 1
+            candidate = path.with_name(f"{path.name}-{count}")
+        return candidate
 
     def _find_aside(self) -> list[Path]:
         places = (self.path, self.stores_path, self.tail_path)
@@ -268,23 +278,9 @@ def _with_companions(path: Path) -> list[Path]:
     return [path.with_name(path.name + companion) for companion in ("", *SQLITE_COMPANIONS)]
 
 
-def _is_there(path: Path) -> bool:
-    """Whether anything is, of a database: itself, or a companion."""
-    return any(one.exists() for one in _with_companions(path))
-
-
 def _without_companion(path: Path) -> Path:
     """The database that a file belongs to."""
     name = path.name
     for companion in SQLITE_COMPANIONS:
         name = name.removesuffix(companion)
     return path.with_name(name)
-
-
-def _free_name(path: Path) -> Path:
-    """`path`, or `path` with the first counter that nothing has."""
-    candidate, count = path, 1
-    while _is_there(candidate):
-        count += 1
-        candidate = path.with_name(f"{path.name}-{count}")
-    return candidate

@@ -298,16 +298,15 @@ class MembershipChanges:
             self._network.send(peer, MembershipNotice(self._log.committed.plain()))
 
     def heard(self, peer: str, gossip: Gossip) -> None:
-        """A peer told how far it is; one that is no member may not know it yet."""
-        if peer in self._log.current.addresses:
+        """A peer told how far it is; where one of the two is no member, it may not know it yet."""
+        is_member = peer in self._log.current.addresses
+        if is_member:
             self._members.heard(peer, gossip)
             learner = self._log.current.learner
             if self._engine.leads and learner is not None and learner.id == peer:
                 self._compare(learner, gossip.raft_address)
-        else:
+        if self.outside or not is_member:
             self.met(peer)
-        if self.outside:
-            self.met(peer)  # this node may be the one that does not know it yet
 
     def told(self, peer: str, message: MembershipNotice) -> None:
         """A peer knows a membership to be committed."""

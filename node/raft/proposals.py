@@ -50,9 +50,9 @@ Resolved = tuple[Outcome, int]
 _NOT_LEADING = "not leading"
 _FULL = "full"
 
-_WAITING = 0  # the term of what is not handed on
 _ENVELOPE_BYTES = 1024 * 1024  # what a message says about the commands in it
 
+_WAITING = 0  # the term of what is not handed on
 _OUT_OF_SIGHT = 2**62  # later than any term: what became of it will not be learned here
 
 
@@ -115,6 +115,8 @@ class Proposals:
         self.opening: Callable[[], Sequence[bytes]] = tuple
         self._engine = engine
         self._settings = settings
+        beside = settings.entry_bytes_max + _ENVELOPE_BYTES
+        self._command_bytes_max = settings.frame_bytes_max - beside
         self._incarnation = incarnation
         self._send = send
         self._overloaded = overloaded
@@ -205,11 +207,10 @@ class Proposals:
 
     def _check_bounds(self, size: int) -> None:
         settings = self._settings
-        longest = settings.frame_bytes_max - settings.entry_bytes_max - _ENVELOPE_BYTES
-        if size > longest:
+        if size > self._command_bytes_max:
             raise PayloadTooLarge(
                 "it is too long, as it is stored, to be sent to the other nodes",
-                limit=longest,
+                limit=self._command_bytes_max,
                 actual=size,
             )
         if len(self._pending) >= settings.proposals_max:

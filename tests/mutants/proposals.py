@@ -13,7 +13,7 @@ DEFECTS = (
         "command-longer-than-a-message",
         "A22: what no message can carry is refused, and not sent again and again",
         "raft/proposals.py",
-        "        if size > longest:\n",
+        "        if size > self._command_bytes_max:\n",
         "        if False:\n",
         ("raft/test_proposals.py::TestBounds",),
     ),

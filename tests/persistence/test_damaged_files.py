@@ -277,8 +277,7 @@ def test_a_wal_is_looked_at_without_folding_it(image: Image, tmp_path: Path, kin
     path = Image(tmp_path / "read", {}).file(kind)
     before = path.read_bytes()
     with closing(sqlite3.connect(path)) as reader:
-        reader.execute(
-            "SELECT count(*) FROM sqlite_schema"
-        ).fetchone()  # the WAL outlives a closing
+        # So the WAL outlives a closing.
+        reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         assert kept_if_damaged(path, Path) is None
         assert path.read_bytes() == before

@@ -55,6 +55,15 @@ def carry_out(work):
 
     asyncio.run(alive())
 
+async def written(directory, worker, history):
+    database.WAL_BYTES_MAX = 1 << 30
+    history.create("alpha")
+    for _ in range(10):
+        history.append("alpha", count=100, size=300)
+    await flush(worker, history)
+    [path] = directory.stores_path.glob("alpha.*.db")
+    return path
+
 async def fails(worker, history):
     try:
         await flush(worker, history)
@@ -277,28 +286,27 @@ def test_what_was_persisted_outlives_a_loss_of_power_after_an_outage(
     assert not lost, f"of {persisted}"
 
 
+def keeps_what_was_persisted(disk: Disk, image: Path) -> None:
+    persisted = 0
+    for step in disk.play():
+        persisted = step.persisted or persisted
+    assert persisted > 0
+    assert disk.cut_after_power_loss(image) >= persisted
+
+
 def test_a_cut_whose_fsync_failed_is_not_called_persisted_by_the_next_process(
     tmp_path: Path,
 ) -> None:
     """The disk refuses every fsync of node.db, before the process is killed and after that."""
     disk = carried_out(tmp_path, REFUSED_THE_CUT, TAKES_THE_CUT)
-    persisted = 0
-    for step in disk.play():
-        persisted = step.persisted or persisted
-    assert persisted > 0
-    assert disk.cut_after_power_loss(tmp_path / "image") >= persisted
+    keeps_what_was_persisted(disk, tmp_path / "image")
 
 
 A_READER = """
 import sqlite3
 
 async def is_read(directory, worker, history):
-    database.WAL_BYTES_MAX = 1 << 30
-    history.create("alpha")
-    for _ in range(10):
-        history.append("alpha", count=100, size=300)
-    await flush(worker, history)
-    [path] = directory.stores_path.glob("alpha.*.db")
+    path = await written(directory, worker, history)
     reader = sqlite3.connect(path, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -331,11 +339,7 @@ def test_what_a_fold_wrote_before_a_reader_stopped_it_is_not_relied_on_after_a_f
     tmp_path: Path, stays: bool
 ) -> None:
     disk = carried_out(tmp_path, A_READER.format(stays=stays))
-    persisted = 0
-    for step in disk.play():
-        persisted = step.persisted or persisted
-    assert persisted > 0
-    assert disk.cut_after_power_loss(tmp_path / "image") >= persisted
+    keeps_what_was_persisted(disk, tmp_path / "image")
 
 
 A_READER_THAT_STAYS = """
@@ -359,12 +363,7 @@ IS_READ_AND_KILLED = f"""
 import subprocess, sys, time
 
 async def is_read(directory, worker, history):
-    database.WAL_BYTES_MAX = 1 << 30
-    history.create("alpha")
-    for _ in range(10):
-        history.append("alpha", count=100, size=300)
-    await flush(worker, history)
-    [path] = directory.stores_path.glob("alpha.*.db")
+    path = await written(directory, worker, history)
     subprocess.Popen([sys.executable, "-c", {A_READER_THAT_STAYS!r}, path, root])
     while not (root / "reads").exists():
         time.sleep(0.01)
@@ -408,8 +407,4 @@ def test_what_the_process_before_folded_halfway_is_on_the_disk(tmp_path: Path) -
     finally:
         for end in ("read enough", "end"):
             (tmp_path / "root" / end).touch()
-    persisted = 0
-    for step in disk.play():
-        persisted = step.persisted or persisted
-    assert persisted > 0
-    assert disk.cut_after_power_loss(tmp_path / "image") >= persisted
+    keeps_what_was_persisted(disk, tmp_path / "image")
