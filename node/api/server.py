@@ -7,7 +7,8 @@ The way of a request, in the order in which it can end:
     route found            404, 405 (`routes`)
     names and query read   400, 406, 413 (`names`, `media`, `parameters`)
     handler                one of the families; reads the body if it needs one
-    headers added          X-Served-By on every answer, position and index on those of a store
+    headers added          X-Served-By on every answer, position and index on those of a store;
+                           the index where no path was read, too
     answer written         at once, in one piece; a client that does not take it is disconnected
 
 Every refusal is an `ExesdbError` and becomes a problem; anything else that is raised is a defect of
@@ -40,7 +41,7 @@ from node.api.folds import Folds
 from node.api.following import Following
 from node.api.gathering import Gathering
 from node.api.known_heads import KnownHeads
-from node.api.levels import Levels, store_headers
+from node.api.levels import Levels, index_header, store_headers
 from node.api.limits import ApiLimits
 from node.api.lives import LifeRoutes
 from node.api.members import Members
@@ -142,7 +143,6 @@ class ApiServer:
         server = self._server = web.Server(_unused)
         known = KnownHeads(self.limits.head_line_bytes_max)
         outbox = Outbox(loop)
-        crowded = problems.crowded(self.limits.connections_max)
 
         def connection() -> Connection:
             return Connection(
@@ -152,8 +152,8 @@ class ApiServer:
                 outbox,
                 known,
                 self._handle,
-                problems.unparsable,
-                crowded,
+                self._unreadable,
+                self._crowded,
                 loop,
             )
 
@@ -221,6 +221,17 @@ class ApiServer:
         if path.startswith(_STORES):
             name, _, _ = path[len(_STORES) :].partition("/")
             answer.lines += store_headers(self._state, unquote(name))
+        return answer
+
+    def _unreadable(self, words: str) -> Answer:
+        return self._about_any_path(problems.unparsable(words))
+
+    def _crowded(self) -> Answer:
+        return self._about_any_path(problems.crowded(self.limits.connections_max))
+
+    def _about_any_path(self, answer: Answer) -> Answer:
+        """The answer where no path was read: with what one about a store must have."""
+        answer.lines += index_header(self._state)
         return answer
 
     def routes(self) -> Iterator[Route]:

@@ -125,8 +125,8 @@ Respond = Callable[[Request], Awaitable[Answer]]
 class Connection(RequestHandler):
     """One client's connection: its requests are answered one after the other.
 
-    Past `connections_max` a new connection is told so (`crowded`) and closed. What cannot be parsed
-    is answered with what `refusal` makes of the parser's words.
+    Past `connections_max` a new connection is given what `crowded` makes, and closed. What cannot
+    be parsed is answered with what `refusal` makes of the parser's words.
     """
 
     __slots__ = (
@@ -152,7 +152,7 @@ class Connection(RequestHandler):
         known: KnownHeads,
         respond: Respond,
         refusal: Callable[[str], Answer],
-        crowded: Answer,
+        crowded: Callable[[], Answer],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(
@@ -181,7 +181,7 @@ class Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if len(self._server.connections) > self._limits.connections_max and self.transport:
-            self._crowded.write(self.transport, self.outbox, self._heads, _UNPARSED)
+            self._crowded().write(self.transport, self.outbox, self._heads, _UNPARSED)
             self.outbox.flush()
             self.force_close()
 

@@ -244,6 +244,16 @@ async def test_an_upgrade_is_declined_and_ends_the_connection(node: Node):
     assert b"Connection: close\r\n" in heard
 
 
+async def test_what_cannot_be_read_may_be_about_a_store_and_is_told_the_index(node: Node):
+    """Every answer about a store has it, and nobody can tell which path the bytes meant."""
+    await node.append("s")
+    ask = b"GET /v1/stores/main/events?x=" + b"x" * node.api.limits.head_line_bytes_max
+    heard = await node.talk(ask + b" HTTP/1.1\r\nHost: n\r\n\r\n")
+    assert heard.startswith(b"HTTP/1.1 400 ") and b"not a readable HTTP request" in heard
+    assert b"X-Served-By: n1\r\n" in heard
+    assert b"X-Applied-Index: %d\r\n" % node.replica.applied_index in heard
+
+
 async def test_a_client_that_does_not_read_its_answer_is_disconnected():
     async with serving(write_s=0.1) as node:
         for _ in range(8):
@@ -268,6 +278,7 @@ async def test_connections_beyond_the_limit_are_told_so():
         assert heard.startswith(b"HTTP/1.1 503 ")
         assert b"Retry-After: 1\r\n" in heard
         assert b'"code":"overloaded"' in heard and b'"limit":"connections_max"' in heard
+        assert b"X-Applied-Index: %d\r\n" % node.replica.applied_index in heard
         for writer in writers:
             writer.close()
         await eventually(lambda: not node.api._server.connections)
