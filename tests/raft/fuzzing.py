@@ -122,7 +122,11 @@ class Fuzzer:
         if malformed == 0:
             fields[self.chance.randrange(len(fields))] = self.chance.choice(TRAPS)
         content = bytes((0x80 | (len(fields) + 2), messages.GROUP, number)) + b"".join(fields)
-        return self._damaged(content) if malformed == 1 else content
+        if malformed == 1:
+            content = self._damaged(content)
+        if _understood_term(content) > term_max:  # it was damaged into that
+            return self.message(term, index, term_max)
+        return content
 
     def _term(self, term: int, term_max: int) -> bytes:
         wild = [at for at in (*NUMBERS, term + 1) if at <= term_max]
@@ -158,6 +162,14 @@ class Fuzzer:
         for _ in range(self.chance.randint(1, 4)):
             damaged[self.chance.randrange(len(damaged))] ^= 1 << self.chance.randrange(8)
         return bytes(damaged)
+
+
+def _understood_term(content: bytes) -> int:
+    """The term of a message as its receiver reads it; 0 where there is none."""
+    try:
+        return getattr(messages.decode(content), "term", 0)
+    except messages.MalformedMessage:
+        return 0
 
 
 def framed(payload: bytes) -> bytes:

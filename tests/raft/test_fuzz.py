@@ -19,7 +19,7 @@ import cbor2
 import pytest
 
 from node.core.outcomes import Appended
-from node.raft import plain
+from node.raft import messages, plain
 from node.raft.replica import Replica
 from node.raft.session import HELLO_BYTES_MAX
 from tests.raft.fuzzing import HELLO, TRAPS, Complaints, Fuzzer, Pulse, complaints, framed
@@ -130,7 +130,11 @@ async def test_a_thousand_connections_that_say_half_a_word_are_few_at_a_time() -
 
 
 class Mad:
-    """n3, which knows the secret and says whatever the fuzzer makes up."""
+    """n3, which knows the secret and says whatever the fuzzer makes up.
+
+    It speaks of terms that have a leader, and of those up to `leap` after them. In a term that has
+    none, its word that it leads would be as good as that of any other member.
+    """
 
     def __init__(self, port: int, node: Replica, fuzzer: Fuzzer, leap: int) -> None:
         self._port = port
@@ -160,7 +164,16 @@ class Mad:
 
     def _message(self) -> bytes:
         term, index = self._node.status().term, self._node.applied_index
+        if self._node.leader is None:
+            term -= 1
         return self._fuzzer.message(term, index, term + self._leap)
+
+
+def test_a_fuzzed_message_is_of_no_later_term_than_allowed(seed: int) -> None:
+    fuzzer = Fuzzer(seed)
+    for _ in range(20_000):
+        with contextlib.suppress(messages.MalformedMessage):
+            assert getattr(messages.decode(fuzzer.message(4, 9, 4)), "term", 0) <= 4
 
 
 def _print_understood(node: Replica, frames: int) -> None:
