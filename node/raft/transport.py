@@ -43,7 +43,7 @@ class Transport:
         self._identity = identity
         self._listener: Listener | None = None
         self._sessions: dict[str, Session] = {}
-        self._strangers: set[Session] = set()
+        self._strangers: dict[Session, asyncio.TimerHandle] = {}  # each until its time is up
         self._incarnations: dict[str, int] = {}
         self._addresses: dict[str, str] = {}
         self._dialling: dict[str, asyncio.Task[None]] = {}
@@ -148,7 +148,7 @@ class Transport:
         if refusal is not None:
             self.counters["lineages_refused"] += 1
             return refusal
-        self._strangers.discard(session)
+        self._no_stranger(session)
         older = self._sessions.pop(peer, None)
         if older is not None:
             self._listener.disconnected(peer)
@@ -199,7 +199,7 @@ class Transport:
 
     def lost(self, session: Session) -> None:
         """Take a session out of its place."""
-        self._strangers.discard(session)
+        self._no_stranger(session)
         if not session.up:
             self.counters["connections_refused"] += 1
         if self._sessions.get(session.peer) is session:
@@ -235,15 +235,20 @@ class Transport:
 
     def _watch_stranger(self, session: Session) -> None:
         """Give a connection until the end of `handshake_ms` to become a session."""
-        self._strangers.add(session)
-        asyncio.get_running_loop().call_later(
+        self._strangers[session] = asyncio.get_running_loop().call_later(
             self._settings.handshake_ms / 1000, self._close_stranger, session
         )
 
     def _close_stranger(self, session: Session) -> None:
-        if session in self._strangers:
-            self._strangers.discard(session)
+        if self._no_stranger(session):
             session.close()
+
+    def _no_stranger(self, session: Session) -> bool:
+        """Strike a connection off the strangers, and keep nothing of it; whether it was one."""
+        timer = self._strangers.pop(session, None)
+        if timer is not None:
+            timer.cancel()  # which would keep the session until its time
+        return timer is not None
 
     def _session(self, peer: str | None) -> Session:
         return Session(self, self._identity, peer, self._settings.frame_bytes_max)

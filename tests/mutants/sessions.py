@@ -132,8 +132,16 @@ DEFECTS = (
         "strangers-for-ever",
         "A20: an unproven connection is closed in time",
         "raft/transport.py",
-        "        if session in self._strangers:\n",
+        "        if self._no_stranger(session):\n",
         "        if session.up:\n",
+        (_SESSION,),
+    ),
+    Defect(
+        "strangers-kept-when-gone",
+        "A20: of a connection that was closed nothing is kept",
+        "raft/transport.py",
+        "            timer.cancel()  # which would keep the session until its time\n",
+        "            pass\n",
         (_SESSION,),
     ),
     Defect(

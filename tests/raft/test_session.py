@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import random
 import shutil
@@ -21,7 +22,7 @@ import pytest
 
 from node.raft.lineage import Standing
 from node.raft.messages import AppendEntries, Gossip, Vote, encode
-from node.raft.session import INCARNATION_BITS, JOINING
+from node.raft.session import INCARNATION_BITS, JOINING, Session
 from tests.raft.wire import CLUSTER, STANDING, Hand, Node, free_port, pair, until
 
 
@@ -420,6 +421,20 @@ class TestBounds:
             assert len(node.transport._strangers) == 3
             for hand in kept:
                 await hand.close()
+
+    async def test_of_connections_that_ended_nothing_is_kept(self) -> None:
+        """Each was kept for `handshake_ms`: thousands at once, where many strangers come and go."""
+        async with listening(handshake_ms=60_000) as node:
+            for _ in range(20):
+                async with await Hand.dial(node.port) as hand:
+                    hand.raw(b"\xff" * 20)
+                    assert await hand.closed()
+            async with await Hand.dial(node.port) as hand:
+                assert await established(node, hand)
+            await until(lambda: not node.transport._sessions and not node.transport._strangers)
+            gc.collect()
+            kept = [one for one in gc.get_objects() if type(one) is Session]
+            assert not [one for one in kept if one._owner is node.transport]
 
     async def test_a_peer_that_takes_its_time_is_not_dialled_again_meanwhile(self) -> None:
         """Each of those connections became a session later, and ended the one before."""
