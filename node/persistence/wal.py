@@ -9,12 +9,15 @@ which an fsync may have failed, in this process or in one before it.
 
 **Whole.** SQLite reads a WAL up to the first frame whose checksum is wrong, and takes that for its
 end: right after a crash in the middle of a write, and a silently shorter history after a flipped
-bit. What stands behind that end tells them apart. A process that is killed leaves whole frames of a
-transaction that has no commit yet. A frame that commits, behind the end, is a transaction that was
-complete and can no longer be read; so is a last frame whose checksum is wrong, whose mark of a
-commit may be what is damaged. (After a loss of power both can also be a commit that nobody was told
-of, because the disk wrote it in another order. That cannot be told apart, so it is believed to be
-damage; a node without power has forgotten things anyway.)
+bit. What stands behind that end tells them apart. A process that is killed, or a disk that is full,
+leaves whole frames of a transaction that has no commit yet, and perhaps a piece of the next one. If
+it is killed while its commit is synced, and another process has the file open, the transaction
+stands there whole, and alone: it counts only once it was synced. Any other frame that commits,
+behind the end, is a transaction that was complete and can no longer be read; so is a last frame
+whose checksum is wrong, whose mark of a commit may be what is damaged. (After a loss of power both
+can also be a commit that nobody was told of, because the disk wrote it in another order. That
+cannot be told apart, so it is believed to be damage; a node without power has forgotten things
+anyway.)
 
 A file that merely ends too early cannot be noticed here. Then the disk has lost what it said was on
 it; where the node itself was only killed, its log's tail shows what is missing.
@@ -112,9 +115,11 @@ def kept_if_damaged(path: Path, keep: Callable[[Path], Path]) -> Path | None:
     say why.
     """
     try:
-        if is_emptied(path) or not path.exists():
+        if is_emptied(path) or not (path.exists() and wal_path(path).exists()):
             return None
-        with open(wal_path(path), "rb") as file, _frames_believed(path) as believed:
+        # In this order: until the connection has read, the last one of another process may fold the
+        # WAL and remove it as it closes.
+        with _frames_believed(path) as believed, open(wal_path(path), "rb") as file:
             return keep(wal_path(path)) if _is_damaged(file, believed) else None
     except (OSError, sqlite3.Error, ValueError):  # the last where SQLite's words are no UTF-8
         return None
@@ -173,36 +178,45 @@ def _open(file: BinaryIO) -> _Wal | None:
 
 def _ends_in_damage(wal: _Wal, believed: int) -> bool:
     last = believed
-    for number, (_, commits, *salts, _, _) in _frames_behind(wal, believed):
-        if salts[0] != wal.salts[0] and salts[1] != wal.salts[1]:
-            break  # of an older generation
+    for number, commits in _frames_behind(wal, believed):
         if commits:
-            return True
+            return not _is_unpublished(wal, believed, number)
         last = number
     return last > believed and not _holds(wal, last)
 
 
-def _frames_behind(wal: _Wal, believed: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    number = believed + 1
-    while len(head := _head(wal, number)) == _FRAME.size:
-        yield number, _FRAME.unpack(head)
-        number += 1
+def _frames_behind(wal: _Wal, believed: int) -> Iterator[tuple[int, int]]:
+    """The whole frames of this generation: their numbers, and the mark of a commit or 0."""
+    whole = (wal.file.seek(0, os.SEEK_END) - _HEADER.size) // (_FRAME.size + wal.page_bytes)
+    for number in range(believed + 1, whole + 1):
+        _, commits, *salts, _, _ = _head(wal, number)
+        if salts[0] != wal.salts[0] and salts[1] != wal.salts[1]:
+            break
+        yield number, commits
+
+
+def _is_unpublished(wal: _Wal, believed: int, commit: int) -> bool:
+    """Whether the first commit behind the end is the last of all frames, and whole: while others
+    have the file open, SQLite counts it only after it was synced.
+    """
+    if next(_frames_behind(wal, commit), None) is not None:
+        return False
+    return all(_holds(wal, number) for number in range(believed + 1, commit + 1))
 
 
 def _holds(wal: _Wal, number: int) -> bool:
-    """Whether a frame's checksum is right, given the one before it."""
-    before = _FRAME.unpack(_head(wal, number - 1))[4:] if number > 1 else wal.seal
+    """Whether a frame's salts and its checksum are right, given the one before it."""
+    before = _head(wal, number - 1)[4:] if number > 1 else wal.seal
     head = _head(wal, number)
-    page = wal.file.read(wal.page_bytes)
-    if len(page) < wal.page_bytes:
-        return True  # it was being written
-    seal = _checksum(head[:_SEALED_FRAME] + page, (before[0], before[1]), wal.order)
-    return seal == _FRAME.unpack(head)[4:]
+    sealed = _FRAME.pack(*head)[:_SEALED_FRAME] + wal.file.read(wal.page_bytes)
+    seal = _checksum(sealed, (before[0], before[1]), wal.order)
+    return head[2:] == (*wal.salts, *seal)
 
 
-def _head(wal: _Wal, number: int) -> bytes:
+def _head(wal: _Wal, number: int) -> tuple[int, ...]:
+    """What stands before the page of a frame, which is read next."""
     wal.file.seek(_HEADER.size + (number - 1) * (_FRAME.size + wal.page_bytes))
-    return wal.file.read(_FRAME.size)
+    return _FRAME.unpack(wal.file.read(_FRAME.size))
 
 
 def _checksum(content: bytes, start: tuple[int, int], order: str) -> tuple[int, int]:

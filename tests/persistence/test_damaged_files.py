@@ -12,10 +12,14 @@ import logging
 import random
 import shutil
 import sqlite3
+import struct
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,6 +29,7 @@ from node.persistence.faults import FileFault
 from node.persistence.loader import load_state
 from node.persistence.wal import kept_if_damaged
 from tests.persistence.histories import History, contents
+from tests.persistence.test_lost_files import HOLDS
 from tests.persistence.test_worker import FOLDS_FOR_EVER
 from tests.persistence.workers import beside, flush, settings, working
 
@@ -281,3 +286,71 @@ def test_a_wal_is_looked_at_without_folding_it(image: Image, tmp_path: Path, kin
         reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         assert kept_if_damaged(path, Path) is None
         assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["node.db-wal", "store-wal"])
+@pytest.mark.parametrize("page_bytes", [0, PAGE // 2])
+def test_a_commit_that_was_being_written_is_no_damage(
+    judge: Judge, kind: str, page_bytes: int
+) -> None:
+    """The process was killed behind the header of the frame that commits, or its disk was full."""
+
+    def begun(wal: bytes) -> bytes:
+        head = struct.pack(">6I", 1, 9, *struct.unpack_from(">2I", wal, 16), 0, 0)
+        return wal + head + b"x" * page_bytes
+
+    assert judge.judge(kind, begun) == "whole"
+
+
+@pytest.mark.parametrize("kind", ["node.db-wal", "store-wal"])
+async def test_a_commit_that_was_being_synced_is_no_damage_while_another_process_reads(
+    tmp_path: Path, kind: str
+) -> None:
+    """The reader's index, which outlives the killed process, does not count it yet."""
+    history = History()
+    with DataDirectory(tmp_path / "data") as directory:
+        async with working(history, directory, settings=settings()) as worker:
+            history.create("alpha")
+            history.append("alpha")
+            await flush(worker, history)
+            image = Image(tmp_path / "image", {})
+            shutil.copytree(directory.path, image.path)
+            expected = contents(history.state)
+            history.append("alpha")
+            await flush(worker, history)
+            later = Image(directory.path, {}).file(kind).read_bytes()
+    read = image.file(kind.removesuffix("-wal"))
+    async with beside(HOLDS, str(read)):
+        assert later.startswith(image.file(kind).read_bytes())
+        image.file(kind).write_bytes(later)
+        with DataDirectory(image.path) as directory:
+            loaded = await asyncio.to_thread(load_state, directory)
+    assert (loaded.lost, loaded.set_aside) == (False, [])
+    assert contents(loaded.state) == expected
+
+
+@pytest.mark.parametrize("kind", ["node.db", "store"])
+def test_a_wal_that_its_last_reader_folds_during_the_look_is_not_called_damaged(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """SQLite folds it as the reader closes, and removes it: who wrote it was killed."""
+    place = Image(tmp_path / "copy", {})
+    shutil.copytree(image.path, place.path)
+    read, pipes = place.file(kind), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    program = [sys.executable, "-c", HOLDS + "other.close()\n", read]
+    with subprocess.Popen(program, text=True, **pipes) as reader:  # type: ignore[call-overload]
+        assert reader.stdout.readline() == "ready\n"
+
+        def connects(path: Path) -> sqlite3.Connection:
+            if path == read and reader.poll() is None:
+                reader.stdin.close()
+                reader.wait(30)
+            return sqlite3.connect(path)
+
+        monkeypatch.setattr(
+            "node.persistence.wal.sqlite3", SimpleNamespace(connect=connects, Error=sqlite3.Error)
+        )
+        with DataDirectory(place.path) as directory:
+            loaded = load_state(directory)
+    assert (loaded.lost, loaded.set_aside) == (False, [])
+    assert contents(loaded.state) == image.truth[image.last]
