@@ -36,7 +36,9 @@ class SubscriptionRows:
         latest = [
             (typed(self._path, name, str), typed(self._path, index, int), removed)
             for name, index, removed in self._execute(
-                "SELECT name, max(raft_index), state IS NULL FROM subscriptions GROUP BY name"
+                # As `states` reads them: the index may be damaged, and nothing would be removed.
+                "SELECT name, max(raft_index), state IS NULL FROM subscriptions NOT INDEXED "
+                "GROUP BY name"
             )
         ]
         self._listed = {name for name, _, removed in latest if not removed}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
+
+import pytest
 
 from node.core import subscription_commands as asked
 from node.core.subscription import Subscription
 from node.core.subscription_commands import Delivery
+from node.errors import PersistenceFailed
 from node.persistence.directory import DataDirectory
 from node.persistence.loader import load_state
+from node.persistence.schema import PAGE_BYTES
 from tests.persistence.failing_disk import FailingDisk
 from tests.persistence.histories import CREATED_US, History, contents
 from tests.persistence.test_crash import crashed_between_stores_and_cut
-from tests.persistence.workers import flush, reloaded, working
+from tests.persistence.workers import flush, reloaded, restarted, working
 
 
 def begun(*names: str) -> History:
@@ -67,3 +73,40 @@ async def test_what_one_cycle_wrote_the_next_one_changes(directory: DataDirector
         history.subscribe("alpha", "t", max_in_flight=7)
         await flush(worker, history)
     assert reloaded(directory) == contents(history.state)
+
+
+@pytest.mark.parametrize("fewer", [0, 1, 2])
+async def test_a_subscription_that_was_removed_does_not_come_back_with_a_damaged_index(
+    directory: DataDirectory, tmp_path: Path, fewer: int
+) -> None:
+    """The page of their index says that it has fewer rows: what is not listed is not removed."""
+    history = History()
+    history.create("alpha")
+    history.append("alpha", count=30)
+    for name in "abc":
+        history.subscribe("alpha", name)
+    async with working(history, directory, final_cycle=True) as worker:
+        await flush(worker, history)
+    path = directory.store_path("alpha", history.state.stores["alpha"].uid)
+    with closing(sqlite3.connect(path)) as connection:
+        (root,) = connection.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_subscriptions_1'"
+        ).fetchone()
+    content = bytearray(path.read_bytes())
+    rows_at = (root - 1) * PAGE_BYTES + 4
+    assert content[rows_at] == 3
+    content[rows_at] = fewer
+    path.write_bytes(content)
+    loaded = load_state(directory)
+    assert not loaded.lost, "all its rows are read without the index"
+    history = History(loaded.state)
+    async with working(history, directory) as worker:
+        for name in "abc":
+            history.unsubscribe("alpha", name)
+        history.append("alpha")
+        for _ in range(2):
+            with suppress(PersistenceFailed):
+                await flush(worker, history)
+        found = restarted(directory, tmp_path / "found")
+    assert not found.lost
+    assert contents(found.state) == contents(history.state)
