@@ -60,6 +60,9 @@ WAL_BYTES_ALARM = 256 * 1024 * 1024
 # Told, in the persistence thread, what turned out to be of no use between cycles: the file of a
 # store (its uid) or node.db (None), and why. It must be known before the next result of a cycle is.
 Doubt = Callable[[int | None, str], None]
+# Told there that the cut is gone with node.db, or with a store that it lists: a restart now would
+# find nothing. What a cycle writes anew then may take long.
+CutLost = Callable[[], None]
 
 # What files and disks do; the last where SQLite quotes a text of the file that is no UTF-8.
 _FAILURES = (sqlite3.Error, OSError, FileFault, UnicodeDecodeError)
@@ -85,8 +88,7 @@ class CycleResult:
 
     `lost` are the failed stores whose file is gone or damaged: they have to be written from
     their first event again. `durations_ms` has the time that each store took. `node_error` says
-    why the cut did not move although every store was written, and `cut_lost` that the one before
-    it is gone with node.db, or with a store that it lists: a restart now would find nothing.
+    why the cut did not move although every store was written.
     """
 
     written: dict[str, StoreEntry] = field(default_factory=dict)
@@ -94,13 +96,12 @@ class CycleResult:
     lost: set[str] = field(default_factory=set)
     durations_ms: dict[str, float] = field(default_factory=dict)
     cut_moved: bool = False
-    cut_lost: bool = False
     node_error: str | None = None
 
 
 class Database:
-    """The files of one node. Every method belongs to the persistence thread, and `doubt` is called
-    there.
+    """The files of one node. Every method belongs to the persistence thread, and `doubt` and
+    `cut_lost` are called there.
     """
 
     def __init__(
@@ -109,13 +110,16 @@ class Database:
         connect: Connect = connect,
         clock: Callable[[], float] = time.monotonic,
         doubt: Doubt = lambda uid, why: None,
+        cut_lost: CutLost = lambda: None,
     ) -> None:
         self._directory = directory
         self._connect = connect
         self._clock = clock
         self._doubt = doubt
+        self._cut_lost = cut_lost
         self._node: NodeFile | None = None
         self._safe_cut = Cut()  # the one that a restart would get back to
+        self._tried_cut = Cut()  # the one that it may get back to as well: moving there failed
         self._files: OrderedDict[int, StoreFile] = OrderedDict()
         self._marks: dict[int, int] = {}  # uid -> raft index of the last certain mark
         self._listed: dict[str, StoreEntry] = {}  # what node.db has, or had before it was removed
@@ -127,7 +131,6 @@ class Database:
         # this process began.
         self._sure: set[int] = set()
         self._node_is_sure = False
-        self._doubted: set[int] = set()  # told of, and not written anew yet
 
     def open(self) -> tuple[Cut, list[StoreEntry]]:
         """Open node.db: the cut, and the stores at it. Raises FileFault."""
@@ -214,7 +217,7 @@ class Database:
         started = self._clock()
         if cut.anew:
             self._close_file(store.uid)
-            result.cut_lost |= self._start_store_over(path, store.uid, "replaced")
+            self._start_store_over(path, store.uid, "replaced")
         try:
             file = self._store_file(path, store.uid)
             with fitting(path):
@@ -224,7 +227,7 @@ class Database:
             self._close_failed(store.uid)
             result.errors[store.name] = _told(path, error)
             if is_corruption(error):
-                result.cut_lost |= self._start_store_over(path, store.uid, "damaged")
+                self._start_store_over(path, store.uid, "damaged")
                 result.lost.add(store.name)
         else:
             self._marks[store.uid] = at.raft_index
@@ -258,12 +261,12 @@ class Database:
             self._sure.add(uid)
         return file
 
-    def _start_store_over(self, path: Path, uid: int, why: str) -> bool:
-        """Memory holds all of the store: a new file will. Whether the cut was with the old one."""
+    def _start_store_over(self, path: Path, uid: int, why: str) -> None:
+        """Memory holds all of the store: a new file will."""
         mark = self._marks.pop(uid, 0)
-        self._doubted.discard(uid)
         self._places.start_over(path, why if mark else None)
-        return bool(mark)
+        if mark:
+            self._cut_lost()
 
     def _fold(self, uid: int, file: StoreFile) -> None:
         try:
@@ -284,7 +287,6 @@ class Database:
     def _forget(self, name: str, uid: int) -> None:
         self._close_failed(uid)
         self._marks.pop(uid, None)
-        self._doubted.discard(uid)
         self._gone[name, uid] = self._directory.store_path(name, uid)
         if name in self._unlisted and self._unlisted[name].uid == uid:
             del self._unlisted[name]
@@ -295,12 +297,12 @@ class Database:
         self._close_file(uid)
 
     def _failed_between(self, uid: int, path: Path, error: Exception) -> None:
-        """The same between cycles. It is told of once: the next try may come when it is about to be
-        written anew.
+        """The same between cycles. A file of no use is put out of the way at once: another process
+        might find in it what is on no disk.
         """
         self._close_failed(uid)
-        if is_corruption(error) and uid not in self._doubted:
-            self._doubted.add(uid)
+        if is_corruption(error):
+            self._start_store_over(path, uid, "damaged")
             self._doubt(uid, f"{path}: {error}")
 
     def _close_file(self, uid: int) -> None:
@@ -320,6 +322,7 @@ class Database:
             if not self._node_is_sure:
                 fold_wholly(node)
                 self._node_is_sure = True
+            self._tried_cut = cut
             with fitting(node.path):
                 node.move(cut, listed.values(), self._unlisted.values(), gone)
             self._places.sync(self._directory.node_path)
@@ -329,7 +332,6 @@ class Database:
             result.node_error = _told(self._directory.node_path, error)
             if is_corruption(error):
                 self._start_node_over()
-            result.cut_lost |= self._safe_cut == Cut()
             return
         self._safe_cut = cut
         self._listed = listed
@@ -356,14 +358,22 @@ class Database:
             # Where another process has the old one open, a new WAL has no header before it is
             # folded: SQLite goes on by the index of the old one.
             self._node_is_sure = False
-            self._safe_cut = Cut()
+            self._lose_cut()
         if self._node is None:
-            if not self._node_is_sure:
-                write_wal_again(path)
-            self._places.note(path)
-            with _of_this_version(path, self._safe_cut != Cut()):
-                self._node = NodeFile(path, self._connect)
+            self._node = self._open_node_file(path)
         return self._node
+
+    def _open_node_file(self, path: Path) -> NodeFile:
+        if not self._node_is_sure:
+            write_wal_again(path)
+        self._places.note(path)
+        with _of_this_version(path, self._safe_cut != Cut()):
+            node = NodeFile(path, self._connect)
+        if self._safe_cut != Cut() and node.cut() not in (self._safe_cut, self._tried_cut):
+            node.close()
+            # As where a part of its WAL can no longer be read: SQLite takes what is before it.
+            raise StoreDamaged(path, "has another cut than the one that was written last")
+        return node
 
     def _fold_node(self, node: NodeFile) -> None:
         try:
@@ -378,8 +388,13 @@ class Database:
 
     def _start_node_over(self) -> None:
         """What it listed is known here: the next cycle writes all of it to a new one."""
-        cut, self._safe_cut = self._safe_cut, Cut()
-        self._places.start_over(self._directory.node_path, "damaged" if cut != Cut() else None)
+        was_certain = self._safe_cut != Cut()
+        self._places.start_over(self._directory.node_path, "damaged" if was_certain else None)
+        self._lose_cut()
+
+    def _lose_cut(self) -> None:
+        self._safe_cut = self._tried_cut = Cut()
+        self._cut_lost()
 
     def _close_node(self) -> None:
         node, self._node = self._node, None

@@ -8,7 +8,7 @@ that, because closing any descriptor of a file gives back all locks that a proce
 
 from __future__ import annotations
 
-from node.persistence.faults import FilesUnreadable
+from node.persistence.faults import FilesUnreadable, StoreDamaged
 from node.persistence.node_file import NodeFile
 from node.persistence.store_file import StoreFile
 from node.persistence.wal import sync_half_a_fold
@@ -21,7 +21,10 @@ def fold(file: StoreFile | NodeFile) -> int:
     left = file.checkpoint_wal()
     if left:
         file.close()
-        sync_half_a_fold(file.path)
+        try:
+            sync_half_a_fold(file.path)
+        except OSError as error:  # it could not even be opened for that
+            raise StoreDamaged(file.path, f"was folded halfway, and not synced: {error}") from error
     return left
 
 

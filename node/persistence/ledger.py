@@ -163,6 +163,10 @@ class Ledger:
             account.last_error = why
             self.changed(account.name)
 
+    def cut_lost(self) -> None:
+        """A restart would find nothing before the cut moves again."""
+        self.cut = Cut()
+
     @property
     def behind(self) -> bool:
         """Whether a cycle has anything to do, be it only to move the cut."""
@@ -208,8 +212,6 @@ class Ledger:
         self.node_error = result.node_error
         if result.node_error is not None:
             self._node_breaker.failed(self._clock())
-        if result.cut_lost:
-            self.cut = Cut()
         if result.cut_moved:
             self._node_breaker.succeeded()
             if not self._lost_since:

@@ -97,7 +97,9 @@ class Worker:
         self._clock = clock
         self._wait_applied = wait_applied
         self._interval_ms = settings.interval_ms
-        self._database = Database(directory, connect, clock, self._told_of_doubt)
+        self._database = Database(
+            directory, connect, clock, self._told_of_doubt, self._told_of_lost_cut
+        )
         self._ledger = Ledger(state, self._new_breaker, clock)
         swept = self._database if settings.enabled else None
         self._sweeper = Sweeper(
@@ -362,6 +364,11 @@ class Worker:
         """
         assert self._loop is not None, "the thread begins with it"
         self._loop.call_soon_threadsafe(self._ledger.doubted, uid, why)
+
+    def _told_of_lost_cut(self) -> None:
+        """The same."""
+        assert self._loop is not None, "the thread begins with it"
+        self._loop.call_soon_threadsafe(self._ledger.cut_lost)
 
     def _log_error(self, what: str, error: str) -> None:
         now = self._clock()

@@ -5,18 +5,23 @@ Nothing is called persisted that a restart would not find, and nothing that was 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from node.errors import PersistenceFailed
+from node.errors import PersistenceFailed, PersistenceTimeout
 from node.persistence.directory import DataDirectory
+from node.persistence.store_file import StoreFile
+from node.persistence.wal import wal_path
 from node.persistence.worker import Worker
 from tests.persistence.failing_disk import FailingDisk, corruption
 from tests.persistence.histories import History, contents
@@ -323,3 +328,81 @@ async def test_what_is_written_in_the_place_of_a_removed_file_is_found_by_a_rest
         assert persisted == history.index
         assert found.cut_index >= persisted
         assert contents(found.state) == contents(history.state)
+
+
+@pytest.mark.parametrize("damage", ["none", "flipped", "moved away"])
+async def test_a_node_database_that_comes_back_with_an_older_cut_is_written_anew(
+    history: History, directory: DataDirectory, tmp_path: Path, damage: str
+) -> None:
+    """SQLite takes what is before the damage in its WAL, and says nothing."""
+    disk = FailingDisk()
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        await worker._in_thread(lambda: worker._database._node.checkpoint_wal())  # type: ignore[union-attr]
+        async with beside(HOLDS, str(directory.node_path)):
+            history.append("beta", count=5)
+            await flush(worker, history)  # in the WAL of node.db only
+            disk.fail("node.db")
+            history.append("alpha")
+            with pytest.raises(PersistenceFailed):
+                await flush(worker, history)
+            disk.repair()
+        # The reader was killed, so nobody has folded the WAL.
+        wal = wal_path(directory.node_path)
+        if damage == "moved away":
+            wal.rename(tmp_path / "moved")
+        if damage == "flipped":
+            content = bytearray(wal.read_bytes())
+            content[-100] ^= 1
+            wal.write_bytes(content)
+        history.append("alpha")
+        for _ in range(2):
+            with suppress(PersistenceFailed):
+                await flush(worker, history)
+        called = worker.persisted_index
+        found = restarted(directory, tmp_path / "found")
+    assert called == found.cut_index == history.index
+    assert not found.lost
+    assert contents(found.state) == contents(history.state)
+
+
+@pytest.mark.parametrize("why", ["replaced", "damaged"])
+async def test_a_cut_is_not_called_persisted_while_a_store_of_it_is_written_anew(
+    history: History,
+    directory: DataDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+) -> None:
+    """That may take as long as the store is large, or the disk slow."""
+    disk = FailingDisk()
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        cut = worker.persisted_index
+        if why == "replaced":
+            history.state.stores["alpha"].origin = object()  # a fill brought another history
+        else:
+            disk.fail("alpha", error=corruption())
+        history.append("alpha")
+        history.append("beta")
+        reached, goes_on = threading.Event(), threading.Event()
+        append = StoreFile.append
+
+        def slow(self: StoreFile, *arguments: Any) -> None:
+            if self.path.name.startswith("beta" if why == "damaged" else "alpha"):
+                reached.set()
+                assert goes_on.wait(10)
+            append(self, *arguments)
+
+        monkeypatch.setattr(StoreFile, "append", slow)
+        worker.hurry()
+        try:
+            assert await asyncio.to_thread(reached.wait, 10)
+            await asyncio.sleep(0)
+            assert restarted(directory, tmp_path / "found").cut_index == 0
+            assert worker.persisted_index == 0
+            with pytest.raises(PersistenceTimeout):
+                await worker.force(None, cut, 200)
+        finally:
+            goes_on.set()
+            disk.repair()

@@ -408,3 +408,102 @@ def test_what_the_process_before_folded_halfway_is_on_the_disk(tmp_path: Path) -
         for end in ("read enough", "end"):
             (tmp_path / "root" / end).touch()
     keeps_what_was_persisted(disk, tmp_path / "image")
+
+
+IS_NOT_SYNCED = """
+import sqlite3
+from node.persistence import wal
+
+def no_more_files(*arguments, opens=open):
+    del wal.open  # once
+    raise OSError(24, "Too many open files")
+
+async def is_read(directory, worker, history):
+    path = await written(directory, worker, history)
+    await worker._in_thread(int)  # what follows that cycle is over
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    history.append("alpha", count=100, size=300)
+    database.WAL_BYTES_MAX = 0  # folded as far as the reader allows
+    wal.open = no_more_files
+    await flush(worker, history)
+    await worker._in_thread(int)
+    assert not hasattr(wal, "open")
+    note(f"persisted {history.index}")
+    reader.execute("COMMIT")
+    failing.write_text("=" + path.name)  # the fold's fsync of the database is refused, once
+    for _ in range(3):
+        history.append("alpha", count=1, size=300)
+        try:
+            await flush(worker, history)
+            note(f"persisted {history.index}")
+        except PersistenceFailed:
+            pass
+        await worker._in_thread(int)
+    assert not failing.exists()
+    assert worker.persisted_index == history.index
+
+carry_out(is_read)
+"""
+
+
+def test_half_a_fold_that_could_not_even_be_opened_to_be_synced_is_not_relied_on(
+    tmp_path: Path,
+) -> None:
+    keeps_what_was_persisted(carried_out(tmp_path, IS_NOT_SYNCED), tmp_path / "image")
+
+
+IS_REFUSED_AND_KILLED = f"""
+import subprocess, sys, time
+
+async def is_read(directory, worker, history):
+    path = await written(directory, worker, history)
+    subprocess.Popen([sys.executable, "-c", {A_READER_THAT_STAYS!r}, path, root])
+    while not (root / "reads").exists():
+        time.sleep(0.01)
+    history.append("alpha", count=100, size=300)
+    database.WAL_BYTES_MAX = 0  # folded behind this cycle, as far as the reader allows
+    failing.write_text("=" + path.name)  # half the fold cannot be synced, and that is noticed
+    await flush(worker, history)
+    note(f"persisted {{history.index}}")
+    await worker._in_thread(int)
+    assert not failing.exists() and worker.persisted_index == 0
+    # Killed now, before the next cycle.
+
+carry_out(is_read)
+"""
+
+GOES_ON_WITH_WHAT_IS_THERE = """
+import time
+
+async def main():
+    database.WAL_BYTES_MAX = 1 << 30
+    with DataDirectory(root / "data") as directory:
+        loaded = load_state(directory)
+        note(f"lost {loaded.cut_index}")
+        (root / "read enough").touch()
+        while not (root / "has read").exists():
+            time.sleep(0.01)
+        history = History(loaded.state)
+        async with working(history, directory) as worker:
+            history.create("another")
+            if "alpha" in history.state.stores:
+                history.append("alpha")
+            await flush(worker, history)
+            note(f"persisted {history.index}")
+            os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+def test_half_a_fold_that_could_not_be_synced_is_not_relied_on_by_the_next_process(
+    tmp_path: Path,
+) -> None:
+    try:
+        disk = carried_out(tmp_path, IS_REFUSED_AND_KILLED, GOES_ON_WITH_WHAT_IS_THERE)
+    finally:
+        for end in ("read enough", "end"):
+            (tmp_path / "root" / end).touch()
+    keeps_what_was_persisted(disk, tmp_path / "image")
