@@ -115,7 +115,7 @@ class Identity:
         if flaw is not None and not self._now.forgetful:
             self._keep(dataclasses.replace(self._now, forgetful=True))
         if self._now.forgetful:
-            new = self._now.blank and not damaged
+            new = self._now.blank and self._now.given_up is None and not damaged
             why = "its data directory is new, or was wiped" if new else flaw or self._doubt
             log.warning("this node may have forgotten something and starts recovering: %s", why)
         return StartingPoint(
@@ -164,9 +164,10 @@ class Identity:
         self._promise(forgetful=False, blank=False, founded=True, given_up=None, aside="")
 
     def quarantine(self, newer: Standing) -> None:
-        """Another lineage took the place of this node's: it is a stranger there, with no promises.
+        """Another lineage took the place of this node's: it is a stranger there, and blank.
 
-        Unless it is blank: it may have been a member of that other one, and have lost its disk.
+        It has promised nothing there on this disk. But another one may have been used under its id
+        since, which was a member, and is lost.
         On disk when this returns, or the process ends. Its data are moved aside at the next start;
         until then this process must not act on them any more.
         """
@@ -175,6 +176,8 @@ class Identity:
             ancestry=newer.ancestry,
             founded=False,
             forgetful=True,
+            blank=True,
+            born=self._now.incarnation,
             term=0,
             vote=None,
             given_up=self._now.lineage,

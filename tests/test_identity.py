@@ -314,6 +314,18 @@ class TestQuarantine:
         with life(tmp_path) as stranger:
             assert stranger.starting_point(0, 0, damaged=False).blank
 
+    def test_nor_does_one_with_a_state_file_for_another_disk_may_have_been_used_since(
+        self, tmp_path: Path
+    ) -> None:
+        with life(tmp_path) as member:
+            member.recovered()
+            first = member.starting_point(0, 0, damaged=False).incarnation
+        with life(tmp_path) as given_up:
+            given_up.quarantine(self.NEWER)
+        with life(tmp_path) as stranger:
+            start = stranger.starting_point(0, 0, damaged=False)
+            assert start.blank and first < start.born < start.incarnation
+
     def test_until_the_restart_nothing_that_the_old_life_does_takes_it_back(
         self, tmp_path: Path
     ) -> None:

@@ -28,7 +28,7 @@ from node.persistence.faults import FilesUnreadable, OtherFormat, StateFileDamag
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 _BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 Plain = list[Any]  # a membership in terms of JSON

@@ -35,13 +35,15 @@ class Membership:
 
     Only that of a node which joins, and does not know yet who the others are, has no voters.
     `since` is the incarnation in which the learner was added, by which it knows whether it has lost
-    its disk since; 0 if that is not known.
+    its disk since; 0 if that is not known. `term` is that of the leader who added it: whatever the
+    learner promised in an earlier life, as a voter, no later term counts it.
     """
 
     version: int
     voters: tuple[Member, ...]
     learner: Member | None = None
     since: int = 0
+    term: int = 0
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -91,13 +93,13 @@ class Membership:
             return Membership(self.version + 1, self.voters)
         voters = tuple(member for member in self.voters if member.id != node_id)
         assert len(voters) == len(self.voters) - 1 > 0
-        return Membership(self.version + 1, voters, self.learner, self.since)
+        return Membership(self.version + 1, voters, self.learner, self.since, self.term)
 
     # --- as data -----------------------------------------------------------------------------
 
     def plain(self) -> list[Any]:
         """In terms of CBOR and JSON."""
-        learner = None if self.learner is None else [*self.learner, self.since]
+        learner = None if self.learner is None else [*self.learner, self.since, self.term]
         return [self.version, [list(member) for member in self.voters], learner]
 
     @classmethod
@@ -108,14 +110,14 @@ class Membership:
             members = tuple(sorted(_member(voter) for voter in voters))
             membership = cls(version, members)
             if learner is not None:
-                *named, since = learner
-                membership = cls(version, members, _member(named), since)
+                *named, since, term = learner
+                membership = cls(version, members, _member(named), since, term)
         except (TypeError, ValueError) as error:
             raise MalformedMembership("no membership") from error
         if type(version) is not int or not 0 <= version < 2**32:
             raise MalformedMembership("a membership without a version")
-        if type(membership.since) is not int or not 0 <= membership.since < 2**62:
-            raise MalformedMembership("a learner without an incarnation")
+        if not _is_number(membership.since) or not _is_number(membership.term):
+            raise MalformedMembership("a learner without an incarnation and a term")
         if version > NOBODY.version and not members:
             raise MalformedMembership("a membership without voters")
         if len(membership.addresses) != len(members) + (learner is not None):
@@ -158,6 +160,10 @@ def changes(now: Membership, wanted: Mapping[str, str]) -> Iterator[Membership]:
     for node_id in sorted(now.voter_ids - wanted.keys()):
         now = now.without(node_id)
         yield now
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**62
 
 
 def _member(plain: Any) -> Member:

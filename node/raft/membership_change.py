@@ -241,7 +241,8 @@ class MembershipChanges:
         """Put the next membership on the way to these voters into the log."""
         step = next(changes(self._log.current, wanted))
         if step.learner_id is not None and step.learner != self._log.current.learner:
-            step = replace(step, since=self._network.incarnation(step.learner_id))
+            since = self._network.incarnation(step.learner_id)
+            step = replace(step, since=since, term=self._engine.term)
         log.info("membership %d: voters %s, learner %s", step.version,
                  ", ".join(sorted(step.voter_ids)), step.learner_id or "none")  # fmt: skip
         self._engine.append(entries.encode_membership(step))

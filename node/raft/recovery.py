@@ -50,8 +50,11 @@ cluster of one begins by itself.
 
 That holds, too, for a node which is only being added as far as those know whom it meets first: it
 may have been counted later, and have lost its disk since. It is spared the question only if its
-state file is older than that membership: what it promised before it was added counts no more, and
-all since then it knows. And the one that is being added is asked like a voter: it may stand (see
+state file is older than that membership: all since then it knows, and a vote that it gave before it
+was added is counted in no later term than that of the leader who added it, because who is elected
+later knows of its removal. That term, which the membership names, is its own from then on. (A
+leader that was deposed before, and does not know of the removal either, would count what a node of
+no term acknowledges.) And the one that is being added is asked like a voter: it may stand (see
 `election`), and have the vote of the earlier life; and it may be the only one left who knows that
 it is counted (of two, one decided with it, and is the one that asks).
 """
@@ -161,9 +164,9 @@ class Recovery:
         if not self.active:
             return
         if self._blank and self._is_new():
-            self._blank = False
+            self._learn_term(self._engine.journal.memberships.committed.term)
         if self._blank and self._complete():
-            self._learn_term()
+            self._learn_term(max((report.term for report in self._reports.values()), default=0))
         leader = self._engine.leader
         if self._engine.leads or self._caught_up():
             self._leave()
@@ -195,8 +198,11 @@ class Recovery:
         )
 
     def report(self, peer: str, message: RecoveryReport) -> None:
-        """An answer; one to an older nonce may be from before a crash and is not looked at."""
-        if not self.active or message.nonce != self._nonce:
+        """An answer; one to an older nonce may be from before a crash and is not looked at.
+
+        Who was elected meanwhile needs none, and must count by nothing but its own log.
+        """
+        if not self.active or self._engine.leads or message.nonce != self._nonce:
             return
         try:
             # Both are read before either is believed.
@@ -216,9 +222,9 @@ class Recovery:
         added = committed.learner_id == self._settings.node_id
         return added and 0 < born <= committed.since <= current
 
-    def _learn_term(self) -> None:
-        """All have answered: no promise of an earlier life is of a later term than theirs."""
-        self._engine.abstain(max((report.term for report in self._reports.values()), default=0))
+    def _learn_term(self, term: int) -> None:
+        """No promise of an earlier life is of a later term that still counts it."""
+        self._engine.abstain(term)
         self._blank = False
 
     def _caught_up(self) -> bool:

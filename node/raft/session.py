@@ -40,7 +40,7 @@ from node.raft.lineage import Lineage, Standing, decoded
 from node.raft.messages import MalformedMessage, Message, decode
 
 MAGIC = "exesdb-raft"
-VERSION = 3
+VERSION = 4
 HELLO_BYTES_MAX = 1024
 NONCE_BYTES = 32
 JOINING = ""

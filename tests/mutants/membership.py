@@ -79,6 +79,14 @@ DEFECTS = (
         ("raft/test_unsaid.py",),
     ),
     Defect(
+        "learner-is-added-in-no-term",
+        "a membership names the term in which its learner was added",
+        "raft/membership_change.py",
+        "            step = replace(step, since=since, term=self._engine.term)\n",
+        "            step = replace(step, since=since)\n",
+        (_OVERTAKEN,),
+    ),
+    Defect(
         "who-knows-less-is-not-told",
         "I14: a word of who the members are that was lost is said again",
         "raft/membership_change.py",

@@ -11,6 +11,7 @@ _IDENTITY = "test_identity.py"
 _DIRECTORY = "persistence/test_directory.py"
 _FORGETTING = "test_forgetting.py"
 _RECOVERY = "raft/test_recovery.py"
+_OVERTAKEN = "raft/test_overtaken_leader.py"
 _INTERPLAY, _CHANGES = "raft/test_blank_interplay.py", "raft/test_membership_change.py"
 _TAIL, _TAIL_FILES = "persistence/test_tail.py", "persistence/test_tail_files.py"
 
@@ -251,9 +252,33 @@ DEFECTS = (
         "report-of-an-older-round",
         "nonce: an answer to an older round is not looked at",
         "raft/recovery.py",
-        "        if not self.active or message.nonce != self._nonce:\n",
-        "        if not self.active:\n",
+        " or message.nonce != self._nonce:\n",
+        ":\n",
         (_RULES,),
+    ),
+    Defect(
+        "report-makes-a-leader-count-anew",
+        "a leader counts by its own log, also while it recovers",
+        "raft/recovery.py",
+        "        if not self.active or self._engine.leads or ",
+        "        if not self.active or ",
+        (f"{_RECOVERY}::test_a_leader_that_is_about_to_leave_recovery_counts_by_its_own_log",),
+    ),
+    Defect(
+        "new-node-learns-no-term",
+        "a node that is added anew obeys no leader before the one that added it",
+        "raft/recovery.py",
+        "            self._learn_term(self._engine.journal.memberships.committed.term)\n",
+        "            self._blank = False\n",
+        (_OVERTAKEN,),
+    ),
+    Defect(
+        "quarantined-is-not-blank",
+        "a quarantined node does not know what another disk promised under its id",
+        "identity.py",
+        "            blank=True,\n            born=self._now.incarnation,\n            term=0,\n",
+        "            term=0,\n",
+        (_IDENTITY,),
     ),
     Defect(
         "nonces-begin-anew",

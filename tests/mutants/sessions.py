@@ -68,8 +68,8 @@ DEFECTS = (
         "quarantine-keeps-the-vote",
         "lineage: a quarantined node starts as a stranger, without promises",
         "identity.py",
-        "            forgetful=True,\n            term=0,\n            vote=None,\n",
-        "            forgetful=True,\n",
+        "            term=0,\n            vote=None,\n            given_up",
+        "            given_up",
         ("test_identity.py",),
     ),
     Defect(

@@ -73,8 +73,8 @@ class Disk:
         """The disk of the next life, when this one's lineage was given up; this one is kept."""
         return Disk(
             incarnation=self.incarnation,
-            blank=self.blank,
-            born=self.born,
+            blank=True,
+            born=self.incarnation,
             membership=NOBODY,
             heard=NOBODY,
             standing=newer._replace(founded=False),

@@ -13,8 +13,10 @@ import pytest
 
 from node.errors import ExesdbError
 from node.raft.entries import decode_membership, is_membership
-from node.raft.messages import AppendEntries, MembershipNotice, Message
+from node.raft.lineage import Standing
+from node.raft.messages import AppendEntries, Gossip, MembershipNotice, Message
 from tests.raft.harness import Cluster
+from tests.raft.solo import Disk
 from tests.raft.test_blank_interplay import promote, with_learner
 from tests.raft.test_membership_change import knows, ready
 from tests.raft.test_rebuilding import settled
@@ -166,5 +168,97 @@ def test_a_leader_that_is_slow_to_apply_a_change_goes_on_leading() -> None:
         removed = await cluster[leader].remove_member(gone, 2_000)
         assert told == [removed]
         assert engine.leads and engine.term == term
+
+    simulate(scenario)
+
+
+@pytest.mark.parametrize("told", ["late, as it was removed", "in vain"])
+def test_an_overtaken_leader_does_not_count_a_former_voter_that_is_being_added_anew(
+    told: str,
+) -> None:
+    """It lost its disk, with it its vote for the next leader, and asks nobody as it is `new`.
+
+    Nobody else loses anything. L leads term 1 and is cut off (or not run); the witness alone has
+    its last append. Y was elected without the witness, by the vote of X. Then X loses its disk, is
+    removed, and L is removed, and X is being added again.
+    """
+
+    async def scenario() -> None:
+        cluster = Cluster(5, tails=True, leader_fallback_ms=60_000)
+        links = cluster.links
+        leader = await ready(cluster)
+        witness, successor, other, lost = cluster.followers()
+        overtaken = Overtaken(cluster, leader, witness)
+        await overtaken.half_replicated()
+        await overtaken.replaced_by(successor)
+        await cluster.append(successor)
+        cluster.crash(lost)
+        cluster.wipe(lost)
+        await cluster[successor].remove_member(lost, 2_000)
+        if told == "in vain":  # one message to it is lost: then it need not even be removed
+            links.watchers.append(
+                lambda sender, to, message: (
+                    not ((sender, to) == (lost, leader) and isinstance(message, MembershipNotice))
+                )
+            )
+        else:
+            await cluster[successor].remove_member(leader, 2_000)
+        assert cluster[leader].leads
+        # X comes back with an empty disk, meets Y for a moment, and then only the removed leader.
+        cluster.ids = [witness, successor, other]
+        cluster.spares.append(lost)
+        links.heal_pair(leader, lost)
+        links.cut_pair(lost, other)
+        links.cut_pair(lost, witness)
+        await cluster.start(lost)
+        links.cut_pair(lost, successor)
+        await asyncio.sleep(1)
+        learns = await cluster[successor].add_member(lost, f"{lost}:1", 500)
+        assert learns.learner_id == lost and knows(cluster, other, learns.voter_ids)
+        # Everything up to here may take as long as it wants. Now X meets a follower.
+        said: list[str] = []
+        links.watchers.append(
+            lambda sender, to, message: (
+                said.append(sender)
+                if isinstance(message, Gossip) and (sender, to) == (leader, lost)
+                else None
+            )
+        )
+        await cluster.until(lambda: said)
+        links.heal_pair(lost, other)
+        await asyncio.sleep(1)
+        links.heal()
+        await overtaken.judged(witness, successor, other)
+
+    simulate(scenario)
+
+
+def test_a_disk_of_a_given_up_lineage_is_not_believed_to_have_promised_nothing() -> None:
+    """X was given up, came again with a new disk, was added and voted. Then that disk is lost, and
+    the machine is started with its first one, which is quarantined: it is a stranger, not blank.
+    """
+
+    async def scenario() -> None:
+        cluster = Cluster(5, tails=True, leader_fallback_ms=60_000)
+        links = cluster.links
+        leader = await ready(cluster)
+        witness, successor, _, lost = cluster.followers()
+        overtaken = Overtaken(cluster, leader, witness)
+        await overtaken.half_replicated()
+        await overtaken.replaced_by(successor)  # by the vote of X
+        await cluster.append(successor)
+        cluster.crash(lost)
+        first = Disk(7, None, 1, blank=False, born=1, standing=Standing("before", (), founded=True))
+        newer = cluster.disks[lost].standing
+        incarnation = cluster.disks[lost].incarnation
+        cluster.disks[lost] = first.quarantined(newer)
+        cluster.disks[lost].incarnation = incarnation  # the clock's, as in `identity`
+        cluster.spares.append(lost)  # whatever the options say: its membership is NOBODY on disk
+        links.cut(lost)
+        links.heal_pair(lost, leader)
+        await cluster.start(lost)
+        await asyncio.sleep(1)
+        links.heal()
+        await overtaken.judged(leader, witness, successor)
 
     simulate(scenario)

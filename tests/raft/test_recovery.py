@@ -10,7 +10,7 @@ import pytest
 
 from node.errors import OutcomeUnknown
 from node.raft import library
-from node.raft.membership import Membership
+from node.raft.membership import Membership, founding
 from node.raft.messages import (
     Ack,
     AppendEntries,
@@ -275,7 +275,7 @@ class TestBlank:
         assert (solo.disk.term, solo.disk.vote) == (6, "n3")
 
     def test_who_is_not_counted_asks_too_for_it_may_have_been_counted_later(self) -> None:
-        voters = Membership.from_plain([3, [["n2", "n2:1"], ["n3", "n3:1"]], ["n1", "n1:1", 0]])
+        voters = Membership.from_plain([3, [["n2", "n2:1"], ["n3", "n3:1"]], ["n1", "n1:1", 0, 0]])
         start = StartingPoint(
             1, 0, None, 0, 0, forgetful=True, blank=True, membership=voters, heard=voters
         )
@@ -287,7 +287,7 @@ class TestBlank:
         assert solo.hear("n2", entries) == [("n2", Ack(5, 3, False, True))]
 
     def test_the_one_that_is_being_added_is_asked_like_a_voter(self) -> None:
-        voters = [3, [["n1", "n1:1"], ["n2", "n2:1"]], ["n3", "n3:1", 0]]
+        voters = [3, [["n1", "n1:1"], ["n2", "n2:1"]], ["n3", "n3:1", 0, 0]]
         known = Membership.from_plain(voters)
         start = StartingPoint(
             1, 0, None, 0, 0, forgetful=True, blank=True, membership=known, heard=known
@@ -736,3 +736,28 @@ class TestMemberships:
         self.answers(solo, hands, n2=[self.TWO, self.TWO])
         assert solo.recovery.may_stand()
         assert solo.disk.membership == Membership.from_plain(self.TWO)
+
+
+def test_a_leader_that_is_about_to_leave_recovery_counts_by_its_own_log() -> None:
+    """A report reaches it behind the vote that elected it, and before its next turn."""
+    forgetful = StartingPoint(1, 0, None, 0, 0, forgetful=True)
+    solo = Solo(size=5, start=forgetful)
+    solo.tick()
+    solo.engine.stand()
+    solo.engine.tick()
+    term = solo.engine.term
+    for peer in ("n2", "n3"):
+        solo.hear(peer, Vote(term))
+    assert solo.engine.leads and solo.recovery.active
+    # It was not run here. Meanwhile n3, n4 and n5 elected n3, which removed n4 and n5.
+    later = founding({f"n{at}": f"n{at}:1" for at in (1, 2, 3)}).voters
+    removed_two = Membership(2, later).plain()
+    solo.recovery.report(
+        "n3",
+        RecoveryReport(solo.recovery._nonce, term, False, False, 0, 1, removed_two, removed_two),
+    )
+    own = solo.journal.last_index
+    solo.tick()
+    solo.hear("n2", Ack(term, own + 1, False, True))  # was under way, and is cut off there by now
+    solo.tick()
+    assert not (solo.engine.leads and solo.engine.commit_index >= own), "two of five"
