@@ -48,7 +48,7 @@ from node.errors import (
 )
 from node.raft import entries
 from node.raft.handover import HandOver
-from node.raft.library import Engine, now
+from node.raft.library import LEADER, Engine, now
 from node.raft.members import Members
 from node.raft.membership import MalformedMembership, Member, Membership, changes
 from node.raft.messages import Gossip, MembershipNotice
@@ -299,14 +299,19 @@ class MembershipChanges:
             self._network.send(peer, MembershipNotice(self._log.committed.plain()))
 
     def heard(self, peer: str, gossip: Gossip) -> None:
-        """A peer told how far it is; where one of the two is no member, it may not know it yet."""
+        """A peer told how far it is; where one of the two is no member, it may not know it yet.
+
+        And of two voters the one that leads waits for the other's word, which may have been lost.
+        """
         is_member = peer in self._log.current.addresses
         if is_member:
             self._members.heard(peer, gossip)
             learner = self._log.current.learner
             if self._engine.leads and learner is not None and learner.id == peer:
                 self._compare(learner, gossip.raft_address)
-        if self.outside or not is_member:
+        two = {self._settings.node_id, peer}
+        is_awaited = gossip.role == LEADER and self._log.committed.voter_ids == two
+        if self.outside or not is_member or is_awaited:
             self.met(peer)
 
     def told(self, peer: str, message: MembershipNotice) -> None:

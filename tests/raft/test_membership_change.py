@@ -21,7 +21,7 @@ from node.errors import (
     OutcomeUnknown,
 )
 from node.raft import entries
-from node.raft.messages import AppendEntries, Message, RecoveryReport
+from node.raft.messages import AppendEntries, MembershipNotice, Message, RecoveryReport
 from node.raft.waiting import WAITING_MAX
 from tests.raft.harness import Cluster
 from tests.raft.virtual_time import simulate
@@ -767,3 +767,33 @@ class TestInterruptions:
             assert voters(cluster, leader) == "123"
 
         simulate(scenario)
+
+
+def test_a_removal_is_answered_although_a_word_of_it_was_lost() -> None:
+    """The only other voter said once that it knows, and that was lost to a full queue."""
+
+    async def scenario() -> None:
+        cluster = Cluster(3, tails=True)
+        leader = await ready(cluster)
+        other, goes = cluster.followers()
+        lost: list[MembershipNotice] = []
+
+        def loses(sender: str, to: str, said: object) -> bool:
+            if (sender, to) == (other, leader) and isinstance(said, MembershipNotice) and not lost:
+                lost.append(said)
+                return False
+            return True
+
+        cluster.links.watchers.append(loses)
+        with suppress(ExesdbError):
+            await cluster[leader].remove_member(goes, 5_000)
+        assert lost
+        await cluster.until(lambda: knows(cluster, other, {leader, other}))
+        await cluster.until(lambda: knows(cluster, leader, {leader, other}))
+        cluster.crash(goes)
+        await asyncio.sleep(60)
+        with pytest.raises(ExesdbError) as raised:
+            await cluster[leader].remove_member(goes, 5_000)
+        assert not isinstance(raised.value, OutcomeUnknown)
+
+    simulate(scenario)
