@@ -119,7 +119,7 @@ class Database:
         self._cut_lost = cut_lost
         self._node: NodeFile | None = None
         self._safe_cut = Cut()  # the one that a restart would get back to
-        self._tried_cut = Cut()  # the one that it may get back to as well: moving there failed
+        self._held: set[Cut] = set()  # those that node.db may hold: where moving there failed, two
         self._files: OrderedDict[int, StoreFile] = OrderedDict()
         self._marks: dict[int, int] = {}  # uid -> raft index of the last certain mark
         self._listed: dict[str, StoreEntry] = {}  # what node.db has, or had before it was removed
@@ -137,6 +137,7 @@ class Database:
         try:
             node = self._node_file()
             self._safe_cut = node.cut()
+            self._held = {self._safe_cut}
             entries = node.stores()
         except (sqlite3.Error, OSError) as error:
             raise fault_of(self._directory.node_path, error) from error
@@ -322,7 +323,7 @@ class Database:
             if not self._node_is_sure:
                 fold_wholly(node)
                 self._node_is_sure = True
-            self._tried_cut = cut
+            self._held.add(cut)
             with fitting(node.path):
                 node.move(cut, listed.values(), self._unlisted.values(), gone)
             self._places.sync(self._directory.node_path)
@@ -333,7 +334,7 @@ class Database:
             if is_corruption(error):
                 self._start_node_over()
             return
-        self._safe_cut = cut
+        self._safe_cut, self._held = cut, {cut}
         self._listed = listed
         self._unlisted.clear()
         result.cut_moved = True
@@ -369,11 +370,23 @@ class Database:
         self._places.note(path)
         with _of_this_version(path, self._safe_cut != Cut()):
             node = NodeFile(path, self._connect)
-        if self._safe_cut != Cut() and node.cut() not in (self._safe_cut, self._tried_cut):
+        try:
+            self._recognize(node)
+        except BaseException:
             node.close()
-            # As where a part of its WAL can no longer be read: SQLite takes what is before it.
-            raise StoreDamaged(path, "has another cut than the one that was written last")
+            raise
         return node
+
+    def _recognize(self, node: NodeFile) -> None:
+        """Raise StoreDamaged if node.db is not as it was closed, as where a part of its WAL can
+        no longer be read: SQLite takes what is before that.
+        """
+        if self._safe_cut == Cut():
+            return
+        found = node.cut()
+        if found not in self._held:
+            raise StoreDamaged(node.path, "has another cut than the one that was written last")
+        self._held = {found}
 
     def _fold_node(self, node: NodeFile) -> None:
         try:
@@ -393,7 +406,8 @@ class Database:
         self._lose_cut()
 
     def _lose_cut(self) -> None:
-        self._safe_cut = self._tried_cut = Cut()
+        self._safe_cut = Cut()
+        self._held.clear()
         self._cut_lost()
 
     def _close_node(self) -> None:

@@ -366,6 +366,24 @@ async def test_a_node_database_that_comes_back_with_an_older_cut_is_written_anew
     assert contents(found.state) == contents(history.state)
 
 
+async def test_a_cut_that_failed_and_is_there_all_the_same_is_no_damage(
+    history: History, directory: DataDirectory
+) -> None:
+    """Then another one fails, which is not there: what is found is neither of the last two."""
+    disk = FailingDisk()
+    async with working(history, directory, connect=disk.connect) as worker:
+        await flush(worker, history)
+        for after in (True, False, True, False):
+            disk.fail("node.db", "COMMIT", after=after)
+            history.append("alpha")
+            with pytest.raises(PersistenceFailed):
+                await flush(worker, history)
+            disk.repair()
+        await flush(worker, history)
+        assert worker.set_aside == []
+    assert reloaded(directory) == contents(history.state)
+
+
 @pytest.mark.parametrize("why", ["replaced", "damaged"])
 async def test_a_cut_is_not_called_persisted_while_a_store_of_it_is_written_anew(
     history: History,
