@@ -3,7 +3,9 @@
 Any node can answer any request, so a tool needs one that is up, not a particular one. A request
 goes to the first address; if that cannot be reached, or says that it cannot serve now (503, which
 promises that nothing was done), it goes to the next one. Only requests that may be repeated go
-through here, because an address that broke in the middle of an answer is passed over too.
+through here, because an address that broke in the middle of an answer is passed over too. It may
+have done what it was asked: a change of which nothing more is heard ends as one of the client's
+(`client_errors`), its outcome unknown.
 
 An answer is read up to `BODY_BYTES_MAX`. A node ends a page at 16 MiB and one event or snapshot (at
 most 16 MiB, as a request) of what it has stored. As JSON that may be six times as much, where text
@@ -20,6 +22,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from cluster.client_errors import OutcomeUnknown
 from cluster.client_values import exact
 
 DEFAULT_URLS = tuple(f"http://127.0.0.1:{port}" for port in (8101, 8102, 8103))
@@ -32,11 +35,12 @@ Params = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
 class Reply(NamedTuple):
-    """What a node answered."""
+    """What a node answered. `perhaps_stored` says that an earlier try may have done it already."""
 
     url: str
     status: int
     body: dict[str, Any]
+    perhaps_stored: bool = False
 
 
 class Unreachable(Exception):
@@ -106,31 +110,50 @@ async def request(
 
     Each node gets `timeout_s`, or all of them `together`: then a node gets half of what is left, so
     that one which says nothing leaves time for another, and the last one all of it. Raises
-    Unreachable.
+    Unreachable, and OutcomeUnknown for a change that was sent and of which nothing more was heard.
     """
     until = asyncio.get_running_loop().time() + timeout_s
     reasons: dict[str, str] = {}
-    answered = False
+    answered = perhaps_stored = False
     refusal: Reply | None = None
-    async with aiohttp.ClientSession() as http:
+    sent = asyncio.Event()
+    async with aiohttp.ClientSession(trace_configs=[_noting(sent)]) as http:
         for url in urls:
+            sent.clear()
             try_s = _share_s(until, url == urls[-1]) if together else timeout_s
             bounds = aiohttp.ClientTimeout(total=try_s, connect=min(CONNECT_S, try_s))
             try:
                 async with http.request(
                     method, exact(url + path), params=params, json=json, timeout=bounds
                 ) as answer:
-                    reply = Reply(url, answer.status, await _body(answer))
+                    reply = Reply(url, answer.status, await _body(answer), perhaps_stored)
             except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
                 answered = answered or isinstance(error, Unreadable)
+                perhaps_stored = perhaps_stored or (method != "GET" and sent.is_set())
                 reasons[url] = reason_of(error)
                 continue
             if reply.status != 503:
                 return reply
+            reasons[url] = str(reply.body.get("detail", "HTTP status 503"))
             refusal = refusal or reply
+    if perhaps_stored:
+        words = "; ".join(f"{url}: {reason}" for url, reason in reasons.items())
+        raise OutcomeUnknown(words, "outcome_unknown")
     if refusal is None:
         raise Unreachable(reasons, answered)
     return refusal
+
+
+def _noting(sent: asyncio.Event) -> aiohttp.TraceConfig:
+    """Sets `sent` before the first byte of a request goes out: what came of it tells less, as
+    aiohttp sends some again by itself, and a time-out is the same with a connection or without."""
+
+    async def note(*_: object) -> None:
+        sent.set()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(note)
+    return trace
 
 
 def _share_s(until: float, is_last: bool) -> float:

@@ -42,18 +42,17 @@ def lost(method: str) -> type[ClientError]:
     return Unavailable if method == "GET" else OutcomeUnknown
 
 
-def refusal(method: str, answer: aiohttp.ClientResponse, content: bytes) -> ClientError:
+def refusal(method: str, status: int, problem: Mapping[str, Any]) -> ClientError:
     """The error of an answer. Of servers that failed, only a node's 503 promises something.
 
     That of a proxy may also mean that the connection behind it broke. Where one wants something
     else of the client (3xx, 4xx), it has passed nothing on; but for 303, which tells where to see
     what was done, and 408, which some say where the server behind them took too long.
     """
-    problem = problem_of(answer, content)
-    error = of_problem(answer.status, problem)
-    is_promised = problem.get("stored") == "no" or (answer.status == 503 and bool(error.code))
-    is_open = isinstance(error, Unavailable) and answer.status != 429
-    if method == "GET" or is_promised or not (is_open or answer.status == 303):
+    error = of_problem(status, problem)
+    is_promised = problem.get("stored") == "no" or (status == 503 and bool(error.code))
+    is_open = isinstance(error, Unavailable) and status != 429
+    if method == "GET" or is_promised or not (is_open or status == 303):
         return error
     return OutcomeUnknown(error.detail, error.code, error.fields)
 

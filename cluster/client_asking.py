@@ -25,7 +25,7 @@ import msgspec
 from yarl import URL
 
 from cluster.access import content_of, reason_of
-from cluster.client_answers import found_in, lost, refusal
+from cluster.client_answers import found_in, lost, problem_of, refusal
 from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable
 from cluster.client_lineage import Lineage
 from cluster.client_routing import Routing
@@ -267,7 +267,7 @@ class Asking:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise lost(method)(f"{url}: {reason_of(error)}") from error
         if answer.status >= 300:
-            raise refusal(method, answer, content)
+            raise refusal(method, answer.status, problem_of(answer, content))
         found = found_in(method, url, content)
         if method != "GET":  # an answer that names no index tells how far the node has applied
             applied = int(answer.headers.get("X-Applied-Index", 0))

@@ -4,8 +4,8 @@ One request to any node (`POST /v1/persistence/force?scope=cluster`) makes that 
 member, and it answers when all have fsynced what was committed when the request came, or have
 failed. The answer is shown as a table with one row a node; a failed node's row says why.
 
-Exit codes: 0 every member has it on disk; 1 at least one has not; 2 no node could be reached; 130
-interrupted.
+Exit codes: 0 every member has it on disk; 1 at least one has not; 2 no node could be reached; 5 the
+answer was lost, so that nobody knows; 130 interrupted.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from rich.table import Table
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
 from cluster.cli.ending import INTERRUPTED, ended, refused, shown
 from cluster.cli.options import Parser
+from cluster.client_errors import OutcomeUnknown
 from cluster.client_values import quoted
 from cluster.tables import whole
 
@@ -32,8 +33,8 @@ examples:
   {prog}
   {prog} --store my_store --url http://10.0.0.1:8101 --url http://10.0.0.2:8101
 
-exit codes: 0 all nodes have it on disk, 1 a node has not, 2 no node could be reached, 64 wrong
-options, 130 interrupted
+exit codes: 0 all nodes have it on disk, 1 a node has not, 2 no node could be reached, 5 nobody
+knows, 64 wrong options, 130 interrupted
 The environment variable EX_ESDB_URL holds addresses too, with commas between them.
 """
 
@@ -71,7 +72,7 @@ def parse(argv: list[str], prog: str = PROG) -> argparse.Namespace:
 
 
 async def flush(urls: list[str], store: str | None, timeout_ms: int) -> Reply:
-    """Ask for the flush; the answer of the first node that gives one. Raises Unreachable."""
+    """Ask for the flush; the answer of the first node that gives one. Raises as `request` does."""
     part = f"/v1/stores/{quoted(store)}" if store else "/v1"
     return await request(
         "POST",
@@ -135,7 +136,7 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     try:
         urls = urls_or_default(options.url)
         reply = await flush(urls, options.store, options.timeout_ms)
-    except Unreachable as error:
+    except (OutcomeUnknown, Unreachable) as error:
         return ended(options, error)
     results = rows(reply)
     if not results:

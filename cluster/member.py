@@ -3,7 +3,8 @@
 
 Any node can be asked; it hands the request to the leader. To add a node, start it first with
 `--join` and a member or two as `--peer`. It is sent the whole history, and counted once it has
-caught up. That may take longer than a request waits, so `add` asks again until it is done.
+caught up. That may take longer than a request waits, so `add` asks again until it is done. So do
+both where an answer was lost: whoever was asked may have done it.
 
 Exit codes: 0 done, and for `list` that there is a leader; 1 refused or not done in time; 2 no node
 could be reached; 64 wrong options.
@@ -22,6 +23,7 @@ from rich.table import Table
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
 from cluster.cli.ending import shown
 from cluster.cli.options import Parser
+from cluster.client_errors import OutcomeUnknown
 from cluster.client_values import quoted
 from cluster.status import look
 from cluster.tables import whole
@@ -111,8 +113,14 @@ async def _change(options: argparse.Namespace, urls: list[str], console: Console
     until = time.monotonic() + options.timeout
     perhaps, said = False, ""
     while True:
-        reply = await _ask(options, urls, until - time.monotonic())
+        try:
+            reply = await _ask(options, urls, until - time.monotonic())
+        except (OutcomeUnknown, Unreachable) as error:
+            if isinstance(error, Unreachable) and not perhaps:
+                raise
+            reply = Reply("", 504, {"code": "outcome_unknown", "detail": str(error)})
         code = reply.body.get("code")
+        perhaps = perhaps or reply.perhaps_stored
         repeated = perhaps and code == _DONE[options.command]
         if reply.status in (200, 201) or repeated:
             voters = ", ".join(reply.body.get("voters", [])) or "as before"

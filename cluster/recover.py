@@ -29,6 +29,7 @@ from rich.table import Table
 from cluster.access import Unreachable, request, url_of
 from cluster.cli.ending import shown
 from cluster.cli.options import Parser
+from cluster.client_errors import OutcomeUnknown
 from cluster.recover_plan import NoPlan, Plan, Report, make
 from cluster.tables import whole
 
@@ -105,7 +106,7 @@ async def order(plan: Plan, report: Report) -> str | None:
     """Give one survivor its order; why it was not obeyed, or None."""
     try:
         reply = await request("POST", [report.url], _ROUTE, json=plan.order(), timeout_s=_ORDER_S)
-    except Unreachable as error:
+    except (OutcomeUnknown, Unreachable) as error:
         return str(error)
     if reply.status in (200, 202):
         return None

@@ -24,6 +24,7 @@ from cluster.bench import (
 )
 from cluster.bench.report import JsonReport, Report
 from cluster.cli.options import Parser, positive
+from cluster.client_errors import OutcomeUnknown
 from cluster.demo_transfer import TransferFailed
 from cluster.supervisor import NodeFailed, PortBusy
 
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     except wrk.WrkMissing as missing:
         report.skipped(what, str(missing))
         return 2
-    except (NodeFailed, PortBusy, TransferFailed, Unreachable) as error:
+    except (NodeFailed, OutcomeUnknown, PortBusy, TransferFailed, Unreachable) as error:
         report.failed(what, str(error))
         return 1
     except KeyboardInterrupt:

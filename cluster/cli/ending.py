@@ -7,7 +7,7 @@
     3     conflict: the stream, event id, checkpoint or subscription is not as the request says
     4     there is no such store, stream, checkpoint, snapshot or subscription; to read a stream
           without events is none of that, as in the API
-    5     an append whose outcome is not known: repeat it with the same event ids
+    5     a change whose outcome is not known: repeat it, an append with the same event ids
     64    wrong options
     130   interrupted
 
@@ -33,6 +33,7 @@ from typing import Any
 import msgspec
 
 from cluster.access import Reply, Unreachable
+from cluster.client_answers import refusal
 from cluster.client_errors import (
     ClientError,
     EventIdReused,
@@ -182,7 +183,8 @@ def failure_of(error: ClientError | Unreachable | Failure) -> Failure:
     if isinstance(error, Unreachable):
         reasons = "; ".join(f"{url}: {reason}" for url, reason in error.reasons.items())
         code, word = (FAILED, "unreadable") if error.answered else (UNREACHABLE, "unreachable")
-        return Failure(f"{error.words} ({reasons})", code, word)
+        fields = {"stored": False, "retry": not error.answered}
+        return Failure(f"{error.words} ({reasons})", code, word, fields)
     exit_code = next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
     if error.code == "checkpoint_not_increasing":
         exit_code = CONFLICT
@@ -212,8 +214,10 @@ def complain(prog: str, failure: Failure, as_json: bool) -> None:
         print(f"{prog}: {failure.word}: {detail}", file=sys.stderr)
 
 
-def accepted(reply: Reply) -> dict[str, Any]:
+def accepted(method: str, reply: Reply) -> dict[str, Any]:
     """The body of an answer. Raises ClientError if it is a refusal."""
     if reply.status >= 400:
-        raise of_problem(reply.status, reply.body)
+        error = refusal(method, reply.status, reply.body)
+        error.stored = error.stored or reply.perhaps_stored
+        raise error
     return reply.body

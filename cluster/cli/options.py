@@ -21,8 +21,8 @@ _TIMEOUT_MS_MAX = 300_000
 
 _EXITS = """
 exit codes: 0 done, 1 refused or failed, 2 no node could serve (nothing was stored), 3 conflict,
-4 not found (but a stream without events is read as an empty one), 5 perhaps stored (repeat with
-the same event ids), 64 wrong options, 130 interrupted
+4 not found (but a stream without events is read as an empty one), 5 perhaps stored (repeat it, an
+append with the same event ids), 64 wrong options, 130 interrupted
 The environment variable EX_ESDB_URL holds addresses too, with commas between them.
 """
 
@@ -135,7 +135,7 @@ async def ask(
         method, options.nodes, path, params=params, json=body, timeout_s=timeout_s, together=True
     )
     options.nodes.sort(key=lambda url: url != reply.url)
-    return accepted(reply)
+    return accepted(method, reply)
 
 
 async def ask_store(

@@ -1,5 +1,6 @@
 """Servers in the place of nodes, and one with prepared answers that remembers what it was asked."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -53,3 +54,15 @@ async def serving(answers: dict[tuple[str, str], tuple[int, Any]]) -> AsyncItera
     server = FakeServer(answers)
     async with answering(server.answer) as server.url:
         yield server
+
+
+@asynccontextmanager
+async def hanging_up() -> AsyncIterator[str]:
+    """The address of a server that takes requests, and ends the connection without an answer."""
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        yield "http://{}:{}".format(*server.sockets[0].getsockname())

@@ -8,8 +8,9 @@ from aiohttp import web
 
 from cluster import access
 from cluster.access import DEFAULT_URLS, Unreachable, request, url_of, urls_or_default
+from cluster.client_errors import OutcomeUnknown
 from node.api.limits import ApiLimits
-from tests.cluster.fake_http import answering, serving
+from tests.cluster.fake_http import answering, hanging_up, serving
 
 NOBODY = "http://127.0.0.1:9"
 PATH = ("GET", "/v1/info")
@@ -96,6 +97,41 @@ async def test_all_nodes_together_take_no_longer_than_they_may(silent: int) -> N
         with pytest.raises(Unreachable, match="no answer in time"):
             await request("GET", [url, *urls[:-1]], "/v1/info", timeout_s=1, together=True)
         assert loop.time() - began < 1.9
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
+async def test_a_change_whose_answer_is_lost_is_open(method: str) -> None:
+    change = (method, "/v1/info")
+    busy = {"code": "no_leader", "detail": "there is none"}
+    async with hanging_up() as lost, serving({change: (503, busy)}) as refusing:
+        for others in ([], [NOBODY], [refusing.url]):
+            with pytest.raises(OutcomeUnknown) as caught:
+                await request(method, [lost, *others], "/v1/info")
+            assert caught.value.code == "outcome_unknown" and caught.value.stored
+            assert lost in caught.value.detail
+        assert f"{refusing.url}: there is none" in caught.value.detail
+        with pytest.raises(Unreachable):
+            await request("GET", [lost, NOBODY], "/v1/info")
+
+
+async def test_an_answer_tells_whether_an_earlier_try_may_have_been_carried_out() -> None:
+    change = ("DELETE", "/v1/info")
+    async with hanging_up() as lost, serving({change: (404, {"code": "none"})}) as up:
+        assert (await request("DELETE", [lost, up.url], "/v1/info")).perhaps_stored
+        assert not (await request("DELETE", [NOBODY, up.url], "/v1/info")).perhaps_stored
+
+
+async def test_a_change_that_was_sent_to_nobody_is_certainly_not_stored() -> None:
+    change = ("PUT", "/v1/info")
+    async with serving({change: (503, {"code": "no_leader"})}) as refusing:
+        reply = await request("PUT", [refusing.url, NOBODY], "/v1/info")
+    assert (reply.status, reply.perhaps_stored) == (503, False)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        url = "http://{}:{}".format(*full.getsockname())
+        with socket.create_connection(full.getsockname()):  # and nobody else is let in
+            for together in (True, False):
+                with pytest.raises(Unreachable):
+                    await request("PUT", [url], "/v1/info", timeout_s=0.2, together=together)
 
 
 async def test_where_nobody_answers_every_reason_is_told() -> None:

@@ -29,7 +29,7 @@ from cluster.up import ready_line
 from tests.api.fakes import Node
 from tests.api.fakes import serving as a_node
 from tests.api.fakes import serving as serving_api
-from tests.cluster.fake_http import FakeServer, serving
+from tests.cluster.fake_http import FakeServer, hanging_up, serving
 from tests.cluster.fake_store import FakeStore, serving_store
 from tests.cluster.test_recover_plan import report
 from tests.raft.wire import until
@@ -313,6 +313,58 @@ async def test_no_node_at_all_is_exit_2(exesdb: Exesdb) -> None:
         code, out, err = await exesdb(None, *words)
         assert (code, len(err.splitlines())) == (2, 1)
         assert "127.0.0.1:9" in err and "event" not in out.replace("events  stream", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "stores --create orders",
+        "stores --delete orders --yes",
+        "snapshot billing order-7 40 --record 12",
+        "snapshot billing order-7 40 --delete",
+        "subscriptions create mails",
+        "subscriptions delete mails",
+        "subscriptions replay mails",
+    ],
+)
+async def test_a_change_whose_answer_is_lost_is_perhaps_stored(exesdb: Exesdb, words: str) -> None:
+    async with hanging_up() as url:
+        code, out, err = await exesdb(url, *words.split())
+        assert (code, out) == (5, "")
+        assert err.startswith(f"exesdb {words.split()[0]}: outcome_unknown: {url}: ")
+        said = json.loads((await exesdb(url, *words.split(), "--json")).err)
+    assert (said["error"], said["stored"], said["retry"]) == ("outcome_unknown", True, True)
+    ended = await exesdb(None, *words.split(), "--json")
+    said = json.loads(ended.err)
+    assert (ended.code, said["error"], said["stored"], said["retry"]) == (
+        *(2, "unreachable"),
+        *(False, True),
+    )
+
+
+async def test_a_change_is_open_where_its_first_try_was_lost_and_the_next_is_refused() -> None:
+    path = f"{STORE}/snapshots/billing/order-7/40"
+    gone = (404, {"code": "snapshot_not_found", "detail": "so it is"})
+    async with hanging_up() as lost, serving({("DELETE", path): gone}) as up:
+        words = ["snapshot", "billing", "order-7", "40", "--delete", "--url", lost]
+        assert await asyncio.to_thread(main, [*words, "--url", up.url]) == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "problem", "code"),
+    [
+        (500, {"code": "internal_error", "detail": "so it is"}, 5),
+        (502, {"message": "the connection broke"}, 5),
+        (503, {"code": "no_leader", "detail": "so it is"}, 2),
+        (504, {"code": "outcome_unknown", "detail": "so it is"}, 5),
+    ],
+)
+async def test_a_server_that_failed_leaves_a_change_open_unless_it_promises_otherwise(
+    exesdb: Exesdb, status: int, problem: dict[str, Any], code: int
+) -> None:
+    async with serving({("PUT", "/v1/stores/orders"): (status, problem)}) as server:
+        ended = await exesdb(server, "stores", "--create", "orders", "--json")
+    assert (ended.code, json.loads(ended.err)["stored"]) == (code, code == 5)
 
 
 async def test_an_answer_that_cannot_be_read_is_called_that(exesdb: Exesdb) -> None:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from cluster import flush
-from tests.cluster.fake_http import serving
+from tests.cluster.fake_http import hanging_up, serving
 
 ALL = ("POST", "/v1/persistence/force")
 ONE = ("POST", "/v1/stores/my_store/persistence/force")
@@ -102,6 +102,12 @@ async def test_no_node_at_all_is_exit_2(capsys: pytest.CaptureFixture[str]) -> N
     code, _ = await flushed("--url", "http://127.0.0.1:9")
     assert code == 2
     assert "no node could be reached (http://127.0.0.1:9: " in capsys.readouterr().err
+
+
+async def test_an_answer_that_is_lost_is_exit_5(capsys: pytest.CaptureFixture[str]) -> None:
+    async with hanging_up() as lost:
+        assert (await flushed("--url", lost))[0] == 5
+    assert f"outcome_unknown: {lost}: " in capsys.readouterr().err
 
 
 async def test_json_is_the_nodes_own_answer() -> None:

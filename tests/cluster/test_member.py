@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from cluster import member
-from tests.cluster.fake_http import serving
+from tests.cluster.fake_http import hanging_up, serving
 
 MEMBERS = "/v1/cluster/members"
 COUNTED = {"version": 2, "voters": ["n1", "n2", "n4"], "learner": None}
@@ -84,6 +84,30 @@ async def test_what_was_only_refused_is_neither_done_nor_done_later(
         code, screen = await adding
     assert code == 1 and "done" not in screen
     assert "there is a member" in capsys.readouterr().err
+
+
+async def test_a_change_whose_answer_was_lost_is_asked_for_again_and_may_be_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    removed = {("DELETE", f"{MEMBERS}/n3"): (404, GONE)}
+    async with hanging_up() as lost, serving(removed) as server:
+        code, screen = await ran("remove", "n3", "--url", lost, "--url", server.url)
+        assert (code, screen) == (0, "n3: done; counted are as before\n")
+        code, screen = await ran("remove", "n3", "--url", lost, "--timeout", "0.2")
+    assert code == 1 and lost in screen
+    assert capsys.readouterr().err == (
+        "scripts/member: not done in time; it may still be done later\n"
+    )
+
+
+async def test_a_cluster_that_is_away_after_a_lost_answer_may_have_done_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with hanging_up() as lost:
+        adding = asyncio.create_task(ran("add", "n4", "h:1", "--url", lost, "--timeout", "2"))
+        await asyncio.sleep(0.3)
+    assert (await adding)[0] == 1
+    assert "it may still be done later; to take it back" in capsys.readouterr().err
 
 
 async def test_who_interrupts_it_is_told_that_it_may_go_on(
