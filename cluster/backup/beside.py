@@ -8,6 +8,9 @@ events) have a digest each. Times count in neither: a restore cannot choose them
 A subscription stands here as it is to be made again: with the position behind which it misses
 nothing as its start.
 
+A series of snapshots has no more here than a node keeps of it, of which the store's setting says
+only a part (`leave_out_surplus`): a restore is refused what it would let go of.
+
 A stream has a life here if there is more to say of it than its events do: it is deleted, or lost
 events, or has metadata. `version` is the number of the last event that it ever had. Where its first
 event is does not count in the digest: with `max_age_ms` that moves by itself. But the file is whole
@@ -61,14 +64,19 @@ CREATE VIEW parked_events AS
 
 ALIVE, DELETED_FOR_EVER = "alive", "deleted_for_ever"
 
+KEPT_MAX = 10_000
+SERIES_BYTES_MAX = 64 * 1024 * 1024
+"""What a node keeps of a series at most, as `GET /v1/info` of each tells."""
+
+_CONTENT_FORMAT = 1
 _SUMS = 2**256
 _READ_SNAPSHOTS = 16
 _SURPLUS = """
 SELECT source, stream, version FROM (
-    SELECT source, stream, version,
-           row_number() OVER (PARTITION BY source, stream ORDER BY version DESC) AS place
-    FROM snapshots)
-WHERE place > ?
+    SELECT source, stream, version, row_number() OVER newest AS place,
+           sum(content_bytes(source_type, data, metadata)) OVER newest AS bytes
+    FROM snapshots WINDOW newest AS (PARTITION BY source, stream ORDER BY version DESC))
+WHERE place > ? OR (place > 1 AND bytes > ?)
 """
 
 
@@ -207,12 +215,15 @@ class Beside:
         """Forget them; they are to be read again."""
         self._connection.execute("DELETE FROM lives")
 
-    def leave_out_surplus(self, kept: int) -> Iterator[Snapshot]:
-        """Leave out those of the smallest versions where a series has more than `kept`.
+    def leave_out_surplus(self, kept: int | None) -> Iterator[Snapshot]:
+        """Leave out those of the smallest versions where a series has more than a store keeps.
 
-        A series that grew while it was read may: its store had let go of them by then.
+        A series that grew while it was read may: its store had let go of them by then. `kept` is
+        its setting.
         """
-        for key in self._connection.execute(_SURPLUS, (kept,)).fetchall():
+        bounds = kept or KEPT_MAX, SERIES_BYTES_MAX
+        self._connection.create_function("content_bytes", 3, _content_bytes, deterministic=True)
+        for key in self._connection.execute(_SURPLUS, bounds).fetchall():
             yield from self._snapshots("(source, stream, version) = (?, ?, ?)", key)
             self._connection.execute(
                 "DELETE FROM snapshots WHERE (source, stream, version) = (?, ?, ?)", key
@@ -256,3 +267,9 @@ class Beside:
         yield from self.subscriptions()
         yield from self.parked()
         yield from self.lives()
+
+
+def _content_bytes(source_type: str, data: Any, metadata: Any) -> int:
+    """What a snapshot counts in its series: how many bytes a node stores of it."""
+    values = (cbor2.dumps(value_of(column)) for column in (data, metadata))
+    return len(cbor2.dumps((_CONTENT_FORMAT, source_type, *values)))

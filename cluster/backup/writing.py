@@ -127,10 +127,9 @@ class Written:
     def end_at(self, until: int) -> None:
         """What is read before the events is there; they are wanted up to this position."""
         self._connection.execute("BEGIN IMMEDIATE")
-        if self.head.settings.snapshots_kept is not None:
-            beside = Beside(self._connection)
-            for surplus in beside.leave_out_surplus(self.head.settings.snapshots_kept):
-                self.tally.remove(surplus)
+        beside = Beside(self._connection)
+        for surplus in beside.leave_out_surplus(self.head.settings.snapshots_kept):
+            self.tally.remove(surplus)
         self._set(until=until, beside=self.tally.digest, parked=self.tally.parked_digest)
         self._connection.execute("COMMIT")
         self.head = self.head._replace(until=until)

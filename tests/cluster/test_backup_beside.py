@@ -14,9 +14,13 @@ import cbor2
 import pytest
 
 from cluster.__main__ import main
-from cluster.backup import BackupFailed, carrying, lives, restoring, taking
+from cluster.backup import BackupFailed, beside, carrying, lives, restoring, taking
 from cluster.backup.door import Door, Query
 from cluster.backup.file import Advance, Finished, partial_of
+from node.api import stores
+from node.api.limits import ApiLimits
+from node.core import snapshots
+from node.core.snapshots import encode_content
 from tests.api.fakes import Node, serving
 from tests.cluster.test_backup import VALUES, unwatched
 
@@ -191,11 +195,26 @@ async def test_no_snapshot_in_the_file_is_of_events_that_are_not(
         assert found.head.until > last > 0 and len(going_on) >= 3
 
 
+def test_what_a_series_may_hold_is_what_a_node_keeps_of_it() -> None:
+    published = ApiLimits().published()
+    assert published["snapshots_kept_max"] == beside.KEPT_MAX
+    assert published["snapshot_series_bytes_max"] == beside.SERIES_BYTES_MAX
+
+
+@pytest.mark.parametrize("bound", ["told", "by default", "bytes"])
 async def test_a_series_that_grew_while_it_was_read_holds_no_more_than_is_kept(
-    node: Node, other: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bound: str, node: Node, other: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(carrying, "PAGE_SNAPSHOTS", 3)
-    await node.ask("PUT", STORE, json={"snapshots_kept": 3})
+    if bound == "bytes":
+        one = encode_content("Order", cbor2.dumps(0), cbor2.dumps({"by": 0}))
+        monkeypatch.setattr(snapshots, "SERIES_BYTES_MAX", 3 * len(one))
+        monkeypatch.setattr(beside, "SERIES_BYTES_MAX", 3 * len(one))
+    else:
+        await node.ask("PUT", STORE, json={"snapshots_kept": 3})
+    if bound == "by default":
+        monkeypatch.setattr(stores, "KEPT_MAX", 3)
+        monkeypatch.setattr(beside, "KEPT_MAX", 3)
     await node.append("s", 10)
     for version in range(3):
         await record(node, version, version)
@@ -211,7 +230,8 @@ async def test_a_series_that_grew_while_it_was_read_holds_no_more_than_is_kept(
     monkeypatch.setattr("tests.cluster.test_backup_beside.Door", Meanwhile)
     await record(node, 0, 0, "z/z")  # so that there is a second page
     await take(node, tmp_path / "b")
-    monkeypatch.undo()
+    monkeypatch.setattr("tests.cluster.test_backup_beside.Door", Door)
+    monkeypatch.setattr(stores, "KEPT_MAX", snapshots.KEPT_MAX)
     with Finished.open(tmp_path / "b") as found:
         kept = [one.version for one in found.beside.snapshots() if one.source == "billing"]
         assert kept == [2, 5, 6]
