@@ -21,7 +21,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import cbor2
 import msgspec
@@ -66,7 +66,15 @@ CREATE VIEW readable_events AS
     FROM events AS e JOIN streams AS s USING (stream_id) JOIN types AS t USING (type_id)
          JOIN kinds AS k USING (kind_id)
 """
-_DAMAGED = (sqlite3.Error, msgspec.DecodeError, cbor2.CBORDecodeError, TypeError)
+MISREAD = (
+    *(msgspec.MsgspecError, cbor2.CBORError, RecursionError),
+    *(TypeError, ValueError, LookupError, ArithmeticError),
+)
+"""What comes of values that are not as they were written, wherever they are used first."""
+_DAMAGED = (sqlite3.Error, *MISREAD)
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Sum = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 Advance = Callable[[int], None]
 """Told how many positions have been dealt with, for a progress bar."""
@@ -80,6 +88,28 @@ class Head(NamedTuple):
     until: int
 
 
+class Meta(msgspec.Struct, frozen=True):
+    """The table `meta`: what a backup is of, how far it is, and what it must give back.
+
+    What stands beside the events has no digest before it is all there.
+    """
+
+    store: str
+    durability: str | None
+    snapshots_kept: int | None
+    until: Annotated[int, msgspec.Meta(ge=NO_END)]
+    position: _Count
+    events: _Count
+    link: _Sum
+    complete: Literal[0, 1]
+    beside: _Sum = ""
+    parked: _Sum = ""
+
+    @property
+    def head(self) -> Head:
+        return Head(self.store, Settings(self.durability, self.snapshots_kept), self.until)
+
+
 class Finished:
     """A complete backup, to be read. Use it as a context, from any thread, by one at a time.
 
@@ -90,12 +120,13 @@ class Finished:
         self.path = path
         self.beside = Beside(connection)
         self._connection = connection
-        meta, self.head = read_meta(connection, path)
-        if not meta["complete"]:
+        meta = read_meta(connection, path)
+        if not meta.complete:
             raise BackupFailed(f"{path} is not complete: its backup was interrupted")
-        self.link, self.count = bytes.fromhex(meta["link"]), int(meta["events"])
-        self.digest_beside: str = meta["beside"]
-        self._parked_digest: str = meta["parked"]
+        self.head = meta.head
+        self.link, self.count = bytes.fromhex(meta.link), meta.events
+        self.digest_beside = meta.beside
+        self._parked_digest = meta.parked
 
     @classmethod
     def open(cls, path: Path) -> Finished:
@@ -194,7 +225,8 @@ def connect(path: Path, mode: str = "") -> sqlite3.Connection:
     )
 
 
-def read_meta(connection: sqlite3.Connection, path: Path) -> tuple[dict[str, Any], Head]:
+def read_meta(connection: sqlite3.Connection, path: Path) -> Meta:
+    """What the file says of itself. Raises BackupFailed if that is nothing, or cannot be."""
     try:
         (kind,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -202,8 +234,8 @@ def read_meta(connection: sqlite3.Connection, path: Path) -> tuple[dict[str, Any
             raise BackupFailed(f"{path} is not a backup of a store")
         if version != FORMAT:
             raise BackupFailed(f"{path} has format {version}; this version knows {FORMAT}")
-        meta = dict(connection.execute("SELECT key, value FROM meta"))
-        settings = Settings(meta["durability"], meta["snapshots_kept"])
-        return meta, Head(meta["store"], settings, meta["until"])
-    except (sqlite3.Error, KeyError) as error:
+        return msgspec.convert(dict(connection.execute("SELECT key, value FROM meta")), Meta)
+    except MISREAD as error:  # SQLite's own words too may hold what is no text
+        raise BackupFailed(f"{path} is damaged: {error}") from error
+    except sqlite3.Error as error:
         raise BackupFailed(f"{path} cannot be read: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +23,13 @@ from cluster.backup.file import (
     APPLICATION_ID,
     EVENT_TABLES,
     FORMAT,
+    MISREAD,
     NO_END,
     PAGE_BYTES,
     Advance,
     Finished,
     Head,
+    Meta,
     connect,
     partial_of,
     read_meta,
@@ -106,13 +109,15 @@ class Written:
         """
         connection = connect(partial_of(path))
         try:
-            meta, head = read_meta(connection, partial_of(path))
-            written = cls(path, connection, head)
-            written.position, written.count = meta["position"], meta["events"]
-            written.link = bytes.fromhex(meta["link"])
+            meta = read_meta(connection, partial_of(path))
+            written = cls(path, connection, meta.head)
+            written.position, written.count = meta.position, meta.events
+            written.link = bytes.fromhex(meta.link)
             written._load(meta)
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, MISREAD):
+                raise BackupFailed(_damaged(path)) from error
             raise
         return written
 
@@ -134,7 +139,7 @@ class Written:
         self._connection.execute("COMMIT")
         self.head = self.head._replace(until=until)
 
-    def _load(self, meta: dict[str, Any]) -> None:
+    def _load(self, meta: Meta) -> None:
         if self.head.until != NO_END:
             self._load_beside(meta)
         ask = self._connection.execute
@@ -148,15 +153,15 @@ class Written:
         last = "SELECT event_id FROM events WHERE position = ?"
         (self._last_id,) = ask(last, (self.position,)).fetchone() or ("",)
 
-    def _load_beside(self, meta: dict[str, Any]) -> None:
+    def _load_beside(self, meta: Meta) -> None:
         """What stands beside the events, but the lives of streams: these are read again."""
         beside = Beside(self._connection)
-        if not meta["complete"]:
+        if not meta.complete:
             beside.clear_lives()
         for thing in chain((self.head.settings,), beside.things()):
             self.tally.add(thing)
-        if (self.tally.digest, self.tally.parked_digest) != (meta["beside"], meta["parked"]):
-            raise BackupFailed(f"{partial_of(self.path)} is damaged: remove it, and begin anew")
+        if (self.tally.digest, self.tally.parked_digest) != (meta.beside, meta.parked):
+            raise BackupFailed(_damaged(self.path))
         for life in beside.lives():
             self.tally.remove(life)
         self._connection.execute("BEGIN IMMEDIATE")
@@ -252,12 +257,13 @@ class Written:
         if following is None:
             return
         written, kept, count = FIRST_LINK, FIRST_LINK, 0
-        for event in events_of(self._connection):
-            written = next_link(written, event)
-            if following == (event.position,):
-                following = removed.fetchone()
-            else:
-                kept, count = next_link(kept, event), count + 1
+        with suppress(*MISREAD):  # and so another link
+            for event in events_of(self._connection):
+                written = next_link(written, event)
+                if following == (event.position,):
+                    following = removed.fetchone()
+                else:
+                    kept, count = next_link(kept, event), count + 1
         if written != self.link:
             raise BackupFailed(f"{partial_of(self.path)} does not give back what was written to it")
         self._connection.execute("BEGIN IMMEDIATE")
@@ -285,3 +291,7 @@ class Written:
         finally:
             os.close(directory)
         return tally
+
+
+def _damaged(path: Path) -> str:
+    return f"{partial_of(path)} is damaged: remove it, and begin anew"

@@ -34,6 +34,7 @@ VALUES = [
     "",
 ]
 CBOR_ONLY = (5, 6, 7)
+META = ("link", "until", "beside", "complete", "parked", "snapshots_kept", "events", "position")
 
 
 def filled(count: int) -> FakeStore:
@@ -188,6 +189,17 @@ async def test_a_node_that_dies_in_the_middle_is_passed_over(tmp_path: Path) -> 
         "UPDATE events SET kind_id = 3 - kind_id WHERE position = 2",
         "UPDATE types SET name = 'other' WHERE type_id = 1",
         "UPDATE events SET data = x'5a' WHERE position = 3",
+        "UPDATE events SET data = x'c11b7fffffffffffffff' WHERE position = 3",
+        "UPDATE events SET number = 'x' WHERE position = 3",
+        "UPDATE events SET position = -5 WHERE position = 3",
+        "UPDATE streams SET name = x'ff' WHERE stream_id = 1",
+        *(f"DELETE FROM meta WHERE key = '{key}'" for key in META),
+        *(
+            f"UPDATE meta SET value = {value} WHERE key = '{key}'"
+            for key in META
+            for value in ("'zz'", "NULL", "x'00ff'", "CAST(x'ff' AS TEXT)", "-5", "1e300")
+            if (key, value) != ("snapshots_kept", "NULL")
+        ),
     ],
 )
 async def test_a_file_that_was_changed_is_found_out(tmp_path: Path, damage: str) -> None:
@@ -197,8 +209,33 @@ async def test_a_file_that_was_changed_is_found_out(tmp_path: Path, damage: str)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(damage)
         connection.commit()
-    with pytest.raises(BackupFailed, match="is damaged"):
+    with pytest.raises(BackupFailed, match=r"is damaged|cannot be read"):
         events_of(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE meta SET value = 'zz' WHERE key = 'link'",
+        "UPDATE meta SET value = NULL WHERE key = 'position'",
+        "DELETE FROM meta WHERE key = 'events'",
+        "UPDATE events SET number = 'x' WHERE position = 3",
+        "UPDATE streams SET name = 'other' WHERE stream_id = 1",
+        "INSERT INTO checkpoints VALUES (x'ff', 1)",
+    ],
+)
+async def test_an_interrupted_backup_that_was_changed_is_found_out(
+    tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "b"
+    async with serving_store(filled(30)) as url, Door([url], "s", 5) as door:
+        with await taking.begin(door, path, unwatched) as written:
+            await taking.take(door, written, lambda _: None)
+        with contextlib.closing(sqlite3.connect(partial_of(path))) as connection:
+            connection.execute(damage)
+            connection.commit()
+        with pytest.raises(BackupFailed, match=r"is damaged|than was written"):
+            await take(path, url)
 
 
 async def test_other_files_are_not_backups(tmp_path: Path) -> None:

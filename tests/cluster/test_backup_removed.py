@@ -328,6 +328,21 @@ async def test_an_interrupted_backup_reads_the_lives_again(node: Node, tmp_path:
         assert await readable(other) == await readable(node)
 
 
+async def test_an_interrupted_backup_that_was_changed_is_found_out_before_it_loses_anything(
+    node: Node, tmp_path: Path
+) -> None:
+    await node.append("s", 3)
+    async with door(node) as opened:
+        with await taking.begin(opened, tmp_path / "b", unwatched) as written:
+            await taking.take(opened, written, lambda _: None)
+    with contextlib.closing(sqlite3.connect(partial_of(tmp_path / "b"))) as connection:
+        connection.execute("UPDATE events SET data = x'c11b7fffffffffffffff' WHERE position = 2")
+        connection.commit()
+    await limit(node, "s", truncate_before=1)
+    with pytest.raises(BackupFailed, match="does not give back what was written to it"):
+        await take(node, tmp_path / "b")
+
+
 @pytest.mark.parametrize("stream", ["cut", "other"])
 async def test_a_store_that_has_anything_else_in_place_of_a_filler_is_refused(
     node: Node, other: Node, tmp_path: Path, stream: str
