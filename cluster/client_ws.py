@@ -12,10 +12,12 @@ of the event loop share messages, as do their answers. What `node/api/socket_mes
 is all there is to it; `ask` and `tell` send any other request.
 
 It is one connection to one node, and knows no other: when it is lost, everything under way ends in
-`OutcomeUnknown` (appends) or `Unavailable`, and a subscription in `Unavailable`. Going on elsewhere
-is its owner's business. Repeat what is open over a WebSocket of another node, with the same events.
-Not through `client.Client`: it sends JSON where this sends CBOR, which makes another event of it,
-and what was stored already is then refused (`EventIdReused`).
+`OutcomeUnknown` (appends) or `Unavailable`, and a subscription in `Unavailable`. It counts as lost,
+too, where the node sends what cannot be read, or says nothing for a minute in which it was pinged
+twice, as one that is frozen or behind a broken network. Going on elsewhere is its owner's business.
+Repeat what is open over a WebSocket of another node, with the same events. Not through
+`client.Client`: it sends JSON where this sends CBOR, which makes another event of it, and what was
+stored already is then refused (`EventIdReused`).
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import aiohttp
 import cbor2
+from aiohttp import WSMsgType
 
 from cluster.client import Event, Recorded
 from cluster.client_errors import ClientError, OutcomeUnknown, Unavailable, of_problem
@@ -41,10 +44,15 @@ UNDER_WAY_MAX = 4_096
 _MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 _TOGETHER_BYTES_MAX = 1024 * 1024  # a node ends who sends a message above its `body_bytes_max`
 _CONNECT_S = 5.0
+_CLOSE_S = 5.0
+_PING_S = 15.0  # of silence, until the node is pinged, and again; then the connection is lost
+_PINGS = 2
 _EVENTS_WAITING_MAX = 10_000
+_LAST = frozenset((WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR))
 
-Then = Callable[[int, Any], None]
-"""Called once with an answer's status and body; with 0 and an error where it never came."""
+Then = Callable[[Any, Any], None]
+"""Called with an answer's status and body; with 0 and an error where it never came. Before that, a
+`consume` is called with "deliveries" and these, any number of times."""
 
 
 class Stored(NamedTuple):
@@ -96,7 +104,9 @@ async def connect(address: str, store: str) -> AsyncIterator[Pipeline]:
         try:
             async with asyncio.timeout(_CONNECT_S):
                 socket = await session.ws_connect(
-                    f"{base}/v1/stores/{quoted(store)}/ws", max_msg_size=_MESSAGE_BYTES_MAX
+                    f"{base}/v1/stores/{quoted(store)}/ws",
+                    max_msg_size=_MESSAGE_BYTES_MAX,
+                    autoping=False,  # it would keep the signs of life to itself
                 )
         except (aiohttp.ClientError, TimeoutError) as error:
             status = getattr(error, "status", 503)
@@ -119,8 +129,11 @@ class Pipeline:
         self._unsent: list[Sequence[Any]] = []
         self._more = asyncio.Event()
         self._answered = asyncio.Event()
+        self._heard = False  # anything at all, since `_watch` looked last
+        self._listens = True
         self._lost: str | None = None
-        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
+        work = self._write(), self._read(), self._watch()
+        self._tasks = [asyncio.create_task(one) for one in work]
 
     @property
     def under_way(self) -> int:
@@ -184,14 +197,18 @@ class Pipeline:
             await self._answered.wait()
         self._check()
 
-    def ask(self, then: Then, kind: str, *fields: Any) -> None:
-        """Send a request; `then` is called with its answer. Raises `Unavailable`, unsent."""
+    def ask(self, then: Then, kind: str, *fields: Any) -> int:
+        """Send a request; `then` is called with its answer. Raises `Unavailable`, unsent.
+
+        Its id, by which `tell` gives credit to a `consume`, or cancels it.
+        """
         self._check()
         if len(self._asked) >= UNDER_WAY_MAX:
             raise Unavailable(f"{UNDER_WAY_MAX} requests are under way")
         request_id = next(self._ids)
         self._asked[request_id] = then
         self.tell(kind, request_id, *fields)
+        return request_id
 
     def tell(self, kind: str, request_id: int, *fields: Any) -> None:
         """Send a request whose answer, if any, belongs to something that is under way."""
@@ -220,7 +237,9 @@ class Pipeline:
 
     async def close(self) -> None:
         """Close the connection; what is under way ends as if it had been lost."""
-        await self._socket.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):  # who is frozen does not take it
+                await self._socket.close()
         self._end("the connection was closed")
         for task in self._tasks:
             task.cancel()
@@ -257,21 +276,52 @@ class Pipeline:
             yield _array(written)
 
     async def _read(self) -> None:
-        async for message in self._socket:
-            if message.type is aiohttp.WSMsgType.BINARY:
-                for request_id, *answer in cbor2.loads(message.data):
-                    self._take(request_id, *answer)
-                self._answered.set()
-                for subscription in list(self._subscriptions.values()):
-                    await subscription.room()
-        self._end(f"the node closed the connection (code {self._socket.close_code})")
+        try:
+            while (message := await self._socket.receive()).type not in _LAST:
+                self._heard = True
+                if message.type is WSMsgType.PING:
+                    await self._socket.pong(message.data)
+                elif message.type is WSMsgType.BINARY:
+                    await self._hear(message.data)
+            self._end(f"the node closed the connection (code {self._socket.close_code})")
+        except ConnectionError as error:
+            self._end(f"the connection was lost: {error}")
+        except Exception as error:  # whatever stands where a node should may have said
+            self._end(f"the node sent what cannot be read: {error!r}")
+
+    async def _hear(self, message: bytes) -> None:
+        for request_id, *answer in cbor2.loads(message):
+            self._take(request_id, *answer)
+        self._answered.set()
+        self._listens = False
+        for subscription in list(self._subscriptions.values()):
+            await subscription.room()
+        self._listens = self._heard = True
+
+    async def _watch(self) -> None:
+        """End everything where the node gives no sign of life while it is listened to."""
+        missed = 0
+        while missed <= _PINGS:
+            self._heard = False
+            with suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(_PING_S):
+                    if missed:
+                        await self._socket.ping()  # which waits where the node takes nothing
+                    await asyncio.sleep(_PING_S)
+            missed = 0 if self._heard or not self._listens else missed + 1
+        self._end("the node says nothing any more")
 
     def _take(self, request_id: int, status: Any, body: Any) -> None:
-        then = self._asked.pop(request_id, None)
+        is_last = type(status) is int
+        then = self._asked.pop(request_id, None) if is_last else self._asked.get(request_id)
         if then is not None:
-            then(status, body)
+            try:
+                then(status, body)
+            except Exception:
+                self._asked[request_id] = then  # it has no answer, and ends with all else
+                raise
         elif (subscription := self._subscriptions.get(request_id)) is not None:
-            if type(status) is int:
+            if is_last:
                 del self._subscriptions[request_id]
                 subscription.end(status, body)
             else:
@@ -284,7 +334,8 @@ class Pipeline:
         asked, self._asked = self._asked, {}
         for then in asked.values():
             then(0, words)
-        for subscription in self._subscriptions.values():
+        subscriptions, self._subscriptions = self._subscriptions, {}
+        for subscription in subscriptions.values():
             subscription.end(0, words)
         self._answered.set()
 

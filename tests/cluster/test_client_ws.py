@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
+import cbor2
 import pytest
+from aiohttp import WSMessage, web
 
+from cluster import client_ws
 from cluster.client import NO_STREAM, Client, Event
 from cluster.client_errors import (
     EventIdReused,
@@ -18,6 +24,9 @@ from cluster.client_errors import (
 from cluster.client_ws import UNDER_WAY_MAX, connect, recorded
 from node.api.limits import ApiLimits
 from tests.api.fakes import Node, eventually, serving
+from tests.cluster.fake_http import answering
+
+Talk = Callable[[web.WebSocketResponse], Awaitable[Any]]
 
 
 @pytest.fixture
@@ -113,6 +122,130 @@ async def test_a_lost_connection_ends_all_that_is_under_way(node: Node):
             pipeline.append("s", [Event("A")])
         with pytest.raises(Unavailable):
             await anext(pipeline.subscribe())
+
+
+def talking(talk: Talk) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """A server that does this with each WebSocket, and then reads on; it answers no ping."""
+
+    async def answer(asked: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse(autoping=False)
+        await socket.prepare(asked)
+        await talk(socket)
+        async for _ in socket:
+            pass
+        return socket
+
+    return answer
+
+
+async def say_nothing(socket: web.WebSocketResponse) -> None:
+    """As a node that is broken."""
+
+
+async def stand_still(socket: web.WebSocketResponse) -> None:
+    """As a process that is stopped: the buffers on the way to it fill."""
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("talk", [say_nothing, stand_still])
+async def test_a_node_that_says_nothing_more_ends_all_that_is_under_way(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(client_ws, "_PING_S", 0.1)
+    monkeypatch.setattr(client_ws, "_CLOSE_S", 0.1)
+    async with asyncio.timeout(10), answering(talking(talk)) as url:
+        async with connect(url, "main") as pipeline:
+            subscription = pipeline.subscribe()
+            appends = [pipeline.append("s", [Event("A", b"x" * 900_000)]) for _ in range(30)]
+            reading = asyncio.create_task(pipeline.read("s"))
+            for append in appends:
+                with pytest.raises(OutcomeUnknown, match="says nothing") as unknown:
+                    await append
+                assert unknown.value.stored
+            with pytest.raises(Unavailable):
+                await reading
+            with pytest.raises(Unavailable):
+                await anext(subscription)
+            with pytest.raises(Unavailable):
+                pipeline.append("s", [Event("A")])
+            left = time.monotonic()
+        assert time.monotonic() - left < 1
+
+
+async def test_a_node_that_has_nothing_to_say_is_not_taken_for_lost(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(client_ws, "_PING_S", 0.05)
+    async with connect(address(node), "main") as pipeline:
+        await asyncio.sleep(0.6)
+        assert (await pipeline.append("s", [Event("A")])).positions == [1]
+
+
+async def test_a_node_that_pings_is_answered():
+    pongs: list[WSMessage] = []
+
+    async def ping(socket: web.WebSocketResponse) -> None:
+        await socket.ping(b"you?")
+        pongs.append(await socket.receive())
+
+    async with answering(talking(ping)) as url, connect(url, "main"):
+        await eventually(lambda: bool(pongs))
+    assert pongs[0].data == b"you?"
+
+
+async def test_who_does_not_take_events_does_not_take_the_node_for_lost(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+):
+    for _ in range(15):
+        await node.append("s", 1_000)
+    monkeypatch.setattr(client_ws, "_PING_S", 0.05)
+    async with connect(address(node), "main") as pipeline:
+        subscription = pipeline.subscribe()
+        await eventually(lambda: subscription._waiting >= 10_000)
+        await asyncio.sleep(0.6)
+        while (said := await anext(subscription)).kind != "caught_up":
+            pass
+        assert said.position == 15_000
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"\xff", cbor2.dumps(5), cbor2.dumps([5]), cbor2.dumps([[1]]), cbor2.dumps([[1, 201, "x"]])],
+)
+async def test_a_message_that_cannot_be_read_ends_all_that_is_under_way(message: bytes):
+    async def talk(socket: web.WebSocketResponse) -> None:
+        await socket.receive()
+        await socket.send_bytes(message)
+
+    async with (
+        asyncio.timeout(5),
+        answering(talking(talk)) as url,
+        connect(url, "main") as pipeline,
+    ):
+        subscription = pipeline.subscribe()
+        appends = [pipeline.append("s", [Event("A")]) for _ in range(3)]
+        for append in appends:
+            with pytest.raises(OutcomeUnknown, match="cannot be read"):
+                await append
+        with pytest.raises(Unavailable):
+            await anext(subscription)
+
+
+async def test_who_asks_for_deliveries_is_given_all_of_them_and_the_last_word(node: Node):
+    told: list[tuple[Any, Any]] = []
+    await node.ask("PUT", "/v1/stores/main/subscriptions/workers", json={})
+    async with asyncio.timeout(5), connect(address(node), "main") as pipeline:
+        consume = pipeline.ask(lambda *said: told.append(said), "consume", "workers", "me", 1)
+        for position in range(1, 4):
+            await pipeline.append("s", [Event("A")])
+            await eventually(lambda: len(told) >= position)  # noqa: B023
+            kind, [[at, *_, delivery, _]] = told[-1]
+            assert (kind, at, pipeline.under_way) == ("deliveries", position, 1)
+            pipeline.ask(lambda *_: None, "ack", "workers", [delivery])
+            await eventually(lambda: pipeline.under_way == 1)
+        pipeline.tell("cancel", consume)
+        await eventually(lambda: told[-1] == (200, None))
+        assert len(told) == 4 and pipeline.under_way == 0
 
 
 async def test_what_cannot_be_written_is_refused_alone(node: Node):
