@@ -4,8 +4,8 @@ One request to any node (`POST /v1/persistence/force?scope=cluster`) makes that 
 member, and it answers when all have fsynced what was committed when the request came, or have
 failed. The answer is shown as a table with one row a node; a failed node's row says why.
 
-Exit codes: 0 every member has it on disk; 1 at least one has not; 2 no node could be reached; 5 the
-answer was lost, so that nobody knows; 130 interrupted.
+Exit codes: 0 every member has it on disk; 1 at least one has not; 2 no node could be reached, or the
+answer was lost (asking again costs nothing); 130 interrupted.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.access import DEFAULT_URLS, Reply, Unreachable, request, urls_or_default
-from cluster.cli.ending import INTERRUPTED, ended, refused, shown
+from cluster.cli.ending import INTERRUPTED, UNREACHABLE, ended, refused, shown
 from cluster.cli.options import Parser
 from cluster.client_errors import OutcomeUnknown
 from cluster.client_values import quoted
@@ -33,8 +33,8 @@ examples:
   {prog}
   {prog} --store my_store --url http://10.0.0.1:8101 --url http://10.0.0.2:8101
 
-exit codes: 0 all nodes have it on disk, 1 a node has not, 2 no node could be reached, 5 nobody
-knows, 64 wrong options, 130 interrupted
+exit codes: 0 all nodes have it on disk, 1 a node has not, 2 no node could be reached, or none has
+answered, 64 wrong options, 130 interrupted
 The environment variable EX_ESDB_URL holds addresses too, with commas between them.
 """
 
@@ -136,8 +136,11 @@ async def run(options: argparse.Namespace, console: Console) -> int:
     try:
         urls = urls_or_default(options.url)
         reply = await flush(urls, options.store, options.timeout_ms)
-    except (OutcomeUnknown, Unreachable) as error:
+    except Unreachable as error:
         return ended(options, error)
+    except OutcomeUnknown as error:
+        ended(options, error)
+        return UNREACHABLE
     results = rows(reply)
     if not results:
         return ended(options, refused(reply))
