@@ -4,8 +4,8 @@ One request to any node (`POST /v1/persistence/force?scope=cluster`) makes that 
 member, and it answers when all have fsynced what was committed when the request came, or have
 failed. The answer is shown as a table with one row a node; a failed node's row says why.
 
-Exit codes: 0 every member has it on disk; 1 at least one has not; 2 no node could be reached, or the
-answer was lost (asking again costs nothing); 130 interrupted.
+Exit codes: 0 every member has it on disk; 1 at least one has not; 2 no node could be reached, or
+the answer was lost (asking again costs nothing); 130 interrupted.
 """
 
 import argparse

@@ -31,20 +31,26 @@ import logging
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from node.core.store import Store
 from node.persistence.directory import DataDirectory
-from node.persistence.faults import FileFault, FilesUnreadable, OtherFormat, StoreDamaged
+from node.persistence.faults import FileFault, FilesUnreadable, StoreDamaged
 from node.persistence.folding import fold, fold_wholly
-from node.persistence.node_file import Cut, NodeFile, StoreEntry
+from node.persistence.node_file import Cut, NodeFile, StoreEntry, entry_of
 from node.persistence.places import Places
-from node.persistence.schema import Connect, connect, fault_of, fitting, is_corruption
+from node.persistence.schema import (
+    Connect,
+    connect,
+    fault_of,
+    fitting,
+    is_corruption,
+    of_this_version,
+)
 from node.persistence.store_file import StoreCut, StoreFile
-from node.persistence.wal import wal_path, write_wal_again
+from node.persistence.wal import wal_bytes, write_wal_again
 
 log = logging.getLogger(__name__)
 
@@ -160,9 +166,9 @@ class Database:
         """Between cycles: fold WALs that grew too large into their files, without waiting."""
         grown, self._grown = self._grown, {}
         for uid, file in grown.items():
-            if self._files.get(uid) is file and _wal_bytes(file.path) > WAL_BYTES_MAX:
+            if self._files.get(uid) is file and wal_bytes(file.path) > WAL_BYTES_MAX:
                 self._fold(uid, file)
-        if self._node is not None and _wal_bytes(self._node.path) > WAL_BYTES_MAX:
+        if self._node is not None and wal_bytes(self._node.path) > WAL_BYTES_MAX:
             self._fold_node(self._node)
 
     def sweep(self, store: Store, positions: Sequence[int]) -> int:
@@ -233,7 +239,7 @@ class Database:
         else:
             self._marks[store.uid] = at.raft_index
             self._grown[store.uid] = file
-            self._unlisted[store.name] = result.written[store.name] = _entry(cut, at)
+            self._unlisted[store.name] = result.written[store.name] = entry_of(cut, at)
         result.durations_ms[store.name] = (self._clock() - started) * 1000
 
     def _store_file(self, path: Path, uid: int) -> StoreFile:
@@ -255,7 +261,7 @@ class Database:
         if not is_sure:
             write_wal_again(path)
         self._places.note(path)
-        with _of_this_version(path, bool(mark)):
+        with of_this_version(path, bool(mark)):
             file = self._files[uid] = StoreFile(path, mark, self._connect)
         if not is_sure:
             fold_wholly(file)
@@ -368,7 +374,7 @@ class Database:
         if not self._node_is_sure:
             write_wal_again(path)
         self._places.note(path)
-        with _of_this_version(path, self._safe_cut != Cut()):
+        with of_this_version(path, self._safe_cut != Cut()):
             node = NodeFile(path, self._connect)
         try:
             self._recognize(node)
@@ -416,31 +422,6 @@ class Database:
             _close_quietly(node)
 
 
-def _entry(cut: StoreCut, at: Cut) -> StoreEntry:
-    store = cut.store
-    return StoreEntry(
-        name=store.name,
-        uid=store.uid,
-        created_us=store.created_us,
-        cut_index=at.raft_index,
-        position=cut.position,
-        bytes=cut.frame_bytes,
-        durability=cut.durability,
-        snapshots_kept=cut.snapshots.kept,
-    )
-
-
-@contextmanager
-def _of_this_version(path: Path, was_written_here: bool) -> Iterator[None]:
-    """A file that this process has relied on is no other version's, whatever its header says."""
-    try:
-        yield
-    except OtherFormat as error:
-        if was_written_here:
-            raise StoreDamaged(path, error.reason) from error
-        raise
-
-
 def _told(path: Path, error: Exception) -> str:
     """What to say of a failure. One that neither a file nor a disk explains is a defect of ours,
     and the log shows where.
@@ -456,10 +437,3 @@ def _close_quietly(file: StoreFile | NodeFile) -> None:
         file.close()
     except sqlite3.Error as error:
         log.warning("Closing %s: %s", file.path, error)
-
-
-def _wal_bytes(path: Path) -> int:
-    try:
-        return wal_path(path).stat().st_size
-    except OSError:
-        return 0

@@ -26,7 +26,7 @@ from node.persistence.schema import (
     ensure_tables,
     fitting,
 )
-from node.persistence.store_file import checkpoint_wal
+from node.persistence.store_file import StoreCut, checkpoint_wal
 
 _NONE_LISTED = (0, 0)
 
@@ -54,6 +54,21 @@ class StoreEntry(NamedTuple):
     bytes: int
     durability: str = BY_NODE
     snapshots_kept: int = KEPT_MAX
+
+
+def entry_of(cut: StoreCut, at: Cut) -> StoreEntry:
+    """What is listed of a store that was written up to a cut."""
+    store = cut.store
+    return StoreEntry(
+        name=store.name,
+        uid=store.uid,
+        created_us=store.created_us,
+        cut_index=at.raft_index,
+        position=cut.position,
+        bytes=cut.frame_bytes,
+        durability=cut.durability,
+        snapshots_kept=cut.snapshots.kept,
+    )
 
 
 class NodeFile:

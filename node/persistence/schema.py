@@ -205,6 +205,17 @@ def fitting(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def of_this_version(path: Path, was_written_here: bool) -> Iterator[None]:
+    """A file that this process has relied on is no other version's, whatever its header says."""
+    try:
+        yield
+    except OtherFormat as error:
+        if was_written_here:
+            raise StoreDamaged(path, error.reason) from error
+        raise
+
+
 def is_corruption(error: Exception) -> bool:
     """Whether an exception of a running node proves that the file itself is damaged.
 

@@ -65,6 +65,14 @@ def wal_path(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
+def wal_bytes(path: Path) -> int:
+    """How long the WAL of the database at `path` is; 0 if it has none, or cannot be looked at."""
+    try:
+        return wal_path(path).stat().st_size
+    except OSError:
+        return 0
+
+
 def is_emptied(path: Path) -> bool:
     """Whether the database at `path` is an empty file, and has a WAL that is not. No connection may
     be made to it then: SQLite deletes the WAL.

@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TypeVar
 
 from node.core.state import State
@@ -97,10 +98,9 @@ class Worker:
         self._clock = clock
         self._wait_applied = wait_applied
         self._interval_ms = settings.interval_ms
-        self._database = Database(
-            directory, connect, clock, self._told_of_doubt, self._told_of_lost_cut
-        )
         self._ledger = Ledger(state, self._new_breaker, clock)
+        told = [partial(self._book, one) for one in (self._ledger.doubted, self._ledger.cut_lost)]
+        self._database = Database(directory, connect, clock, *told)
         swept = self._database if settings.enabled else None
         self._sweeper = Sweeper(
             state, self._ledger, swept, self._in_thread, held_from, self._log_error
@@ -358,17 +358,12 @@ class Worker:
         if result.node_error is not None:
             self._log_error("the node's cut", result.node_error)
 
-    def _told_of_doubt(self, uid: int | None, why: str) -> None:
-        """In the persistence thread: the loop carries this out before it learns what came of the
-        call that found it, and of any call behind that.
+    def _book(self, what: Callable[..., None], *known: object) -> None:
+        """In the persistence thread: the loop does it before it learns what came of the call that
+        found it, and of any call behind that.
         """
         assert self._loop is not None, "the thread begins with it"
-        self._loop.call_soon_threadsafe(self._ledger.doubted, uid, why)
-
-    def _told_of_lost_cut(self) -> None:
-        """The same."""
-        assert self._loop is not None, "the thread begins with it"
-        self._loop.call_soon_threadsafe(self._ledger.cut_lost)
+        self._loop.call_soon_threadsafe(what, *known)
 
     def _log_error(self, what: str, error: str) -> None:
         now = self._clock()

@@ -386,7 +386,7 @@ DEFECTS = (
     Defect(
         "damaged-version-is-another-version",
         "a file that is damaged is written anew, whichever byte it is",
-        "persistence/database.py",
+        "persistence/schema.py",
         "        if was_written_here:\n",
         "        if not path:\n",
         (f"{_LOST}::test_a_store_file_with_a_damaged_schema_is_written_anew",),
