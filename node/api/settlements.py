@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from node.api.limits import ApiLimits
@@ -64,14 +64,11 @@ class Settlements:
     def settle(
         self, store: str, name: str, deliveries: Sequence[Delivery], action: int, timeout_ms: int
     ) -> Stale:
-        """Settle deliveries; the future tells which of them, by their places, were over before.
+        """Settle at most `SETTLED_MAX` deliveries; the future tells which of them, by their places,
+        were over before.
 
-        Raises `PayloadTooLarge`, `Overloaded`; the future ends in the other `ExesdbError`s.
+        Raises `Overloaded`; the future ends in the other `ExesdbError`s.
         """
-        if len(deliveries) > SETTLED_MAX:
-            raise PayloadTooLarge(
-                "delivery_ids: too many", limit=SETTLED_MAX, actual=len(deliveries)
-            )
         if self._waiting_ids + len(deliveries) > self._limits.settlements_waiting_max:
             raise Overloaded("too many settlements wait", limit="settlements_waiting_max")
         loop = asyncio.get_running_loop()
@@ -138,8 +135,13 @@ def settled_body(ids: Sequence[str], stale: Sequence[int]) -> dict[str, Any]:
     return {"settled": len(ids) - len(stale), "stale": [ids[at] for at in stale]}
 
 
-def deliveries_of(ids: Iterable[str]) -> list[Delivery]:
-    """What ids name. Raises `InvalidRequest`."""
+def deliveries_of(ids: Sequence[str]) -> list[Delivery]:
+    """What ids name. Raises `PayloadTooLarge`, `InvalidRequest`.
+
+    They are counted first: a body has room for two million, and looking at those takes seconds.
+    """
+    if len(ids) > SETTLED_MAX:
+        raise PayloadTooLarge("delivery_ids: too many", limit=SETTLED_MAX, actual=len(ids))
     return [_delivery(one) for one in ids]
 
 

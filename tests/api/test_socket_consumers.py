@@ -458,7 +458,8 @@ async def test_what_makes_no_sense_is_refused():
             (("consume", NAME, "a", 1_001), 400),
             (("ack", "nothing", []), 404),
             (("ack", NAME, ["x"]), 400),
-            (("ack", NAME, ["1-1-1"] * 1_001), 413),
+            (("ack", NAME, ["x"] * 1_001), 413),
+            (("nack", NAME, ["x"] * 1_001, "skip"), 413),
             (("nack", NAME, [], "later"), 400),
         ):
             assert (await client.ask(*fields))[0] == status, fields

@@ -374,6 +374,14 @@ async def test_what_is_not_there_is_404(node: Node):
         assert (answer.status, answer.code) == (404, "subscription_not_found"), target
 
 
+@pytest.mark.parametrize("action", ["ack", "nack"])
+async def test_too_many_deliveries_are_refused_without_a_look_at_one(node: Node, action: str):
+    await made(node)
+    answer = await node.ask("POST", f"{ONE}/{action}", json={"delivery_ids": ["x"] * 1_001})
+    assert (answer.status, answer.code) == (413, "payload_too_large")
+    assert (answer.body["limit"], answer.body["actual"]) == (1_000, 1_001)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [

@@ -230,4 +230,15 @@ DEFECTS = (
         "        count += 0\n",
         (_API,),
     ),
+    Defect(
+        "delivery-ids-are-counted-last",
+        "what is refused for its size is refused before it is looked at",
+        "api/settlements.py",
+        "    if len(ids) > SETTLED_MAX:\n",
+        "    if len([_delivery(one) for one in ids]) > SETTLED_MAX:\n",
+        (
+            f"{_API}::test_too_many_deliveries_are_refused_without_a_look_at_one",
+            "api/test_socket_consumers.py::test_what_makes_no_sense_is_refused",
+        ),
+    ),
 )
