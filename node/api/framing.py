@@ -32,6 +32,7 @@ from node.api.not_plain import NotPlain, too_deep
 from node.api.pacing import Pacer
 from node.api.values import are_plain_values, check_plain, nests_too_deeply
 from node.core.frames import ABSENT, encode_frame, encode_frames
+from node.core.items import INTEGER_BITS_MAX
 from node.core.snapshots import encode_content
 from node.errors import InvalidEvent, InvalidRequest, PayloadTooLarge
 
@@ -49,6 +50,11 @@ _NOT_BRACKETS = bytes(octet for octet in range(256) if octet not in b"[]{}")
 _ROUNDS = 12
 # In a shorter body, counting them is worth a try: it is most likely one event.
 _SHORT_BYTES = 4 * 1024
+
+# What has more than `INTEGER_BITS_MAX` bits has so many digits in JSON, or more; and then half as
+# many stand between two multiples of that.
+_LARGE_DIGITS = len(str(1 << INTEGER_BITS_MAX))
+_HALF_DIGITS = (_LARGE_DIGITS + 1) // 2
 
 
 class Framer:
@@ -69,16 +75,17 @@ class Framer:
         self.check_count(len(events))
         # CBOR was decoded down to that depth, and no further.
         may_nest = media is JSON and self._may_nest(body, media)
+        plain = _is_plain_json(body, media)
         now_ms = now_us // 1000
         frames: list[bytes] = []
         for start in range(0, len(events), SLICE_EVENTS):
             if start:
                 await asyncio.sleep(0)
             some = events[start : start + SLICE_EVENTS]
-            if media is JSON or _are_plain(some):
+            if plain or _are_plain(some):
                 self._add(frames, some, media, may_nest, now_ms)
             else:
-                await self._judge_and_add(frames, some, media, now_ms)
+                await self._judge_and_add(frames, some, media, may_nest, now_ms)
         return frames
 
     def snapshot(self, body: SnapshotBody, raw: bytes, media: Media) -> bytes:
@@ -88,9 +95,9 @@ class Framer:
         """
         try:
             _check_label(body.source_type, "source_type")
-            plain = media is JSON
-            data, _ = _item(body.data, body.data_base64, media, plain, "data")
-            metadata, _ = _item(body.metadata, body.metadata_base64, media, plain, "metadata")
+            plain = _is_plain_json(raw, media)
+            data, _ = self._item(body.data, body.data_base64, media, plain, "data")
+            metadata, _ = self._item(body.metadata, body.metadata_base64, media, plain, "metadata")
             if len(data) + len(metadata) > self._limits.event_bytes_max:
                 raise self._too_large(len(data) + len(metadata))
             if self._may_nest(raw, media):
@@ -120,12 +127,17 @@ class Framer:
             raise of_event(len(frames), error) from None
 
     async def _judge_and_add(
-        self, frames: list[bytes], events: Sequence[NewEvent], media: Media, now_ms: int
+        self,
+        frames: list[bytes],
+        events: Sequence[NewEvent],
+        media: Media,
+        may_nest: bool,
+        now_ms: int,
     ) -> None:
         """The same where each value has to be looked at, which takes long."""
         try:
             for event in events:
-                frames.append(self.frame(event, media, False, False, now_ms))
+                frames.append(self.frame(event, media, False, may_nest, now_ms))
                 await self._pacer.breathe()
         except InvalidEvent as error:
             raise of_event(len(frames), error) from None
@@ -228,13 +240,13 @@ class Framer:
         _check_label(event.event_type, "event_type")
         given = event.event_id
         event_id = self._ids.fresh(now_ms) if given is None else given_id(given, media)
-        if media is JSON and event.data_base64 is None and event.data is not UNSET:
+        if plain and media is JSON and event.data_base64 is None and event.data is not UNSET:
             data, data_type = cbor2.dumps(event.data), JSON.type  # most events
         else:
-            data, data_type = _item(event.data, event.data_base64, media, plain, "data")
+            data, data_type = self._item(event.data, event.data_base64, media, plain, "data")
         metadata, metadata_type = ABSENT, media.type
         if event.metadata is not UNSET or event.metadata_base64 is not None:
-            metadata, metadata_type = _item(
+            metadata, metadata_type = self._item(
                 event.metadata, event.metadata_base64, media, plain, "metadata"
             )
         if event.data_content_type is not None:
@@ -246,6 +258,25 @@ class Framer:
             self._check_nesting(data, "data")
             self._check_nesting(metadata, "metadata")
         return encode_frame(event_id, event.event_type, data, metadata, data_type, metadata_type)
+
+    def _item(
+        self, value: Any, octets: bytes | None, media: Media, plain: bool, what: str
+    ) -> tuple[bytes, str]:
+        """One encoded CBOR item for `data` or `metadata`, and its content type by encoding."""
+        if octets is not None:
+            if value is not UNSET:
+                raise InvalidEvent(f"{what} and {what}_base64 exclude one another")
+            return cbor2.dumps(octets), OCTETS
+        if value is UNSET:
+            return ABSENT, media.type
+        if not plain:
+            try:
+                check_plain(value)
+            except NotPlain as error:
+                raise InvalidEvent(f"{what}: {error}") from None
+            except RecursionError:  # only JSON is decoded as deep
+                raise too_deep(what, self._limits.nesting_max) from None
+        return cbor2.dumps(value), OCTETS if type(value) is bytes else media.type
 
     def _check_nesting(self, item: bytes, what: str) -> None:
         if nests_too_deeply(item, self._limits.nesting_max):
@@ -287,22 +318,15 @@ def _items(values: list[Any]) -> list[bytes] | None:
     return items[1:] if len(items) == len(values) + 1 else None
 
 
-def _item(
-    value: Any, octets: bytes | None, media: Media, plain: bool, what: str
-) -> tuple[bytes, str]:
-    """One encoded CBOR item for `data` or `metadata`, and its content type by encoding."""
-    if octets is not None:
-        if value is not UNSET:
-            raise InvalidEvent(f"{what} and {what}_base64 exclude one another")
-        return cbor2.dumps(octets), OCTETS
-    if value is UNSET:
-        return ABSENT, media.type
-    if not plain:
-        try:
-            check_plain(value)
-        except NotPlain as error:
-            raise InvalidEvent(f"{what}: {error}") from None
-    return cbor2.dumps(value), OCTETS if type(value) is bytes else media.type
+def _is_plain_json(body: bytes, media: Media) -> bool:
+    """Whether a body is JSON, and holds no integer beyond `INTEGER_BITS_MAX`, for certain.
+
+    Everything else that JSON can say is plain. Digits may also stand in a text, or in a fraction.
+    """
+    if media is not JSON or len(body) < _LARGE_DIGITS:
+        return media is JSON
+    starts = range(0, len(body), _HALF_DIGITS)
+    return not any(body[start : start + _HALF_DIGITS].isdigit() for start in starts)
 
 
 def _type(item: bytes) -> str:

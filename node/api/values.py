@@ -19,9 +19,9 @@ Refused with 413: more than `nesting_max` arrays and maps inside one another, mo
 `integer_keys_max` integers as keys of one map (see `walking`). Refused with 400: every tag except
 the big integers (2 and 3), `undefined` and other simple values, other kinds of keys, more than
 `BIG_KEYS_MAX` keys beyond 64 bits in a body (see `core.items`), two keys of a map that are one in
-JSON (1 and "1"). JSON is decoded to the same values: whole numbers keep every digit, other numbers
-become 64-bit floats and are refused where they do not fit. A repeated key of a JSON object counts
-with its last value, as most readers of JSON have it.
+JSON (1 and "1"). JSON is decoded to the same values: whole numbers keep every digit, up to the same
+bound, other numbers become 64-bit floats and are refused where they do not fit. A repeated key of a
+JSON object counts with its last value, as most readers of JSON have it.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from node.api import values
+from node.core.items import INTEGER_BITS_MAX
 from node.errors import Overloaded
 from tests.api.fakes import Node, serving
 
@@ -170,6 +171,69 @@ async def test_random_bytes_are_refused(node: Node):
 async def test_json_values_that_cannot_be_kept_are_refused(node: Node, data):
     raw = b'{"events":[{"event_type":"A","data":%b}]}' % data.encode()
     await refused(node, await _raw(node, raw, "json"))
+
+
+LARGEST = (1 << INTEGER_BITS_MAX) - 1
+SNAPSHOT = "/v1/stores/main/snapshots/o-1/s/1"
+
+
+@pytest.mark.parametrize(
+    "integer", [LARGEST + 1, -LARGEST - 1, 10**4_299], ids=["above", "below", "longest"]
+)
+@pytest.mark.parametrize("field", ["data", "metadata"])
+async def test_an_integer_is_as_long_in_json_as_in_cbor(node: Node, field: str, integer: int):
+    """Of what JSON lets in, nothing may be beyond what a client can write back as CBOR."""
+    event = {"event_type": "A", "stream": "s", field: {"a": [1.5, integer]}}
+    body = {"events": [{"event_type": "A", "stream": "s"}] * 300 + [event]}
+    one_stream = {"events": [{"event_type": "A"}, {"event_type": "A", field: integer}]}
+    snapshot = {"source_type": "A", field: [integer]}
+    for method, target, given in (
+        ("POST", EVENTS, one_stream),
+        ("POST", APPEND, body),
+        ("PUT", SNAPSHOT, snapshot),
+    ):
+        told = []
+        for headers, raw in ((JSON, msgspec.json.encode(given)), (CBOR, cbor2.dumps(given))):
+            answer = await node.ask(method, target, data=raw, headers=headers)
+            await refused(node, answer)
+            told.append(answer.body)
+        assert told[0] == told[1]
+        assert f"{field}: an integer has more than 14000 bits" in told[0]["detail"]
+    assert not len(node.state.stores["main"].snapshots)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [LARGEST, -LARGEST, "9" * 9_000, 0.5, {"9" * 5_000: LARGEST}],
+    ids=["greatest", "least", "text", "fraction", "key"],
+)
+async def test_what_only_looks_like_too_long_an_integer_is_kept(node: Node, value: object):
+    for before in (0, 1, 2_107, 2_108):  # wherever it stands in the body
+        body = {"events": [{"event_type": "A", "data": ["x" * before, value]}]}
+        raw = msgspec.json.encode(body).replace(b"0.5", b"0." + b"3" * 5_000)
+        answer = await node.ask("POST", EVENTS, data=raw, headers=JSON)
+        assert answer.status == 201, answer.body
+        found = (await node.ask("GET", EVENTS + "?from=end")).body["events"][0]["data"][1]
+        assert found == (1 / 3 if value == 0.5 else value)
+        snapshot = {"source_type": "A", "data": [found]}
+        assert (await node.ask("PUT", SNAPSHOT, json=snapshot)).status in (200, 201)
+
+
+async def test_too_long_an_integer_is_found_wherever_it_stands(node: Node):
+    for before in range(0, 4_300, 43):
+        body = _one(["x" * before, LARGEST + 1])
+        await refused(node, await _send(node, EVENTS, body, "json"), "invalid_event")
+
+
+async def test_too_long_an_integer_is_refused_however_deep_it_is(node: Node):
+    """Looking at a value goes a little less deep than decoding JSON does."""
+    raw = b'{"events":[{"event_type":"A","data":%b%d%b}]}'
+    told = set()
+    for deep in (64, *range(900, 1_000)):
+        answer = await _raw(node, raw % (b"[" * deep, LARGEST + 1, b"]" * deep), "json")
+        await refused(node, answer)
+        told.add(answer.code)
+    assert told == {"invalid_event", "payload_too_large"}
 
 
 async def test_invalid_utf8_in_json_and_cbor_text_is_refused(node: Node):

@@ -20,6 +20,22 @@ DEFECTS = (
         ("api/test_bad_input.py::test_cbor_values_that_cannot_be_kept_are_refused",),
     ),
     Defect(
+        "integers-of-json-may-be-longer",
+        "what was taken as JSON can be written back as CBOR",
+        "api/framing.py",
+        "    return not any(body[start : start + _HALF_DIGITS].isdigit() for start in starts)\n",
+        "    return not any(body[start : start + _LARGE_DIGITS].isdigit() for start in starts)\n",
+        ("api/test_bad_input.py::test_too_long_an_integer_is_found_wherever_it_stands",),
+    ),
+    Defect(
+        "snapshots-of-json-hold-longer-integers",
+        "what was taken as JSON can be written back as CBOR",
+        "api/framing.py",
+        "            plain = _is_plain_json(raw, media)\n",
+        "            plain = media is JSON\n",
+        ("api/test_bad_input.py::test_an_integer_is_as_long_in_json_as_in_cbor",),
+    ),
+    Defect(
         "unread-path-without-index",
         "an answer about what may be a store tells the applied index",
         "api/server.py",
