@@ -4,7 +4,8 @@ What events do to the state stands in `core.folding`. A fold takes no more event
 read: at most `limit` of them, and no more than `page_bytes_max`. Where that is not the end of the
 stream, `is_end` is false: record `state` as a snapshot at `version`, and fold again from there.
 Events that were removed are not folded: take a snapshot before you truncate a stream. The keys of
-`state` are text in both encodings.
+`state` are text in both encodings. Where integers add up to more than a value may be, the fold is
+refused; up to there the stream can be folded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from node.api.refusals import stream_missing
 from node.api.routes import Reply, Route
 from node.api.wire import Request
 from node.core.fields import NUMBER_MAX
-from node.core.folding import begun, fold
+from node.core.folding import SumTooLong, begun, fold
 from node.core.frames import decode_frame
 from node.core.snapshots import decode_content
 from node.core.store import Store
@@ -76,10 +77,10 @@ class Folds:
         numbers = range(max(began + 1, stream.first), last + 1)[: given["limit"]]
         frames = self._frames(store, stream, numbers)
         pacer, folded = Pacer(), 0
-        for frame in frames:
+        for number, frame in zip(numbers, frames, strict=False):
             data = cbor2.loads(decode_frame(frame).data)
             if type(data) is dict:
-                fold(state, data)
+                _fold(state, data, number)
                 folded += 1
             await pacer.breathe()
         version = numbers[len(frames) - 1] if frames else last
@@ -104,6 +105,14 @@ class Folds:
             if size >= self._limits.page_bytes_max:
                 break
         return taken
+
+
+def _fold(state: dict[Any, Any], data: dict[Any, Any], number: int) -> None:
+    try:
+        fold(state, data)
+    except SumTooLong as error:
+        words = f"event {number}: {error}; what is before it can be folded, with max_version"
+        raise InvalidRequest(words, parameter="max_version") from None
 
 
 def _beginning(

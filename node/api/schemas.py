@@ -294,7 +294,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
                 "description": "What the events came to. Its keys are text, in CBOR, too: an "
                 'integer goes by its digits. A value `{"$sum": n}` in an event\'s data is added to '
                 'what stands under its key, `{"$overwrite": v}` and `{"$replace": v}` put `v` '
-                "there, anything else is put there as it is.",
+                "there, anything else is put there as it is. Where integers add up to more than "
+                "14,000 bits, the fold is refused; what is before that event can be folded.",
             },
             "snapshot_version": {
                 **_or_null(_COUNT),

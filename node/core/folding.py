@@ -8,7 +8,8 @@ An event whose data is a map changes the state under each of its keys:
     anything else        is put there as it is
 
 A tag is a map with that one member; `$sum` of anything but a number is no tag. Maps inside a value
-are values. Nothing here fails, whatever is in the events.
+are values. Nothing here fails, whatever is in the events, but a sum of integers that no value may
+be (`items.INTEGER_BITS_MAX`): it could neither be answered nor be recorded.
 
 The keys of the state are text: an integer goes by its digits, as in JSON, so 1 and "1" are one key.
 One map has few integers for keys (see `items`), but the state has those of thousands of events, and
@@ -27,19 +28,23 @@ from node.core.items import INTEGER_BITS_MAX
 _PUT = ("$overwrite", "$replace")
 
 
+class SumTooLong(ValueError):
+    """Integers add up to more bits than a value may have; the text says under which key."""
+
+
 def begun(snapshot: Mapping[Any, Any]) -> dict[Any, Any]:
     """The state that a snapshot holds, to fold on from."""
     return {_as_text(key): value for key, value in snapshot.items()}
 
 
 def fold(state: dict[Any, Any], data: Mapping[Any, Any]) -> None:
-    """Let the data of one event change the state."""
+    """Let the data of one event change the state. Raises `SumTooLong`: the state is half of it."""
     for key, value in data.items():
         tag, inner = _tag(value)
         key = _as_text(key)
         if tag == "$sum":
             before = state.get(key, 0)
-            state[key] = _sum(before if is_number(before) else 0, inner)
+            state[key] = _sum(before if is_number(before) else 0, inner, key)
         else:
             state[key] = inner
 
@@ -63,9 +68,11 @@ def _tag(value: Any) -> tuple[str, Any]:
     return "", value
 
 
-def _sum(one: Any, other: Any) -> int | float:
+def _sum(one: Any, other: Any, key: Any) -> int | float:
     try:
         added: int | float = one + other
-        return added
     except OverflowError:  # an integer beyond all floats, and a float
         return math.inf if max(one, other, key=abs) > 0 else -math.inf
+    if type(added) is int and added.bit_length() > INTEGER_BITS_MAX:
+        raise SumTooLong(f"the sum under {str(key)[:80]!r} has more than {INTEGER_BITS_MAX} bits")
+    return added

@@ -7,6 +7,7 @@ import time
 
 import cbor2
 
+from node.core.items import INTEGER_BITS_MAX
 from tests.api.fakes import Node, serving
 from tests.api.test_walking import colliding_integers
 
@@ -42,6 +43,23 @@ async def test_a_stream_is_folded_from_its_first_event(node: Node):
     assert answer.raw.count(b"1" + b"0" * 3999 + b"7") == 1, "integers are never rounded"
     answer = await node.ask("GET", "/v1/stores/main/streams/none/fold")
     assert (answer.status, answer.code) == (404, "stream_not_found")
+
+
+async def test_a_sum_that_no_value_may_be_is_refused_and_what_is_before_it_is_folded(node: Node):
+    most = (1 << INTEGER_BITS_MAX) - 1
+    for sign in (1, -1):
+        await append(node, {"total": 0, "who": "a"}, {"total": {"$sum": sign * most}})
+        await append(node, {"total": {"$sum": sign}}, {"total": {"$sum": -sign}})
+    await record(node, 3, {})
+    for accept in ("application/json", "application/cbor"):
+        for query, number, before in (("?", 2, most), ("?source=o-1", 6, -most)):
+            answer = await node.ask("GET", FOLD + query, headers={"Accept": accept})
+            assert (answer.status, answer.code) == (400, "invalid_request")
+            assert f"event {number}: the sum under 'total'" in answer.body["detail"]
+            assert answer.body["parameter"] == "max_version"
+            query += f"&max_version={number - 1}"
+            answer = await node.ask("GET", FOLD + query, headers={"Accept": accept})
+            assert answer.body["state"] == {"total": before, "who": "a"}
 
 
 async def test_it_begins_at_the_latest_snapshot_that_is_not_too_new(node: Node):

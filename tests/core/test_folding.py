@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.core.folding import begun, fold
+from node.core.folding import SumTooLong, begun, fold
+from node.core.items import INTEGER_BITS_MAX
 
 
 def folded(*events: dict[Any, Any], state: dict[Any, Any] | None = None) -> dict[Any, Any]:
@@ -43,6 +44,20 @@ def folded(*events: dict[Any, Any], state: dict[Any, Any] | None = None) -> dict
 )
 def test_each_key_follows_its_rule(events: list[dict[str, Any]], expected: dict[str, Any]) -> None:
     assert folded(*events) == expected
+
+
+MOST = (1 << INTEGER_BITS_MAX) - 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sum_is_as_long_as_a_value_may_be(sign: int) -> None:
+    state = folded({"n": {"$sum": sign * MOST}}, {"n": {"$sum": 0}})
+    assert state == {"n": sign * MOST}
+    with pytest.raises(SumTooLong, match="under 'n'"):
+        fold(state, {"n": {"$sum": sign}})
+    assert folded({"n": {"$sum": 0.5}}, {"n": {"$sum": sign}}, state=state) == {
+        "n": sign * math.inf
+    }
 
 
 @pytest.mark.parametrize("first", [7, "7"])

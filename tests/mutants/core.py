@@ -189,4 +189,12 @@ DEFECTS = (
         "    if len(set(ids)) < len(ids):\n",
         (_EACH,),
     ),
+    Defect(
+        "a-sum-grows-beyond-what-can-be-written",
+        "the state of a fold can be answered, and recorded as a snapshot",
+        "core/folding.py",
+        "    if type(added) is int and added.bit_length() > INTEGER_BITS_MAX:\n",
+        "    if type(added) is int and added > 1 << INTEGER_BITS_MAX:\n",
+        ("core/test_folding.py::test_a_sum_is_as_long_as_a_value_may_be",),
+    ),
 )
