@@ -6,7 +6,8 @@
     min_index=N               at least the entry at Raft index N
     min_position=N            at least position N of the store: read your own writes on any node
 
-The waits share the request's `timeout_ms`, and end in 504 `read_barrier_timeout`.
+The waits share the request's `timeout_ms`, and end in 504 `read_barrier_timeout`; or they end with
+the client that leaves.
 
 A store that this node does not know may have been created a moment ago through another node. So
 before a read says 404 it asks for the leader's state once and looks again; `PUT` of a store has
@@ -79,18 +80,26 @@ class Levels:
         if level == "local" and index is None:
             return
         deadline = _Deadline(parameters["timeout_ms"])
-        if level != "local":
-            await self._replica.barrier(level, deadline.left_ms())
-        if index is not None and self._state.applied_index < index:
-            await self._replica.wait_applied(index, deadline.left_ms())
+        with request.while_there():
+            if level != "local":
+                await self._replica.barrier(level, deadline.left_ms())
+            if index is not None and self._state.applied_index < index:
+                await self._replica.wait_applied(index, deadline.left_ms())
 
     async def store(self, request: Request, name: str) -> Store:
         """The store, as fresh as asked. Raises `StoreMissing` and what `reach` raises."""
         deadline = _Deadline(request.parameters["timeout_ms"])
         await self.reach(request)
+        position = request.parameters["min_position"] or 0
+        store = self._state.stores.get(name)
+        if store is not None and store.position >= position:  # most reads
+            return store
+        with request.while_there():
+            return await self._awaited(name, position, deadline)
+
+    async def _awaited(self, name: str, position: int, deadline: _Deadline) -> Store:
         store = await self.known(name, min(deadline.left_ms(), UNKNOWN_STORE_MS))
-        position = request.parameters["min_position"]
-        if position is None or store.position >= position:
+        if store.position >= position:
             return store
         await self._replica.wait_position(name, position, deadline.left_ms())
         store = await self.known(name, deadline.left_ms())

@@ -8,6 +8,8 @@ otherwise the error of the barrier is the answer, once all is flushed.
 
 A flush of the cluster asks every member at once. All succeed: 200. Some: 207, with those that
 failed named. None: the error that they share, or 504.
+
+Nobody waits for who leaves: what the disks have begun by then they finish.
 """
 
 from __future__ import annotations
@@ -132,7 +134,8 @@ class Persistence:
     async def request(self, request: Request, name: str) -> Answer:
         """`POST /v1/stores/{store}/persistence/request`."""
         await self._expect_nothing(request)
-        await self._levels.known(name, FORCE_TIMEOUT_MS)
+        with request.while_there():
+            await self._levels.known(name, FORCE_TIMEOUT_MS)
         self._worker.request(name)
         return _answer(request, 202, {"store": name, "queued": True})
 
@@ -140,13 +143,15 @@ class Persistence:
         """`POST /v1/stores/{store}/persistence/force`."""
         await self._expect_nothing(request)
         began = time.monotonic()
-        await self._levels.known(name, request.parameters["timeout_ms"])
-        return await self._force(request, [name], began)
+        with request.while_there():
+            await self._levels.known(name, request.parameters["timeout_ms"])
+            return await self._force(request, [name], began)
 
     async def force_all(self, request: Request) -> Answer:
         """`POST /v1/persistence/force`."""
         await self._expect_nothing(request)
-        return await self._force(request, None, time.monotonic())
+        with request.while_there():
+            return await self._force(request, None, time.monotonic())
 
     async def status(self, request: Request) -> Answer:
         """`GET /v1/persistence`."""

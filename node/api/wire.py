@@ -17,7 +17,8 @@ reads the two side by side:
 * the parser appends (message, payload) to `_messages` and completes `_waiter`; what it could not
   read comes as a message that is not a `RawRequestMessage`, with the parser's words in `message`;
 * `_parser.message_consumed()` and `_resume_reading_if_drained()` let the parser go on;
-* `_current_request._cancel(error)` is called when the connection is lost in between;
+* `_current_request._cancel(error)` is called when the connection is lost in between, and `_manager`
+  is None from then on;
 * `shutdown` waits for `_handler_waiter` while `_request_in_progress`, then for `_task_handler`;
 * `eof_received` lets the connection close, by saying nothing;
 * `_process_keepalive` closes an idle connection at `_next_keepalive_close_time`;
@@ -29,8 +30,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http import HttpVersion10, RawRequestMessage
@@ -49,6 +52,9 @@ from node.api.streamed import Outflow
 
 logger = logging.getLogger("node.api")
 
+# Who says no more may still take an answer: in this time one comes, unless something is amiss.
+_MOMENT_S = 0.25
+
 Body = StreamReader | WholeBody
 
 
@@ -66,7 +72,7 @@ class Request:
         self.payload = payload
         self.wants: Media = JSON
         self.parameters: Values = {}
-        self.on_gone: Callable[[], None] | None = None
+        self.on_gone: Callable[[], object] | None = None
         self._connection = connection
 
     def say_continue(self) -> None:
@@ -86,6 +92,28 @@ class Request:
         """
         connection = self._connection
         return connection is not None and (connection.transport is None or connection.ended)
+
+    @contextmanager
+    def while_there(self) -> Iterator[None]:
+        """What is waited for within is waited for no longer than the client is there.
+
+        One that has ended its side has a moment more. Where it does so later, or has left, the
+        request is cancelled: it must have nothing to undo.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        timer = task.get_loop().call_later(_MOMENT_S, self._end_with_client, task)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self.on_gone = None
+
+    def _end_with_client(self, task: asyncio.Task[Any]) -> None:
+        if self.is_gone:
+            task.cancel()
+        else:
+            self.on_gone = task.cancel
 
     def _cancel(self, error: BaseException) -> None:
         """The connection is lost: whoever reads the body, or waits to answer, ends."""
@@ -180,10 +208,18 @@ class Connection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if len(self._server.connections) > self._limits.connections_max and self.transport:
+        if self._is_one_too_many() and self.transport:
             self._crowded().write(self.transport, self.outbox, self._heads, _UNPARSED)
             self.outbox.flush()
             self.force_close()
+
+    def _is_one_too_many(self) -> bool:
+        """Whether `connections_max` are open already.
+
+        aiohttp also counts those that are lost, while what was asked for on them goes on.
+        """
+        known, limit = self._server.connections, self._limits.connections_max
+        return len(known) > limit and sum(one._manager is not None for one in known) > limit
 
     def data_received(self, data: bytes) -> None:
         """Take a request whose head is known as it is; give everything else to the parser."""

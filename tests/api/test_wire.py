@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+import socket
+import struct
 
 import aiohttp
 import pytest
@@ -35,7 +37,11 @@ def test_the_seam_to_aiohttp_is_where_it_was():
 
 SEAM = {
     "connection_made": ["self.start()", "self._task_handler = task", "self._process_keepalive"],
-    "connection_lost": ["self._current_request._cancel(exc)", "self._parser = None"],
+    "connection_lost": [
+        "self._current_request._cancel(exc)",
+        "self._parser = None",
+        "self._manager = None",
+    ],
     "data_received": [
         "self._messages.append((msg, payload))",
         "waiter = self._waiter",
@@ -321,6 +327,103 @@ async def test_a_client_that_leaves_is_not_waited_for(node: Node, octets):
     writer.close()
     await eventually(lambda: not node.api._server.connections)
     assert node.api.arrivals.reads == 0
+
+
+WAITING = [
+    "GET /v1/stores/main/events?min_position=100&timeout_ms=300000",
+    "GET /v1/stores/main/streams/s/events?min_index=1000&timeout_ms=300000",
+    "GET /v1/stores?min_index=1000&timeout_ms=300000",
+    "GET /v1/stores/main/subscribe?min_position=100&timeout_ms=300000",
+    "GET /v1/stores/main/events?consistency=linearizable&timeout_ms=300000",
+    "GET /v1/stores/elsewhere?timeout_ms=300000",
+    "POST /v1/stores/main/persistence/force?timeout_ms=300000",
+    "POST /v1/stores/elsewhere/persistence/force?timeout_ms=300000",
+    "POST /v1/stores/elsewhere/persistence/request",
+    "POST /v1/persistence/force?scope=cluster&timeout_ms=300000",
+]
+
+
+def reset_on_close(writer: asyncio.StreamWriter) -> None:
+    """As where the process was killed with something unread."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+
+@pytest.mark.parametrize("how", ["ends", "resets", "has ended"])
+@pytest.mark.parametrize("target", WAITING)
+async def test_a_wait_ends_with_the_client_that_leaves(node: Node, target: str, how: str):
+    waits: list[object] = []
+
+    async def for_ever(*asked: object) -> None:
+        waits.append(asked)
+        await asyncio.Event().wait()
+
+    node.replica.barrier = node.replica._until = for_ever  # type: ignore[method-assign]
+    _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(target.encode() + b" HTTP/1.1\r\nHost: n\r\n\r\n")
+    if how == "has ended":
+        writer.write_eof()
+    await eventually(lambda: bool(waits))
+    if how == "resets":
+        reset_on_close(writer)
+    if how != "has ended":
+        writer.close()
+    await eventually(lambda: not node.api._server.connections)
+    writer.close()
+
+
+async def test_a_wait_that_is_long_ends_with_the_client_at_once(node: Node):
+    _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(WAITING[0].encode() + b" HTTP/1.1\r\nHost: n\r\n\r\n")
+    await asyncio.sleep(0.4)
+    assert node.api._server.connections
+    writer.close()
+    await eventually(lambda: not node.api._server.connections)
+
+
+async def test_who_says_no_more_is_answered_after_a_short_wait(node: Node):
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(b"GET /v1/stores/main/events?min_position=1 HTTP/1.1\r\nHost: n\r\n\r\n")
+    writer.write_eof()
+    await eventually(lambda: any(one.ended for one in node.api._server.connections))
+    await node.append("s")
+    heard = await asyncio.wait_for(reader.read(), 5)
+    assert heard.startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+async def test_who_stays_is_answered_after_a_long_wait(node: Node):
+    read = asyncio.create_task(node.ask("GET", "/v1/stores/main/events?min_position=1"))
+    await asyncio.sleep(0.4)
+    await node.append("s")
+    assert (await read).status == 200
+
+
+async def test_who_is_gone_has_no_place_while_an_append_goes_on():
+    async with serving(connections_max=3) as node:
+        gate, propose = asyncio.Event(), node.replica.propose
+
+        async def held(command: bytes, timeout_ms: int) -> object:
+            await gate.wait()
+            return await propose(command, timeout_ms)
+
+        node.replica.propose = held  # type: ignore[method-assign]
+        for _ in range(5):
+            _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+            writer.write(WHOLE)
+            await eventually(
+                lambda: any(
+                    one._request_in_progress and one.transport
+                    for one in node.api._server.connections
+                )
+            )
+            reset_on_close(writer)
+            writer.close()
+            await eventually(lambda: not any(one.transport for one in node.api._server.connections))
+        assert len(node.api._server.connections) == 5
+        assert (await node.ask("GET", "/health/live")).status == 200
+        gate.set()
+        await eventually(lambda: node.state.stores["main"].position == 5)
 
 
 async def test_a_target_in_absolute_form_is_the_path_in_it(node: Node):

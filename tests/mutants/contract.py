@@ -9,6 +9,7 @@ _GATHERING = "api/test_gathering.py"
 _APPENDING = "api/test_appending.py"
 _FRAMING = "api/test_framing.py"
 _CROWDS = "api/test_crowds.py"
+_WIRE = "api/test_wire.py"
 
 DEFECTS = (
     Defect(
@@ -36,12 +37,44 @@ DEFECTS = (
         ("api/test_bad_input.py::test_an_integer_is_as_long_in_json_as_in_cbor",),
     ),
     Defect(
+        "who-leaves-is-waited-for",
+        "who has left holds no place among the connections",
+        "api/wire.py",
+        "            self.on_gone = task.cancel\n",
+        "            pass\n",
+        (f"{_WIRE}::test_a_wait_that_is_long_ends_with_the_client_at_once",),
+    ),
+    Defect(
+        "who-left-before-the-wait-is-waited-for",
+        "who has left holds no place among the connections",
+        "api/wire.py",
+        "        if self.is_gone:\n            task.cancel()\n",
+        "        if task.cancelling():\n            task.cancel()\n",
+        (f"{_WIRE}::test_a_wait_ends_with_the_client_that_leaves",),
+    ),
+    Defect(
+        "who-says-no-more-has-no-moment",
+        "`printf ... | nc -N` is answered",
+        "api/wire.py",
+        "call_later(_MOMENT_S, self._end_with_client, task)",
+        "call_later(0, self._end_with_client, task)",
+        (f"{_WIRE}::test_who_says_no_more_is_answered_after_a_short_wait",),
+    ),
+    Defect(
+        "lost-connections-are-counted",
+        "who has left holds no place among the connections",
+        "api/wire.py",
+        " and sum(one._manager is not None for one in known) > limit\n",
+        "\n",
+        (f"{_WIRE}::test_who_is_gone_has_no_place_while_an_append_goes_on",),
+    ),
+    Defect(
         "unread-path-without-index",
         "an answer about what may be a store tells the applied index",
         "api/server.py",
         "        answer.lines += index_header(self._state)\n",
         '        answer.lines += b""\n',
-        ("api/test_wire.py",),
+        (_WIRE,),
     ),
     Defect(
         "any-number-of-integer-keys",
