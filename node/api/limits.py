@@ -59,6 +59,7 @@ class ApiLimits:
     write_s: float = 60.0
     slow_client_s: float = 10.0  # for taking most of what waits in the buffer of a stream
     ping_s: float = 15.0  # of silence, until a WebSocket's client is pinged, and again; then cut
+    eof_s: float = 10.0  # for each answer, once the client has ended its side of the connection
     linger_s: float = 2.0  # for sending the rest of a body that was refused
     stop_s: float = 10.0  # for running requests when the node stops
 

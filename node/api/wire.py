@@ -161,6 +161,7 @@ class Connection(RequestHandler):
         "_body_missing",
         "_crowded",
         "_endless",
+        "_eof_timer",
         "_heads",
         "_known",
         "_limits",
@@ -200,6 +201,7 @@ class Connection(RequestHandler):
         # Bytes of the newest request's body that have not come; None once that is not known.
         self._body_missing: int | None = 0
         self.ended = False  # the client has said all it will
+        self._eof_timer: asyncio.TimerHandle | None = None
         self._endless = False  # an answer without an end is under way
         self._respond = respond
         self._refusal = refusal
@@ -252,7 +254,8 @@ class Connection(RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp always closes
         """Whether to stay, and answer a client that sends no more and may still read.
 
-        One that has left looks the same; nothing is kept waiting for it, or half a request.
+        One that has left looks the same; nothing is kept waiting for it, or half a request, and no
+        request keeps its connection for longer than `eof_s`.
         """
         self.outbox.flush()  # or closing overtakes an answer
         self.ended = True
@@ -260,8 +263,29 @@ class Connection(RequestHandler):
         if self._endless or (request is not None and request.on_gone is not None):
             return False
         if self._messages:
-            return self._messages[-1][1].is_eof()
-        return request is not None and request.payload.is_eof()
+            stays = self._messages[-1][1].is_eof()
+        else:
+            stays = request is not None and request.payload.is_eof()
+        if stays:
+            self._expect_progress()
+        return stays
+
+    def _expect_progress(self) -> None:
+        """Close the connection where the same request is under way after `eof_s`. It goes on."""
+        request = self._current_request
+
+        def look() -> None:
+            if request is None or self._current_request is not request:
+                self._expect_progress()
+            elif self.transport is not None:
+                self.transport.close()
+
+        self._eof_timer = self._loop.call_later(self._limits.eof_s, look)
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        if self._eof_timer is not None:
+            self._eof_timer.cancel()
+        super().connection_lost(error)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Called after each part of a body that was read; there is rarely something to resume.

@@ -426,6 +426,33 @@ async def test_who_is_gone_has_no_place_while_an_append_goes_on():
         await eventually(lambda: node.state.stores["main"].position == 5)
 
 
+async def test_who_says_no_more_has_a_bounded_time_for_each_answer():
+    """Half a connection may stand for who waits, and for who has left."""
+    async with serving(eof_s=0.3) as node:
+        gate, propose = asyncio.Event(), node.replica.propose
+
+        async def held(command: bytes, timeout_ms: int) -> object:
+            await gate.wait()
+            return await propose(command, timeout_ms)
+
+        async def slowly(command: bytes, timeout_ms: int) -> object:
+            await asyncio.sleep(0.1)
+            return await propose(command, timeout_ms)
+
+        for way, answered in ((slowly, 5), (held, 0)):
+            node.replica.propose = way  # type: ignore[method-assign]
+            reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+            writer.write(WHOLE * 5)
+            writer.write_eof()
+            heard = await asyncio.wait_for(reader.read(), 5)
+            assert heard.count(b"HTTP/1.1 201 ") == answered
+            writer.close()
+        assert node.state.stores["main"].position == 5
+        gate.set()
+        await eventually(lambda: node.state.stores["main"].position == 6)  # what was proposed
+        await eventually(lambda: not node.api._server.connections)
+
+
 async def test_a_target_in_absolute_form_is_the_path_in_it(node: Node):
     """What is meant for a proxy: RFC 9112 has every server take it."""
     for target, status in (

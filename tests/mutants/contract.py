@@ -61,6 +61,22 @@ DEFECTS = (
         (f"{_WIRE}::test_who_says_no_more_is_answered_after_a_short_wait",),
     ),
     Defect(
+        "who-says-no-more-keeps-its-place",
+        "who has left holds no place among the connections",
+        "api/wire.py",
+        "            if request is None or self._current_request is not request:\n",
+        "            if True:\n",
+        (f"{_WIRE}::test_who_says_no_more_has_a_bounded_time_for_each_answer",),
+    ),
+    Defect(
+        "who-says-no-more-has-one-time-for-all-answers",
+        "`printf ... | nc -N` is answered",
+        "api/wire.py",
+        "            if request is None or self._current_request is not request:\n",
+        "            if request is None:\n",
+        (f"{_WIRE}::test_who_says_no_more_has_a_bounded_time_for_each_answer",),
+    ),
+    Defect(
         "lost-connections-are-counted",
         "who has left holds no place among the connections",
         "api/wire.py",
