@@ -177,7 +177,7 @@ class Identity:
             founded=False,
             forgetful=True,
             blank=True,
-            born=self._now.incarnation,
+            born=0,  # the next start names its own
             term=0,
             vote=None,
             given_up=self._now.lineage,

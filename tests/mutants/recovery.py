@@ -276,8 +276,8 @@ DEFECTS = (
         "quarantined-is-not-blank",
         "a quarantined node does not know what another disk promised under its id",
         "identity.py",
-        "            blank=True,\n            born=self._now.incarnation,\n            term=0,\n",
-        "            term=0,\n",
+        "            blank=True,\n            born=0,",
+        "",
         (_IDENTITY,),
     ),
     Defect(

@@ -74,7 +74,6 @@ class Disk:
         return Disk(
             incarnation=self.incarnation,
             blank=True,
-            born=self.incarnation,
             membership=NOBODY,
             heard=NOBODY,
             standing=newer._replace(founded=False),

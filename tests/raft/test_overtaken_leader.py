@@ -14,7 +14,7 @@ import pytest
 from node.errors import ExesdbError
 from node.raft.entries import decode_membership, is_membership
 from node.raft.lineage import Standing
-from node.raft.messages import AppendEntries, Gossip, MembershipNotice, Message
+from node.raft.messages import Ack, AppendEntries, Gossip, MembershipNotice, Message
 from tests.raft.harness import Cluster
 from tests.raft.solo import Disk
 from tests.raft.test_blank_interplay import promote, with_learner
@@ -258,6 +258,52 @@ def test_a_disk_of_a_given_up_lineage_is_not_believed_to_have_promised_nothing()
         links.heal_pair(lost, leader)
         await cluster.start(lost)
         await asyncio.sleep(1)
+        links.heal()
+        await overtaken.judged(leader, witness, successor)
+
+    simulate(scenario)
+
+
+def test_a_disk_from_before_the_one_that_was_added_does_not_take_itself_for_that() -> None:
+    """Another one was used under its id, was added, and voted; and is lost. The process of the
+    first one stood still all the while, and is quarantined when it meets the newer lineage.
+    """
+
+    async def scenario() -> None:
+        cluster = Cluster(4, tails=True, spares=1, leader_fallback_ms=60_000)
+        links, lost = cluster.links, "n5"
+        cluster.disks[lost].incarnation = 100  # of the second disk
+        leader = await with_learner(cluster, lost)
+        witness, successor, _ = (one for one in cluster.ids if one != leader)
+
+        def passes(sender: str, to: str, message: Message) -> bool:
+            word = isinstance(message, Ack | MembershipNotice)
+            return not (word and to == leader and sender != witness)
+
+        # The leader counts it, and does not hear that this is committed.
+        links.watchers.append(passes)
+        promote(cluster, leader)
+        await cluster.until(
+            lambda: all(
+                lost in one._engine.membership.voter_ids for one in cluster.replicas.values()
+            )
+        )
+        await asyncio.sleep(0.3)
+        overtaken = Overtaken(cluster, leader, witness)
+        await overtaken.half_replicated()
+        await overtaken.replaced_by(successor)  # by its vote
+        await cluster.append(successor)
+        links.watchers.pop()
+        cluster.crash(lost)
+        first = Disk(
+            7, None, 50, blank=False, born=1, standing=Standing("before", (), founded=True)
+        )
+        cluster.disks[lost] = first.quarantined(cluster.disks[lost].standing)
+        cluster.disks[lost].incarnation = 200
+        links.cut(lost)
+        links.heal_pair(lost, leader)
+        await cluster.start(lost)
+        await asyncio.sleep(2)
         links.heal()
         await overtaken.judged(leader, witness, successor)
 
