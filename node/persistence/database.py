@@ -125,7 +125,7 @@ class Database:
         self._cut_lost = cut_lost
         self._node: NodeFile | None = None
         self._safe_cut = Cut()  # the one that a restart would get back to
-        self._held: set[Cut] = set()  # those that node.db may hold: where moving there failed, two
+        self._lists_another = False  # node.db, than was certain when it was closed
         self._files: OrderedDict[int, StoreFile] = OrderedDict()
         self._marks: dict[int, int] = {}  # uid -> raft index of the last certain mark
         self._listed: dict[str, StoreEntry] = {}  # what node.db has, or had before it was removed
@@ -137,13 +137,13 @@ class Database:
         # this process began.
         self._sure: set[int] = set()
         self._node_is_sure = False
+        self._doubted: set[int] = set()  # told of, and not written anew yet
 
     def open(self) -> tuple[Cut, list[StoreEntry]]:
         """Open node.db: the cut, and the stores at it. Raises FileFault."""
         try:
             node = self._node_file()
             self._safe_cut = node.cut()
-            self._held = {self._safe_cut}
             entries = node.stores()
         except (sqlite3.Error, OSError) as error:
             raise fault_of(self._directory.node_path, error) from error
@@ -271,6 +271,7 @@ class Database:
     def _start_store_over(self, path: Path, uid: int, why: str) -> None:
         """Memory holds all of the store: a new file will."""
         mark = self._marks.pop(uid, 0)
+        self._doubted.discard(uid)
         self._places.start_over(path, why if mark else None)
         if mark:
             self._cut_lost()
@@ -294,6 +295,7 @@ class Database:
     def _forget(self, name: str, uid: int) -> None:
         self._close_failed(uid)
         self._marks.pop(uid, None)
+        self._doubted.discard(uid)
         self._gone[name, uid] = self._directory.store_path(name, uid)
         if name in self._unlisted and self._unlisted[name].uid == uid:
             del self._unlisted[name]
@@ -305,11 +307,13 @@ class Database:
 
     def _failed_between(self, uid: int, path: Path, error: Exception) -> None:
         """The same between cycles. A file of no use is put out of the way at once: another process
-        might find in it what is on no disk.
+        might find in it what is on no disk. Its mark stays, for a plan that was taken before is of
+        what is new only. It is told of once: the next try may come when it is to be written anew.
         """
         self._close_failed(uid)
-        if is_corruption(error):
-            self._start_store_over(path, uid, "damaged")
+        if is_corruption(error) and uid not in self._doubted:
+            self._doubted.add(uid)
+            self._places.start_over(path, "damaged")
             self._doubt(uid, f"{path}: {error}")
 
     def _close_file(self, uid: int) -> None:
@@ -329,9 +333,9 @@ class Database:
             if not self._node_is_sure:
                 fold_wholly(node)
                 self._node_is_sure = True
-            self._held.add(cut)
+            changed = None if self._lists_another else self._unlisted.values()
             with fitting(node.path):
-                node.move(cut, listed.values(), self._unlisted.values(), gone)
+                node.move(cut, listed.values(), changed, gone)
             self._places.sync(self._directory.node_path)
         except Exception as error:
             self._close_node()
@@ -340,7 +344,7 @@ class Database:
             if is_corruption(error):
                 self._start_node_over()
             return
-        self._safe_cut, self._held = cut, {cut}
+        self._safe_cut, self._lists_another = cut, False
         self._listed = listed
         self._unlisted.clear()
         result.cut_moved = True
@@ -384,15 +388,18 @@ class Database:
         return node
 
     def _recognize(self, node: NodeFile) -> None:
-        """Raise StoreDamaged if node.db is not as it was closed, as where a part of its WAL can
-        no longer be read: SQLite takes what is before that.
+        """Raise StoreDamaged if node.db is older than what was certain, as where a part of its WAL
+        can no longer be read: SQLite takes what is before that.
+
+        It may be newer: a move that failed may be there all the same, even one of the process
+        before, which the index of a reader hid until now.
         """
         if self._safe_cut == Cut():
             return
         found = node.cut()
-        if found not in self._held:
-            raise StoreDamaged(node.path, "has another cut than the one that was written last")
-        self._held = {found}
+        if found < self._safe_cut:
+            raise StoreDamaged(node.path, "has an older cut than the one that was written last")
+        self._lists_another = found != self._safe_cut
 
     def _fold_node(self, node: NodeFile) -> None:
         try:
@@ -413,7 +420,6 @@ class Database:
 
     def _lose_cut(self) -> None:
         self._safe_cut = Cut()
-        self._held.clear()
         self._cut_lost()
 
     def _close_node(self) -> None:

@@ -123,19 +123,21 @@ class NodeFile:
         self,
         cut: Cut,
         listed: Iterable[StoreEntry],
-        changed: Iterable[StoreEntry],
+        changed: Iterable[StoreEntry] | None,
         gone: Iterable[str],
     ) -> None:
         """Move the cut, in one transaction. On any exception close the file and open it again.
 
-        What has no cut yet gets all that is `listed`: it may stand in the place of a file that was
-        removed. Raises what opening does: a row that is missing already must not be left out for
-        good.
+        Where it is not known what has changed (None), all that is `listed` takes the place of what
+        is there; so it does in what has no cut yet: a file in the place of one that was removed.
+        Raises what opening does: a row that is missing already must not be left out for good.
         """
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
-        if self.cut() == Cut():
+        if self.cut() == Cut() or changed is None:
             changed = listed
+            for table in ("stores", "durabilities", "snapshots_kept"):
+                execute(f"DELETE FROM {table} WHERE true")  # writes no page of an empty one
         for name in gone:
             execute("DELETE FROM stores WHERE name = ?", (name,))
             execute("DELETE FROM durabilities WHERE name = ?", (name,))

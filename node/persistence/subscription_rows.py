@@ -63,7 +63,7 @@ class SubscriptionRows:
         for name, removed_at in list(self._removed.items()):
             if removed_at <= safe_index:
                 self._execute(
-                    "DELETE FROM subscriptions WHERE name = ? AND raft_index <= ?",
+                    "DELETE FROM subscriptions NOT INDEXED WHERE name = ? AND raft_index <= ?",
                     (name, removed_at),
                 )
                 del self._removed[name]

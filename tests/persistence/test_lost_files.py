@@ -20,6 +20,7 @@ import pytest
 
 from node.errors import PersistenceFailed, PersistenceTimeout
 from node.persistence.directory import DataDirectory
+from node.persistence.faults import FileFault, StoreDamaged
 from node.persistence.store_file import StoreFile
 from node.persistence.wal import wal_path
 from node.persistence.worker import Worker
@@ -361,6 +362,8 @@ async def test_a_node_database_that_comes_back_with_an_older_cut_is_written_anew
                 await flush(worker, history)
         called = worker.persisted_index
         found = restarted(directory, tmp_path / "found")
+        told = [name for name in worker.set_aside if name.startswith("node.db.damaged-")]
+        assert bool(told) == (damage != "none")
     assert called == found.cut_index == history.index
     assert not found.lost
     assert contents(found.state) == contents(history.state)
@@ -424,3 +427,54 @@ async def test_a_cut_is_not_called_persisted_while_a_store_of_it_is_written_anew
         finally:
             goes_on.set()
             disk.repair()
+
+
+@pytest.mark.parametrize("by", ["a sweep", "half a fold"])
+async def test_a_plan_from_before_a_file_was_put_out_of_the_way_is_not_taken_for_all_of_a_store(
+    directory: DataDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """It waits for the thread behind the call that finds the file of no use."""
+    history = History()
+    history.create("alpha")
+    history.append("alpha", count=3)
+    history.subscribe("alpha", "sub")  # which the marks do not count
+    async with working(history, directory) as worker:
+        await flush(worker, history)
+        await worker._in_thread(int)
+        store, goes_on = history.state.stores["alpha"], threading.Event()
+        path = directory.store_path("alpha", store.uid)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            if by == "a sweep":
+                other.execute("DELETE FROM blocks")
+            else:
+                other.execute("BEGIN")
+                other.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+                history.append("alpha", count=5)
+                await flush(worker, history)
+                await worker._in_thread(int)
+                monkeypatch.setattr("node.persistence.folding.sync_half_a_fold", _cannot_be_synced)
+
+            def between() -> None:
+                assert goes_on.wait(10)
+                if by == "a sweep":
+                    worker._database.sweep(store, [1])
+                else:
+                    worker._database.give_back(store)
+
+            found_out = asyncio.ensure_future(worker._in_thread(between))
+            await asyncio.sleep(0)
+            history.append("alpha")
+            worker.hurry()
+            await until(lambda: "alpha" in worker._ledger._taken)
+            goes_on.set()
+            with suppress(FileFault):
+                await found_out
+            await until(lambda: not worker._ledger._taken)
+            # Killed now, before the next cycle.
+            found = restarted(directory, tmp_path / "found")
+    if found.cut_index == history.index:
+        assert contents(found.state) == contents(history.state)
+
+
+def _cannot_be_synced(path: Path) -> None:
+    raise StoreDamaged(path, "may lack a part of what was folded")

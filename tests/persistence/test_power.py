@@ -507,3 +507,70 @@ def test_half_a_fold_that_could_not_be_synced_is_not_relied_on_by_the_next_proce
         for end in ("read enough", "end"):
             (tmp_path / "root" / end).touch()
     keeps_what_was_persisted(disk, tmp_path / "image")
+
+
+HIDES_A_CUT = f"""
+import subprocess, sys, time
+
+async def is_read(directory, worker, history):
+    await written(directory, worker, history)
+    history.append("alpha")
+    await flush(worker, history)
+    await worker._in_thread(int)
+    program = [sys.executable, "-c", {A_READER_THAT_STAYS!r}, directory.node_path, root]
+    reader = subprocess.Popen(program)
+    (root / "reader").write_text(str(reader.pid))
+    while not (root / "reads").exists():
+        time.sleep(0.01)
+    history.append("alpha")
+    history.create("beta")  # the next process does not find it at its cut
+    failing.write_text("=node.db-wal")  # the fsync of the cut's COMMIT is refused, once
+    await fails(worker, history)
+    if %r:
+        return  # killed there
+    history.append("alpha")
+    await fails(worker, history)  # the WAL must be folded, and the reader uses it
+    reader.kill()
+    reader.wait()
+    history.append("alpha")
+    await flush(worker, history)
+    note(f"persisted {{history.index}}")
+    assert worker.set_aside == []
+
+carry_out(is_read)
+"""
+
+FINDS_THE_CUT_LATER = """
+import signal, time
+
+async def main():
+    with DataDirectory(root / "data") as directory:
+        loaded = load_state(directory)
+        assert not loaded.lost
+        history = History(loaded.state)
+        async with working(history, directory) as worker:
+            history.append("alpha")
+            await fails(worker, history)  # the WAL must be folded, and the reader uses it
+            os.kill(int((root / "reader").read_text()), signal.SIGKILL)
+            for _ in range(100):  # it takes a moment to be gone
+                history.append("alpha")
+                try:
+                    await flush(worker, history)
+                    break
+                except PersistenceFailed:
+                    time.sleep(0.05)
+            note(f"persisted {history.index}")
+            assert not [name for name in worker.set_aside if name.startswith("node.db")]
+            os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_cut_that_the_index_of_a_reader_has_hidden_is_no_damage(
+    tmp_path: Path, killed: bool
+) -> None:
+    """It is there once the reader is killed: newer than what was certain, and of no try since."""
+    programs = [HIDES_A_CUT % killed, *([FINDS_THE_CUT_LATER] if killed else [])]
+    keeps_what_was_persisted(carried_out(tmp_path, *programs), tmp_path / "image")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -75,16 +76,32 @@ async def test_what_one_cycle_wrote_the_next_one_changes(directory: DataDirector
     assert reloaded(directory) == contents(history.state)
 
 
-@pytest.mark.parametrize("fewer", [0, 1, 2])
+Page = bytearray  # of the index of subscriptions, which has three rows
+
+
+def _fewer(rows: int) -> Callable[[Page], None]:
+    def damage(page: Page) -> None:
+        assert page[4] == 3
+        page[4] = rows
+
+    return damage
+
+
+def _another_name(page: Page) -> None:
+    page[page.index(b"sub-b")] ^= 1
+
+
+def _another_index(page: Page) -> None:
+    page[page.index(b"sub-b") + 5] ^= 0x40
+
+
+@pytest.mark.parametrize("damage", [_fewer(0), _fewer(1), _fewer(2), _another_name, _another_index])
 async def test_a_subscription_that_was_removed_does_not_come_back_with_a_damaged_index(
-    directory: DataDirectory, tmp_path: Path, fewer: int
+    directory: DataDirectory, tmp_path: Path, damage: Callable[[Page], None]
 ) -> None:
-    """The page of their index says that it has fewer rows: what is not listed is not removed."""
-    history = History()
-    history.create("alpha")
-    history.append("alpha", count=30)
-    for name in "abc":
-        history.subscribe("alpha", name)
+    """The mark does not count them, and a statement finds only what the index names."""
+    names = ("sub-a", "sub-b", "sub-c")
+    history = begun(*names)
     async with working(history, directory, final_cycle=True) as worker:
         await flush(worker, history)
     path = directory.store_path("alpha", history.state.stores["alpha"].uid)
@@ -93,18 +110,19 @@ async def test_a_subscription_that_was_removed_does_not_come_back_with_a_damaged
             "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_subscriptions_1'"
         ).fetchone()
     content = bytearray(path.read_bytes())
-    rows_at = (root - 1) * PAGE_BYTES + 4
-    assert content[rows_at] == 3
-    content[rows_at] = fewer
+    place = slice((root - 1) * PAGE_BYTES, root * PAGE_BYTES)
+    page = content[place]
+    damage(page)
+    content[place] = page
     path.write_bytes(content)
     loaded = load_state(directory)
     assert not loaded.lost, "all its rows are read without the index"
     history = History(loaded.state)
     async with working(history, directory) as worker:
-        for name in "abc":
+        for name in names:
             history.unsubscribe("alpha", name)
-        history.append("alpha")
-        for _ in range(2):
+        for _ in range(4):  # the second one passes the removal, and forgets it
+            history.append("alpha")
             with suppress(PersistenceFailed):
                 await flush(worker, history)
         found = restarted(directory, tmp_path / "found")
