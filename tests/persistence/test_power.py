@@ -574,3 +574,7 @@ def test_a_cut_that_the_index_of_a_reader_has_hidden_is_no_damage(
     """It is there once the reader is killed: newer than what was certain, and of no try since."""
     programs = [HIDES_A_CUT % killed, *([FINDS_THE_CUT_LATER] if killed else [])]
     keeps_what_was_persisted(carried_out(tmp_path, *programs), tmp_path / "image")
+    with DataDirectory(tmp_path / "root" / "data") as directory:
+        loaded = load_state(directory)
+    assert not loaded.lost
+    assert loaded.state.stores.keys() == ({"alpha"} if killed else {"alpha", "beta"})
