@@ -302,6 +302,22 @@ def test_a_cut_whose_fsync_failed_is_not_called_persisted_by_the_next_process(
     keeps_what_was_persisted(disk, tmp_path / "image")
 
 
+THE_NEXT_FOLD_IS_REFUSED = """
+    failing.write_text("=" + path.name)  # the fold's fsync of the database is refused, once
+    for _ in range(3):
+        history.append("alpha", count=1, size=300)
+        try:
+            await flush(worker, history)
+            note(f"persisted {history.index}")
+        except PersistenceFailed:
+            pass
+        await worker._in_thread(int)
+    assert not failing.exists()
+    assert worker.persisted_index == history.index
+
+carry_out(is_read)
+"""
+
 A_READER = """
 import sqlite3
 
@@ -318,19 +334,6 @@ async def is_read(directory, worker, history):
     reader.execute("COMMIT")
     if not {stays}:
         reader.close()
-    failing.write_text("=" + path.name)  # the fold's fsync of the database is refused, once
-    for _ in range(3):
-        history.append("alpha", count=1, size=300)
-        try:
-            await flush(worker, history)
-            note(f"persisted {{history.index}}")
-        except PersistenceFailed:
-            pass
-        await worker._in_thread(int)
-    assert not failing.exists()
-    assert worker.persisted_index == history.index
-
-carry_out(is_read)
 """
 
 
@@ -338,7 +341,7 @@ carry_out(is_read)
 def test_what_a_fold_wrote_before_a_reader_stopped_it_is_not_relied_on_after_a_failure(
     tmp_path: Path, stays: bool
 ) -> None:
-    disk = carried_out(tmp_path, A_READER.format(stays=stays))
+    disk = carried_out(tmp_path, A_READER.format(stays=stays) + THE_NEXT_FOLD_IS_REFUSED)
     keeps_what_was_persisted(disk, tmp_path / "image")
 
 
@@ -432,26 +435,14 @@ async def is_read(directory, worker, history):
     assert not hasattr(wal, "open")
     note(f"persisted {history.index}")
     reader.execute("COMMIT")
-    failing.write_text("=" + path.name)  # the fold's fsync of the database is refused, once
-    for _ in range(3):
-        history.append("alpha", count=1, size=300)
-        try:
-            await flush(worker, history)
-            note(f"persisted {history.index}")
-        except PersistenceFailed:
-            pass
-        await worker._in_thread(int)
-    assert not failing.exists()
-    assert worker.persisted_index == history.index
-
-carry_out(is_read)
 """
 
 
 def test_half_a_fold_that_could_not_even_be_opened_to_be_synced_is_not_relied_on(
     tmp_path: Path,
 ) -> None:
-    keeps_what_was_persisted(carried_out(tmp_path, IS_NOT_SYNCED), tmp_path / "image")
+    disk = carried_out(tmp_path, IS_NOT_SYNCED + THE_NEXT_FOLD_IS_REFUSED)
+    keeps_what_was_persisted(disk, tmp_path / "image")
 
 
 IS_REFUSED_AND_KILLED = f"""
