@@ -7,6 +7,7 @@ import inspect
 import random
 import socket
 import struct
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 import pytest
@@ -399,14 +400,20 @@ async def test_who_stays_is_answered_after_a_long_wait(node: Node):
     assert (await read).status == 200
 
 
+def held_back(node: Node) -> tuple[Callable[[bytes, int], Awaitable[object]], asyncio.Event]:
+    """A way to propose that waits for an event, and that event."""
+    gate, propose = asyncio.Event(), node.replica.propose
+
+    async def held(command: bytes, timeout_ms: int) -> object:
+        await gate.wait()
+        return await propose(command, timeout_ms)
+
+    return held, gate
+
+
 async def test_who_is_gone_has_no_place_while_an_append_goes_on():
     async with serving(connections_max=3) as node:
-        gate, propose = asyncio.Event(), node.replica.propose
-
-        async def held(command: bytes, timeout_ms: int) -> object:
-            await gate.wait()
-            return await propose(command, timeout_ms)
-
+        held, gate = held_back(node)
         node.replica.propose = held  # type: ignore[method-assign]
         for _ in range(5):
             _, writer = await asyncio.open_connection("127.0.0.1", node.port)
@@ -429,11 +436,7 @@ async def test_who_is_gone_has_no_place_while_an_append_goes_on():
 async def test_who_says_no_more_has_a_bounded_time_for_each_answer():
     """Half a connection may stand for who waits, and for who has left."""
     async with serving(eof_s=0.3) as node:
-        gate, propose = asyncio.Event(), node.replica.propose
-
-        async def held(command: bytes, timeout_ms: int) -> object:
-            await gate.wait()
-            return await propose(command, timeout_ms)
+        propose, (held, gate) = node.replica.propose, held_back(node)
 
         async def slowly(command: bytes, timeout_ms: int) -> object:
             await asyncio.sleep(0.1)

@@ -362,17 +362,30 @@ for end in ("read enough", "end"):
         (root / "has read").touch()
 """
 
-IS_READ_AND_KILLED = f"""
+BESIDE_A_READER = f"""
 import subprocess, sys, time
 
+def begins_to_be_read(path):
+    reader = subprocess.Popen([sys.executable, "-c", {A_READER_THAT_STAYS!r}, path, root])
+    comes("reads")
+    return reader
+
+def has_been_read():
+    (root / "read enough").touch()
+    comes("has read")
+
+def comes(name):
+    while not (root / name).exists():
+        time.sleep(0.01)
+"""
+
+IS_READ_AND_KILLED = """
 async def is_read(directory, worker, history):
     path = await written(directory, worker, history)
-    subprocess.Popen([sys.executable, "-c", {A_READER_THAT_STAYS!r}, path, root])
-    while not (root / "reads").exists():
-        time.sleep(0.01)
+    begins_to_be_read(path)
     history.append("alpha", count=100, size=300)
     await flush(worker, history)
-    note(f"persisted {{history.index}}")
+    note(f"persisted {history.index}")
     [file] = worker._database._files.values()
     assert await worker._in_thread(file.checkpoint_wal)  # as far as the reader allows; killed then
 
@@ -380,16 +393,12 @@ carry_out(is_read)
 """
 
 GOES_ON_BESIDE_THE_READER = """
-import time
-
 async def main():
     database.WAL_BYTES_MAX = 1 << 30
     with DataDirectory(root / "data") as directory:
         loaded = load_state(directory)
         assert not loaded.lost
-        (root / "read enough").touch()
-        while not (root / "has read").exists():
-            time.sleep(0.01)
+        has_been_read()
         [path] = directory.stores_path.glob("alpha.*.db")
         failing.write_text("=" + path.name)  # the fold's fsync of the database is refused, once
         history = History(loaded.state)
@@ -404,12 +413,17 @@ asyncio.run(main())
 """
 
 
-def test_what_the_process_before_folded_halfway_is_on_the_disk(tmp_path: Path) -> None:
+def carried_out_beside_a_reader(place: Path, *programs: str) -> Disk:
+    """The same with programs one of which has its files read; the reader ends with them."""
     try:
-        disk = carried_out(tmp_path, IS_READ_AND_KILLED, GOES_ON_BESIDE_THE_READER)
+        return carried_out(place, *(BESIDE_A_READER + program for program in programs))
     finally:
         for end in ("read enough", "end"):
-            (tmp_path / "root" / end).touch()
+            (place / "root" / end).touch()
+
+
+def test_what_the_process_before_folded_halfway_is_on_the_disk(tmp_path: Path) -> None:
+    disk = carried_out_beside_a_reader(tmp_path, IS_READ_AND_KILLED, GOES_ON_BESIDE_THE_READER)
     keeps_what_was_persisted(disk, tmp_path / "image")
 
 
@@ -445,19 +459,15 @@ def test_half_a_fold_that_could_not_even_be_opened_to_be_synced_is_not_relied_on
     keeps_what_was_persisted(disk, tmp_path / "image")
 
 
-IS_REFUSED_AND_KILLED = f"""
-import subprocess, sys, time
-
+IS_REFUSED_AND_KILLED = """
 async def is_read(directory, worker, history):
     path = await written(directory, worker, history)
-    subprocess.Popen([sys.executable, "-c", {A_READER_THAT_STAYS!r}, path, root])
-    while not (root / "reads").exists():
-        time.sleep(0.01)
+    begins_to_be_read(path)
     history.append("alpha", count=100, size=300)
     database.WAL_BYTES_MAX = 0  # folded behind this cycle, as far as the reader allows
     failing.write_text("=" + path.name)  # half the fold cannot be synced, and that is noticed
     await flush(worker, history)
-    note(f"persisted {{history.index}}")
+    note(f"persisted {history.index}")
     await worker._in_thread(int)
     assert not failing.exists() and worker.persisted_index == 0
     # Killed now, before the next cycle.
@@ -466,16 +476,11 @@ carry_out(is_read)
 """
 
 GOES_ON_WITH_WHAT_IS_THERE = """
-import time
-
 async def main():
     database.WAL_BYTES_MAX = 1 << 30
     with DataDirectory(root / "data") as directory:
         loaded = load_state(directory)
-        note(f"lost {loaded.cut_index}")
-        (root / "read enough").touch()
-        while not (root / "has read").exists():
-            time.sleep(0.01)
+        has_been_read()
         history = History(loaded.state)
         async with working(history, directory) as worker:
             history.create("another")
@@ -492,27 +497,19 @@ asyncio.run(main())
 def test_half_a_fold_that_could_not_be_synced_is_not_relied_on_by_the_next_process(
     tmp_path: Path,
 ) -> None:
-    try:
-        disk = carried_out(tmp_path, IS_REFUSED_AND_KILLED, GOES_ON_WITH_WHAT_IS_THERE)
-    finally:
-        for end in ("read enough", "end"):
-            (tmp_path / "root" / end).touch()
+    programs = IS_REFUSED_AND_KILLED, GOES_ON_WITH_WHAT_IS_THERE
+    disk = carried_out_beside_a_reader(tmp_path, *programs)
     keeps_what_was_persisted(disk, tmp_path / "image")
 
 
-HIDES_A_CUT = f"""
-import subprocess, sys, time
-
+HIDES_A_CUT = """
 async def is_read(directory, worker, history):
     await written(directory, worker, history)
     history.append("alpha")
     await flush(worker, history)
     await worker._in_thread(int)
-    program = [sys.executable, "-c", {A_READER_THAT_STAYS!r}, directory.node_path, root]
-    reader = subprocess.Popen(program)
+    reader = begins_to_be_read(directory.node_path)
     (root / "reader").write_text(str(reader.pid))
-    while not (root / "reads").exists():
-        time.sleep(0.01)
     history.append("alpha")
     history.create("beta")  # the next process does not find it at its cut
     failing.write_text("=node.db-wal")  # the fsync of the cut's COMMIT is refused, once
@@ -525,7 +522,7 @@ async def is_read(directory, worker, history):
     reader.wait()
     history.append("alpha")
     await flush(worker, history)
-    note(f"persisted {{history.index}}")
+    note(f"persisted {history.index}")
     assert worker.set_aside == []
 
 carry_out(is_read)
@@ -564,7 +561,8 @@ def test_a_cut_that_the_index_of_a_reader_has_hidden_is_no_damage(
 ) -> None:
     """It is there once the reader is killed: newer than what was certain, and of no try since."""
     programs = [HIDES_A_CUT % killed, *([FINDS_THE_CUT_LATER] if killed else [])]
-    keeps_what_was_persisted(carried_out(tmp_path, *programs), tmp_path / "image")
+    disk = carried_out_beside_a_reader(tmp_path, *programs)
+    keeps_what_was_persisted(disk, tmp_path / "image")
     with DataDirectory(tmp_path / "root" / "data") as directory:
         loaded = load_state(directory)
     assert not loaded.lost

@@ -233,32 +233,36 @@ def test_an_overtaken_leader_does_not_count_a_former_voter_that_is_being_added_a
     simulate(scenario)
 
 
+async def first_disk_meets(cluster: Cluster, lost: str, met: str, incarnation: int) -> None:
+    """A node's disk is lost, and an older one of it, whose lineage was given up, is quarantined; it
+    starts in this incarnation (the clock's, as in `identity`), and meets one node first.
+    """
+    cluster.crash(lost)
+    first = Disk(7, None, 50, blank=False, born=1, standing=Standing("before", (), founded=True))
+    cluster.disks[lost] = first.quarantined(cluster.disks[lost].standing)
+    cluster.disks[lost].incarnation = incarnation
+    cluster.links.cut(lost)
+    cluster.links.heal_pair(lost, met)
+    await cluster.start(lost)
+    await asyncio.sleep(2)
+    cluster.links.heal()
+
+
 def test_a_disk_of_a_given_up_lineage_is_not_believed_to_have_promised_nothing() -> None:
     """X was given up, came again with a new disk, was added and voted. Then that disk is lost, and
-    the machine is started with its first one, which is quarantined: it is a stranger, not blank.
+    the machine is started with its first one, which is quarantined.
     """
 
     async def scenario() -> None:
         cluster = Cluster(5, tails=True, leader_fallback_ms=60_000)
-        links = cluster.links
         leader = await ready(cluster)
         witness, successor, _, lost = cluster.followers()
         overtaken = Overtaken(cluster, leader, witness)
         await overtaken.half_replicated()
         await overtaken.replaced_by(successor)  # by the vote of X
         await cluster.append(successor)
-        cluster.crash(lost)
-        first = Disk(7, None, 1, blank=False, born=1, standing=Standing("before", (), founded=True))
-        newer = cluster.disks[lost].standing
-        incarnation = cluster.disks[lost].incarnation
-        cluster.disks[lost] = first.quarantined(newer)
-        cluster.disks[lost].incarnation = incarnation  # the clock's, as in `identity`
         cluster.spares.append(lost)  # whatever the options say: its membership is NOBODY on disk
-        links.cut(lost)
-        links.heal_pair(lost, leader)
-        await cluster.start(lost)
-        await asyncio.sleep(1)
-        links.heal()
+        await first_disk_meets(cluster, lost, leader, cluster.disks[lost].incarnation)
         await overtaken.judged(leader, witness, successor)
 
     simulate(scenario)
@@ -294,17 +298,7 @@ def test_a_disk_from_before_the_one_that_was_added_does_not_take_itself_for_that
         await overtaken.replaced_by(successor)  # by its vote
         await cluster.append(successor)
         links.watchers.pop()
-        cluster.crash(lost)
-        first = Disk(
-            7, None, 50, blank=False, born=1, standing=Standing("before", (), founded=True)
-        )
-        cluster.disks[lost] = first.quarantined(cluster.disks[lost].standing)
-        cluster.disks[lost].incarnation = 200
-        links.cut(lost)
-        links.heal_pair(lost, leader)
-        await cluster.start(lost)
-        await asyncio.sleep(2)
-        links.heal()
+        await first_disk_meets(cluster, lost, leader, 200)
         await overtaken.judged(leader, witness, successor)
 
     simulate(scenario)
