@@ -343,6 +343,7 @@ class Database:
             result.node_error = _told(self._directory.node_path, error)
             if is_corruption(error):
                 self._start_node_over()
+                self._cut_lost()
             return
         self._safe_cut, self._lists_another = cut, False
         self._listed = listed
@@ -369,7 +370,8 @@ class Database:
             # Where another process has the old one open, a new WAL has no header before it is
             # folded: SQLite goes on by the index of the old one.
             self._node_is_sure = False
-            self._lose_cut()
+            self._safe_cut = Cut()
+            self._cut_lost()
         if self._node is None:
             self._node = self._open_node_file(path)
         return self._node
@@ -414,13 +416,8 @@ class Database:
 
     def _start_node_over(self) -> None:
         """What it listed is known here: the next cycle writes all of it to a new one."""
-        was_certain = self._safe_cut != Cut()
-        self._places.start_over(self._directory.node_path, "damaged" if was_certain else None)
-        self._lose_cut()
-
-    def _lose_cut(self) -> None:
-        self._safe_cut = Cut()
-        self._cut_lost()
+        cut, self._safe_cut = self._safe_cut, Cut()
+        self._places.start_over(self._directory.node_path, "damaged" if cut != Cut() else None)
 
     def _close_node(self) -> None:
         node, self._node = self._node, None

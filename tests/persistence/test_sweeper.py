@@ -393,6 +393,27 @@ async def test_a_file_is_doubted_once_until_it_is_written_anew(
     assert reloaded(directory) == contents(history.state)
 
 
+@pytest.mark.parametrize("which", ["alpha", "node.db"])
+async def test_what_is_found_damaged_between_cycles_is_told_in_one_step(
+    directory: DataDirectory, disk: FailingDisk, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """A plan that was taken between two would be of before the second, and count for nothing."""
+    monkeypatch.setattr("node.persistence.database.WAL_BYTES_MAX", -1)  # all WALs are folded
+    history, told = removing(), list[object]()
+    database = Database(
+        *(directory, disk.connect),
+        doubt=lambda uid, why: told.append(uid),
+        cut_lost=lambda: told.append("the cut is lost"),
+    )
+    ledger = Ledger(history.state, lambda: Breaker(5, 1), lambda: 0.0)
+    ledger.open(*database.open())
+    cycle(history, database, ledger)
+    disk.fail(which, "PRAGMA wal_checkpoint", error=corruption())
+    database.tidy()
+    database.close()
+    assert told == [history.state.stores["alpha"].uid if which == "alpha" else None]
+
+
 STEPS = ["BEGIN", "DELETE FROM blocks", "INSERT INTO blocks", "COMMIT"]
 
 
