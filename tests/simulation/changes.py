@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from node.raft.entries import decode_membership, is_membership
 from node.raft.membership import Membership
-from node.raft.messages import AppendEntries, Message
+from node.raft.messages import AppendEntries, MembershipNotice, Message
 
 if TYPE_CHECKING:
     from tests.simulation.faults import Director
@@ -31,7 +31,7 @@ class Carried(NamedTuple):
 
 class Changes:
     """The scenarios of one run. They happen where `Simulation.endangered_changes` says so, and
-    where `overtaken_leaders` does.
+    where `overtaken_leaders` and `former_voters` do.
     """
 
     def __init__(self, simulation: Simulation, director: Director, chance: random.Random) -> None:
@@ -43,6 +43,7 @@ class Changes:
         self._awaited: Callable[[Carried], bool] | None = None
         self._came: asyncio.Future[Carried] | None = None
         self._seen_now: list[Carried] = []
+        self._unsaid: tuple[str, str] | None = None  # who tells whom in vain who the members are
         self._links.watchers.append(self._on_message)
 
     def kinds(self, others: int) -> list[Callable[[], Awaitable[None]]]:
@@ -54,6 +55,8 @@ class Changes:
             kinds += [self._struck_change, self._unseen_promotion, self._unknown_change]
         if simulation.overtaken_leaders:
             kinds.append(self._overtaken_leader)
+        if simulation.former_voters:
+            kinds.append(self._former_voter)
         return kinds * max(1, others // 3)
 
     # --- a change that is struck -------------------------------------------------------------
@@ -201,13 +204,8 @@ class Changes:
         if node is None or node.life is None or len(others) < 2:
             return
         witness = newcomer or chance.choice(others)
-        self._links.blackholes |= {(node.node_id, one) for one in self._nodes if one != witness}
-        await asyncio.sleep(chance.choice([0.03, 0.1, 0.3]))
-        if node.life is None:  # it has ended meanwhile
+        if not await self._overtake(node, witness, 6.0):
             return
-        director.stall_for(node.life, 6.0)
-        director.uncalm(9.0)
-        self._links.cut(node.node_id)
         if await self._others_change({node.node_id, witness}, newcomer):
             director.note("overtaken leaders")
         if chance.random() < 0.5:
@@ -218,6 +216,20 @@ class Changes:
             simulation.loop.resume(node.life)
         await asyncio.sleep(chance.choice([0.1, 0.5, 2.0]))
         self._links.heal()
+
+    async def _overtake(self, leader: Node, witness: str, for_s: float) -> bool:
+        """Let only the witness hear of a leader's last appends; then run it no more, for a while.
+
+        False if it has ended meanwhile.
+        """
+        self._links.blackholes |= {(leader.node_id, one) for one in self._nodes if one != witness}
+        await asyncio.sleep(self._chance.choice([0.03, 0.1, 0.3]))
+        if leader.life is None:
+            return False
+        self._director.stall_for(leader.life, for_s)
+        self._director.uncalm(for_s + 3.0)
+        self._links.cut(leader.node_id)
+        return True
 
     async def _newcomer(self) -> str | None:
         """One that is just being added."""
@@ -251,6 +263,86 @@ class Changes:
                 await simulation.operator.remove_by(self._nodes[leader], gone)
         return len(voters) == 3 and staying <= voters
 
+    # --- a voter that meets, as a new node, the leader it helped to depose ---------------------
+
+    async def _former_voter(self) -> None:
+        """One of those who deposed a leader, which is not run, loses its disk, is removed and added
+        anew, and meets that leader first.
+
+        Of the members that leader knows the two, and one that has its last appends, would be a
+        majority.
+        """
+        director, simulation, chance, links = (
+            self._director, self._simulation, self._chance, self._links,
+        )  # fmt: skip
+        if not await director.all_well():
+            return
+        deposed = self._nodes.get(simulation.leader() or "")
+        if deposed is None or len(simulation.chronicle.membership.voters) < 5:
+            return
+        others = sorted(simulation.chronicle.membership.voter_ids - {deposed.node_id})
+        witness = chance.choice(others)
+        if not await self._overtake(deposed, witness, 12.0):
+            return
+        electors = [one for one in others if one != witness]
+        links.cut(deposed.node_id, witness)
+        successor = await self._led_by(electors)
+        links.heal(witness)
+        links.cut_pair(deposed.node_id, witness)
+        if successor is not None:
+            lost = chance.choice([one for one in electors if one != successor.node_id])
+            if await self._removed_without_its_disk(successor, self._nodes[lost]):
+                if chance.random() < 0.5:
+                    await simulation.operator.remove_by(successor, deposed)
+                await self._added_beside(deposed, successor, self._nodes[lost])
+        links.heal()
+        if deposed.life is not None:
+            simulation.loop.resume(deposed.life)
+
+    async def _led_by(self, electors: list[str]) -> Node | None:
+        """Which of these leads now; None if none of them does within a while."""
+        for _ in range(40):
+            await asyncio.sleep(0.05)
+            leader = self._simulation.leader()
+            if leader in electors:
+                return self._nodes.get(leader)
+        return None
+
+    async def _removed_without_its_disk(self, leader: Node, lost: Node) -> bool:
+        """Remove one that has lost its disk; whether that was done."""
+        if not self._director.may_end([lost], "wipe"):
+            return False
+        lost.end("kill")
+        lost.wipe()
+        await asyncio.sleep(self._chance.choice([0.1, 0.5]))
+        await self._simulation.operator.remove_by(leader, lost)
+        return not self._simulation.is_member(lost)
+
+    async def _added_beside(self, deposed: Node, leader: Node, lost: Node) -> None:
+        """Add it anew: it sees the leader for a moment, then the deposed one, which runs again, and
+        then a follower, who tells it that it is being added. What it says of that may be lost.
+        """
+        links, chance, loop = self._links, self._chance, self._simulation.loop
+        newest = self._simulation.chronicle.membership
+        followers = sorted(newest.voter_ids - {leader.node_id, deposed.node_id})
+        links.cut(lost.node_id)
+        links.heal_pair(lost.node_id, leader.node_id)
+        links.heal_pair(lost.node_id, deposed.node_id)
+        links.blackholes.discard((deposed.node_id, lost.node_id))
+        self._unsaid = (lost.node_id, deposed.node_id) if chance.random() < 0.5 else None
+        lost.joins = True
+        await self._director.start(lost)
+        await asyncio.sleep(chance.choice([1.2, 2.0]))
+        links.cut_pair(lost.node_id, leader.node_id)
+        await self._simulation.operator.add_by(leader, lost)
+        if deposed.life is not None and lost.life is not None:
+            self._director.note("former voters")
+            loop.resume(deposed.life)
+            await asyncio.sleep(chance.choice([0.1, 0.5, 1.0]))
+            links.heal_pair(lost.node_id, chance.choice(followers))
+            await asyncio.sleep(1.0)
+        self._unsaid = None
+
     # --- the moment --------------------------------------------------------------------------
 
     async def _carried(
@@ -267,7 +359,12 @@ class Changes:
         came, self._came, self._awaited = self._came, None, None
         return came.result() if came.done() else None
 
-    def _on_message(self, sender: str, receiver: str, message: Message) -> None:
+    def _on_message(self, sender: str, receiver: str, message: Message) -> bool:
+        """Whether it reaches its receiver."""
+        self._look_for_changes(sender, receiver, message)
+        return (sender, receiver) != self._unsaid or not isinstance(message, MembershipNotice)
+
+    def _look_for_changes(self, sender: str, receiver: str, message: Message) -> None:
         if self._awaited is None or not isinstance(message, AppendEntries):
             return
         seen = [Carried(sender, receiver, one) for one in _memberships_in(message)]

@@ -68,6 +68,15 @@ class Operator:
         if node is not None:
             self._begin(self._add_it(node))
 
+    async def add_by(self, asked: Node, node: Node) -> None:
+        """Ask one member, once, to add a node."""
+        self._adding[node.node_id] += 1
+        address = f"{node.node_id}:1"
+        told = await self._asked(asked, lambda one, ms: one.add_member(node.node_id, address, ms))
+        self._adding[node.node_id] -= 1
+        if told is not None:
+            self.acknowledged.append(told)
+
     async def remove_by(self, asked: Node, node: Node) -> None:
         """Ask one member, once, to remove another one."""
         self._removing += 1

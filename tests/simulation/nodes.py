@@ -216,7 +216,7 @@ class Node:
         self.stopped_cleanly = False
         self.damage_expected = False
         self.refusal: BaseException | None = None
-        self._joins = joins
+        self.joins = joins
         self._context = copy_context()
         self._watching: asyncio.Task[None] | None = None
         self._known: tuple[Membership, ...] = ()
@@ -233,7 +233,7 @@ class Node:
             peers=tuple(peers),
             cluster_secret="simulated-secret",
             data_dir=self.disk.path,
-            join=self._joins,
+            join=self.joins,
             **self._options,
         )
 

@@ -81,7 +81,12 @@ class Simulation:
         founders = founding({node_id: f"{node_id}:1" for node_id in ids})
         self.chronicle = Chronicle(self.fail, founders)
         self.history = History()
+        self.rescue = Rescue(self, random.Random(f"{seed}/{size}/rescue"))
+        self.former_voters = self._drawn("a former voter", 0.2) and size > 4 and not self.rescue.due
         options = {
+            # A leader that is not run falls back as it goes on, before it hears anybody. With this
+            # one does not, as if it had only been cut off for less than its time.
+            "leader_fallback_ms": 30_000 if self.former_voters else 1_000,
             "persistence_interval": self.interval_ms,
             "log_tail_entries_max": self.chance.choice([5, 20, 200, 10_000]),
         }
@@ -119,7 +124,6 @@ class Simulation:
         self.overtaken_leaders = size > 2 and self._drawn("overtaken leaders", 0.1)
         self.shrinks = self._drawn("few voters", 0.5)
         self.forgets_in_another_lineage = self._drawn("in another lineage", 0.5)
-        self.rescue = Rescue(self, random.Random(f"{seed}/{size}/rescue"))
         if self.rescue.due:
             self.profile, self.report.profile = "minority", "override"
         self.operator = Operator(self, random.Random(f"{seed}/{size}/of members"))

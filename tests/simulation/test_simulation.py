@@ -31,6 +31,9 @@ SEEDS += [(952078, 3)]
 # 1000018, 1000215: a leader slept through changes of the members, and counted by the newest of them
 # what it had been acknowledged before.
 SEEDS += [(1000018, 3), (1000215, 5)]
+# 6, 133: before a learner adopted the term of the leader that added it, one that was deposed before
+# counted what that learner acknowledged, as that of the voter it had been.
+SEEDS += [(6, 5), (133, 5)]
 # 166: a scenario of the harness needed a leader that had ended meanwhile.
 SEEDS += [(166, 3)]
 # These have found something once: as they were then, before there were consumers.
@@ -40,6 +43,7 @@ AS_THEN: dict[str, object] = {
     "unaware_leaders": False,
     "endangered_changes": False,
     "overtaken_leaders": False,
+    "former_voters": False,
     "forgets_in_another_lineage": False,
 }
 KEPT = [(1036, 3), (1156, 3), (100013, 5), (100348, 3), (100586, 3), (100762, 3)]
