@@ -52,6 +52,7 @@ class Operation:
     acked_at: float | None = None
     persisted: bool = False
     unknown: bool = False
+    handed_on_again: bool = False  # or perhaps another one of that node
     may_be_lost: bool = False
 
 
@@ -117,10 +118,18 @@ class Client:
     async def _try(
         self, node: Node, operation: Operation, command: bytes, expected: tuple[str, int]
     ) -> bool:
+
+        async def propose(life: Life) -> tuple[Any, int]:
+            counters = life.replica._proposals.counters
+            before = counters["commands_handed_on_again"]
+            try:
+                return await life.replica.propose(command, TIMEOUT_MS)
+            finally:
+                again = counters["commands_handed_on_again"] > before
+                operation.handed_on_again |= again
+
         try:
-            outcome, index = await self._asked(
-                node, lambda life: life.replica.propose(command, TIMEOUT_MS), TIMEOUT_MS
-            )
+            outcome, index = await self._asked(node, propose, TIMEOUT_MS)
         except ExesdbError as error:
             operation.unknown |= error.stored != "no"
             return False

@@ -320,7 +320,13 @@ class Simulation:
         self.retired.append(node)
 
     def begins_anew(self, lineage: str, certain: int, membership: Membership) -> None:
-        """The survivors go on in a lineage of their own, with what is certain up to this index."""
+        """The survivors go on in a lineage of their own, with what is certain up to this index.
+
+        What had certainly come to nothing in the old one, and was handed on again, may stand in a
+        survivor's log, and come to something now.
+        """
+        for operation in self.history.operations:
+            operation.unknown |= operation.handed_on_again
         old = self.chronicle
         self.chronicle = old.branch(lineage, certain, membership)
         self.may_be_lost_after(certain)

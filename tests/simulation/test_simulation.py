@@ -34,6 +34,9 @@ SEEDS += [(1000018, 3), (1000215, 5)]
 # 6, 133: before a learner adopted the term of the leader that added it, one that was deposed before
 # counted what that learner acknowledged, as that of the voter it had been.
 SEEDS += [(6, 5), (133, 5)]
+# 1208046: an append was handed on twice, and the only survivor had its first entry, which had come
+# to nothing until then.
+SEEDS += [(1208046, 3)]
 # 166: a scenario of the harness needed a leader that had ended meanwhile.
 SEEDS += [(166, 3)]
 # These have found something once: as they were then, before there were consumers.
