@@ -139,7 +139,7 @@ class Life:
             nonlocal seen
             if index != seen + 1 and state.applied_index == index - 1 and index > seen:
                 chronicle.check_state(self, state)  # it was filled
-            elif index != seen + 1:
+            elif index != seen + 1 and self.alive:  # else it ended in an entry, and a turn was due
                 self.node.fail(f"I10: {self} applies {index} after {seen}")
             seen = index
             outcomes = apply(index, term, encoded)

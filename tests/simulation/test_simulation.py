@@ -37,6 +37,8 @@ SEEDS += [(6, 5), (133, 5)]
 # 1208046: an append was handed on twice, and the only survivor had its first entry, which had come
 # to nothing until then.
 SEEDS += [(1208046, 3)]
+# 1218282: a process ended in the midst of an entry, and the harness let it apply the next one.
+SEEDS += [(1218282, 3)]
 # 166: a scenario of the harness needed a leader that had ended meanwhile.
 SEEDS += [(166, 3)]
 # These have found something once: as they were then, before there were consumers.
