@@ -272,10 +272,8 @@ class Changes:
         Of the members that leader knows the two, and one that has its last appends, would be a
         majority.
         """
-        director, simulation, chance, links = (
-            self._director, self._simulation, self._chance, self._links,
-        )  # fmt: skip
-        if not await director.all_well():
+        simulation, chance, links = self._simulation, self._chance, self._links
+        if not await self._director.all_well():
             return
         deposed = self._nodes.get(simulation.leader() or "")
         if deposed is None or len(simulation.chronicle.membership.voters) < 5:
@@ -290,11 +288,13 @@ class Changes:
         links.heal(witness)
         links.cut_pair(deposed.node_id, witness)
         if successor is not None:
-            lost = chance.choice([one for one in electors if one != successor.node_id])
-            if await self._removed_without_its_disk(successor, self._nodes[lost]):
+            lost = self._nodes.get(
+                chance.choice([one for one in electors if one != successor.node_id])
+            )
+            if lost is not None and await self._removed_without_its_disk(successor, lost):
                 if chance.random() < 0.5:
                     await simulation.operator.remove_by(successor, deposed)
-                await self._added_beside(deposed, successor, self._nodes[lost])
+                await self._added_beside(deposed, successor, lost)
         links.heal()
         if deposed.life is not None:
             simulation.loop.resume(deposed.life)
@@ -335,7 +335,7 @@ class Changes:
         await asyncio.sleep(chance.choice([1.2, 2.0]))
         links.cut_pair(lost.node_id, leader.node_id)
         await self._simulation.operator.add_by(leader, lost)
-        if deposed.life is not None and lost.life is not None:
+        if deposed.life is not None and lost.life is not None and followers:
             self._director.note("former voters")
             loop.resume(deposed.life)
             await asyncio.sleep(chance.choice([0.1, 0.5, 1.0]))

@@ -125,8 +125,7 @@ class Client:
             try:
                 return await life.replica.propose(command, TIMEOUT_MS)
             finally:
-                again = counters["commands_handed_on_again"] > before
-                operation.handed_on_again |= again
+                operation.handed_on_again |= counters["commands_handed_on_again"] > before
 
         try:
             outcome, index = await self._asked(node, propose, TIMEOUT_MS)

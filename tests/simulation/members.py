@@ -71,19 +71,14 @@ class Operator:
     async def add_by(self, asked: Node, node: Node) -> None:
         """Ask one member, once, to add a node."""
         self._adding[node.node_id] += 1
-        address = f"{node.node_id}:1"
-        told = await self._asked(asked, lambda one, ms: one.add_member(node.node_id, address, ms))
+        await self._remembered(asked, _adding(node))
         self._adding[node.node_id] -= 1
-        if told is not None:
-            self.acknowledged.append(told)
 
     async def remove_by(self, asked: Node, node: Node) -> None:
         """Ask one member, once, to remove another one."""
         self._removing += 1
-        told = await self._asked(asked, lambda one, ms: one.remove_member(node.node_id, ms))
+        await self._remembered(asked, _removing(node))
         self._removing -= 1
-        if told is not None:
-            self.acknowledged.append(told)
 
     async def done(self) -> None:
         """Wait until everything that was begun is answered, or given up."""
@@ -134,14 +129,13 @@ class Operator:
         if node.life is None and self._chance.random() < 0.8:
             await node.start()
         self._simulation.report.counts["adds"] += 1
-        address = f"{node.node_id}:1"
-        await self._ask(lambda replica, ms: replica.add_member(node.node_id, address, ms))
+        await self._ask(_adding(node))
         self._adding[node.node_id] -= 1
 
     async def _remove_it(self, node: Node) -> None:
         self._simulation.report.counts["removes"] += 1
         self._removing += 1
-        done = await self._ask(lambda replica, ms: replica.remove_member(node.node_id, ms))
+        done = await self._ask(_removing(node))
         self._removing -= 1
         await asyncio.sleep(self._chance.uniform(0.5, 1.5))
         simulation = self._simulation
@@ -153,12 +147,17 @@ class Operator:
     async def _ask(self, change: Change) -> bool:
         """Ask one member after the other, until one says that it is done."""
         for _ in range(TRIES_MAX):
-            told = await self._asked(self._chance.choice(self._simulation.asked), change)
-            if told is not None:
-                self.acknowledged.append(told)
+            if await self._remembered(self._chance.choice(self._simulation.asked), change):
                 return True
             await asyncio.sleep(self._chance.choice([0.05, 0.3, 1.0]))
         return False
+
+    async def _remembered(self, node: Node, change: Change) -> bool:
+        """Ask one member, once; whether it says that it is done."""
+        told = await self._asked(node, change)
+        if told is not None:
+            self.acknowledged.append(told)
+        return told is not None
 
     async def _asked(self, node: Node, change: Change) -> Membership | None:
         life, timeout_ms = node.life, self._chance.choice([500, 2000])
@@ -201,3 +200,11 @@ class Operator:
         if leader is not None and self._chance.random() < 0.5:
             return nodes[leader]
         return self._chance.choice(voters)
+
+
+def _adding(node: Node) -> Change:
+    return lambda replica, ms: replica.add_member(node.node_id, f"{node.node_id}:1", ms)
+
+
+def _removing(node: Node) -> Change:
+    return lambda replica, ms: replica.remove_member(node.node_id, ms)
