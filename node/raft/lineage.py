@@ -114,6 +114,20 @@ class Lineage:
             del self._refused[next(iter(self._refused))]
         return words
 
+    def not_to_be_joined(self, peer: str, other: Standing) -> str | None:
+        """Why a node that joins must not take over a proven peer's lineage; None if it may.
+
+        Where members were given up, and no leader was seen since, the order may have come to
+        nothing. It may lack just one node to be obeyed after all, against a majority that has gone
+        on without it. (The first lineage of a cluster has no other to be wrong about.)
+        """
+        if not other.ancestry or other.founded:
+            return None
+        words = (
+            f"its lineage {other.lineage} has not had a leader yet, and may have come to nothing"
+        )
+        return self.refuses(peer, words)
+
     def met(self, peer: str, other: Standing) -> str | None:
         """Why a proven peer must not have a session; None if it may."""
         own = self.standing

@@ -163,6 +163,8 @@ class Transport:
             return None
         me = self._identity
         if me.joins and me.join is not None:
+            if why := me.lineage.not_to_be_joined(session.peer, session.peer_standing):
+                return why
             me.join(session.peer_cluster, session.peer_standing)
             self._identity = me = me._replace(cluster=session.peer_cluster)
         if session.peer_cluster != me.cluster:

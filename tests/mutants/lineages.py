@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.defect import Defect
 
 _PAIRS = "raft/test_session.py::TestLineages"
+_JOINING = "raft/test_session.py::TestHandshake"
 _CLUSTERS = "raft/test_rebuilding.py"
 
 DEFECTS = (
@@ -23,6 +24,14 @@ DEFECTS = (
         "    if other.founded and own.lineage in other.ancestry:\n",
         "    if own.lineage in other.ancestry:\n",
         (_PAIRS, f"{_CLUSTERS}::TestInterrupted"),
+    ),
+    Defect(
+        "unfounded-lineage-is-joined",
+        "a node that joins passes over a lineage that may have come to nothing",
+        "raft/lineage.py",
+        "        if not other.ancestry or other.founded:\n",
+        "        if not self._refused:\n",
+        (_PAIRS, _JOINING, f"{_CLUSTERS}::TestInterrupted"),
     ),
     Defect(
         "given-up-node-stays",

@@ -10,6 +10,7 @@ import pytest
 from cluster.recover_plan import NoPlan, Plan, Report, make
 from node.api.bodies import RecoveryBody
 from node.core.outcomes import Appended
+from node.raft.lineage import Lineage, Standing
 from tests.raft.harness import Cluster
 from tests.raft.virtual_time import simulate
 
@@ -72,6 +73,13 @@ async def settled(cluster: Cluster, *node_ids: str) -> None:
             and len({cluster[one].applied_index for one in node_ids}) == 1
         )
     )
+
+
+def joined(met: Sequence[Standing]) -> Standing:
+    """Where a node stands that was started with `--join` and met members that stand so, in turn."""
+    lineage = Lineage(lambda: Standing("none yet", (), founded=False), lambda _: None)
+    taken_over = next(one for one in met if lineage.not_to_be_joined("n1", one) is None)
+    return taken_over._replace(founded=False)
 
 
 async def only_the_third_has_it(cluster: Cluster) -> tuple[list[str], list[str], bytes]:
@@ -242,6 +250,45 @@ class TestInterrupted:
             await cluster.settled()
             assert all(len(cluster.contents(node_id)) == 15 for node_id in cluster.ids)
             cluster.check()
+
+        simulate(scenario)
+
+    def test_if_a_survivor_is_lost_then_it_makes_up_no_numbers_of_a_plan_that_came_to_nothing(
+        self,
+    ) -> None:
+        """Of two survivors one has obeyed, and could lead with the other one. That one led the old
+        lineage with the returned, loses its disk, and meets first the one that has obeyed.
+        """
+
+        async def scenario() -> None:
+            cluster = Cluster(4, tails=True, spares=1)
+            lost = "n5"
+            leader = await cluster.ready()
+            await cluster.start(lost)
+            await cluster[leader].add_member(lost, f"{lost}:1", 5_000)
+            await cluster.settled()
+            if cluster.leader() == lost:
+                await cluster[lost].transfer_leadership("n2", 1_000)
+            moved = next(one for one in cluster.ids if not cluster[one].leads)
+            dead = [one for one in cluster.ids if one != moved]
+            cluster.crash(*dead)
+            await asyncio.sleep(3)
+            plan = make(reports(cluster, [moved, lost]), [], dead)
+            assert await cluster.override(moved, order(plan)) is None
+            await cluster.start(*dead)
+            leader, command = await cluster.led(*dead, lost), cluster.command()
+            await cluster.append(leader, command)
+            await settled(cluster, *dead, lost)
+            cluster.crash(lost)
+            cluster.wipe(lost)
+            met = [cluster.disks[one].standing for one in (moved, leader)]
+            assert not met[0].founded
+            cluster.disks[lost].standing = joined(met)
+            await cluster.start(lost)
+            await asyncio.sleep(10)
+            assert not any(disk.aside for disk in cluster.disks.values()), "nobody is quarantined"
+            await settled(cluster, *dead)
+            assert all(cluster.holds(one, command) for one in dead)
 
         simulate(scenario)
 

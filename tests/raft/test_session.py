@@ -174,6 +174,23 @@ class TestHandshake:
             assert (taken, new.standing) == ([CLUSTER], STANDING)
             assert not new.transport._identity.joins
 
+    async def test_a_node_that_joins_passes_over_a_lineage_that_has_had_no_leader(self) -> None:
+        """An order to go on without others may have come to nothing."""
+        taken: list[Standing] = []
+        ports = free_port(), free_port()
+        ordered = Node("n1", ports[0], {}, standing=Standing("second", ("first",), founded=False))
+        new = Node("n2", ports[1], {"n1": f"127.0.0.1:{ports[0]}"})
+        new.standing = Standing("none yet", (), founded=False)
+        new.transport._identity = new.transport._identity._replace(
+            cluster=JOINING, join=lambda _, standing: taken.append(standing)
+        )
+        async with ordered, new:
+            await until(lambda: "n1" in new.lineage.refused)
+            assert "not had a leader yet" in new.lineage.refused["n1"] and taken == []
+            ordered.standing = ordered.standing._replace(founded=True)
+            await until(lambda: taken)
+            assert taken == [ordered.standing]
+
     @pytest.mark.parametrize("address", ["a..b:7", f"{64 * 'a'}:7", "127.0.0.1:70000"])
     async def test_an_address_that_can_be_none_ends_no_dialling(
         self, address: str, caplog: pytest.LogCaptureFixture

@@ -50,7 +50,10 @@ class SimulatedPort(Port):
 
     def _refuses(self, other: SimulatedPort) -> bool:
         if self.me.joins and self.me.join is not None:
-            self.me.join(other.me.cluster, other.me.lineage.standing)
+            standing = other.me.lineage.standing
+            if self.me.lineage.not_to_be_joined(other.node_id, standing):
+                return True
+            self.me.join(other.me.cluster, standing)
             self.me = self.me._replace(cluster=other.me.cluster)
         return self.me.cluster != other.me.cluster or super().refuses(other)
 
