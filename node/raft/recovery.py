@@ -21,12 +21,13 @@ ahead of the voters', and what it has applied it cannot take back.
 Who "all" are may itself have been forgotten. So a report says which membership is the newest that
 its sender knows to be committed, and which is the newest it ever had in its log, which is kept on
 disk before it is acknowledged. Asked and needed are the voters of the newest committed membership
-among the reports, with its learner, and those of every newer one that was heard of: a membership
-that came into force was heard of by a majority of its own voters, one of whom was a voter before,
-too. (The learner of one that nobody knows to be committed may never have been there.) Where that
-one may be the node itself, which has forgotten, it is not enough that it was: so of two voters both
-hear of the change that leaves one of them (see `membership_log`), and of the one that adds a third
-as its learner.
+among the reports, with its learner, and those of every newer one that was heard of, in a round that
+began when that was known already: who was removed may have been elected by those that answered a
+moment before, and have led. A membership that came into force was heard of by a majority of its own
+voters, one of whom was a voter before, too. (The learner of one that nobody knows to be committed
+may never have been there.) Where that one may be the node itself, which has forgotten, it is not
+enough that it was: so of two voters both hear of the change that leaves one of them (see
+`membership_log`), and of the one that adds a third as its learner.
 
 Only their logs make the floor, too. One that was removed may have a longer log, which nobody that
 is counted can reach.
@@ -100,6 +101,7 @@ class Recovery:
         self._floor: tuple[int, int] | None = None
         self._target: tuple[int, str, int] | None = None
         self._asked: set[str] = set()  # who was reached in this round
+        self._asked_in = -1  # the version of the committed membership in which it began
         self._round_s = _ASK_AGAIN_S
         self._next_round = 0.0
         self._asked_under: str | None = None
@@ -259,7 +261,10 @@ class Recovery:
 
     def _complete(self) -> bool:
         known = bool(self._engine.membership.voters) and not self._was_alone()
-        return known and self._needed() <= self._reports.keys()
+        # A removal makes nothing of what was answered before it: the others may have voted since,
+        # for the one that was removed, and it had a log that no answer tells of.
+        in_time = self._asked_in == self._engine.journal.memberships.committed.version
+        return known and in_time and self._needed() <= self._reports.keys()
 
     def _was_alone(self) -> bool:
         """Whether a blank node may have been the only voter in the newest membership known."""
@@ -292,6 +297,7 @@ class Recovery:
         self._next_round = now() + max(self._round_s, _COLD_AGAIN_S if cold else 0.0)
         self._nonce += 1
         asked = self._needed() | set(self._settings.peers)
+        self._asked_in = self._engine.journal.memberships.committed.version
         self._previous = self._reports
         self._reports = {}
         question = RecoveryRequest(self._nonce, self._engine.term)

@@ -265,6 +265,14 @@ DEFECTS = (
         (f"{_RECOVERY}::test_a_leader_that_is_about_to_leave_recovery_counts_by_its_own_log",),
     ),
     Defect(
+        "old-answers-count-after-a-removal",
+        "what was answered before a change of members is not judged by those of after it",
+        "raft/recovery.py",
+        "        return known and in_time and self._needed()",
+        "        return known and self._needed()",
+        (_OVERTAKEN, _BLANK, _RULES),
+    ),
+    Defect(
         "new-node-learns-no-term",
         "a node that is added anew obeys no leader before the one that added it",
         "raft/recovery.py",
@@ -300,8 +308,8 @@ DEFECTS = (
         "cold-start-without-all",
         "cold start: with all members only",
         "raft/recovery.py",
-        "        return known and self._needed() <= self._reports.keys()\n",
-        "        return known and bool(self._reports)\n",
+        "        return known and in_time and self._needed() <= self._reports.keys()\n",
+        "        return known and in_time and bool(self._reports)\n",
         (_COLD,),
     ),
     Defect(

@@ -7,14 +7,16 @@ later one since, and cut it off; of the members that there are now they may be a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from node.errors import ExesdbError
 from node.raft.entries import decode_membership, is_membership
 from node.raft.lineage import Standing
-from node.raft.messages import Ack, AppendEntries, Gossip, MembershipNotice, Message
+from node.raft.messages import Ack, AppendEntries, Gossip, MembershipNotice, Message, RequestVote
 from tests.raft.harness import Cluster
 from tests.raft.solo import Disk
 from tests.raft.test_blank_interplay import promote, with_learner
@@ -60,16 +62,23 @@ class Overtaken:
             del cluster[one]._election._may_stand
 
     async def judged(self, *members: str) -> None:
-        """All of these hold the append, or nobody does and nobody was told that it is stored."""
-        assert not self._cluster.chronicle.violations, "two histories"
-        await settled(self._cluster, *members)
-        held = [self._cluster.holds(one, self._command) for one in members]
-        assert len({*held}) == 1, "two histories"
-        self._appending.cancel()
-        with suppress(ExesdbError, asyncio.CancelledError):
-            await self._appending
-            assert all(held), "an acknowledged append is lost"
-        self._cluster.check()
+        """As `judged` does, the append of this leader."""
+        await judged(self._cluster, members, self._command, self._appending)
+
+
+async def judged(
+    cluster: Cluster, members: Sequence[str], command: bytes, appending: asyncio.Future[Any]
+) -> None:
+    """All of these hold the append, or nobody does and nobody was told that it is stored."""
+    assert not cluster.chronicle.violations, "two histories"
+    await settled(cluster, *members)
+    held = [cluster.holds(one, command) for one in members]
+    assert len({*held}) == 1, "two histories"
+    appending.cancel()
+    with suppress(ExesdbError, asyncio.CancelledError):
+        await appending
+        assert all(held), "an acknowledged append is lost"
+    cluster.check()
 
 
 @pytest.mark.parametrize("fallback_ms", FALLBACKS_MS)
@@ -229,6 +238,73 @@ def test_an_overtaken_leader_does_not_count_a_former_voter_that_is_being_added_a
         await asyncio.sleep(1)
         links.heal()
         await overtaken.judged(witness, successor, other)
+
+    simulate(scenario)
+
+
+def test_a_voter_without_its_disk_does_not_judge_old_answers_by_the_members_of_now() -> None:
+    """X alone loses its disk. It had voted for D, which has too few votes yet. All but D answer it,
+    in the term of L. Then D is elected, hands over, and is removed; nobody else is asked anew.
+    """
+
+    async def scenario() -> None:
+        cluster = Cluster(7, tails=True, leader_fallback_ms=60_000)
+        links = cluster.links
+        leader = await ready(cluster)
+        lost, removed, next_, other, witness, second = cluster.followers()
+        rest = [next_, other, witness, second]
+        engine = cluster[leader]._engine
+
+        def reaches_two(sender: str, to: str, message: Message) -> bool:
+            entries = isinstance(message, AppendEntries)
+            return not (sender == leader and to not in (witness, second) and entries)
+
+        links.watchers.append(reaches_two)
+        command, before = cluster.command(), engine.journal.last_index
+        appending = asyncio.ensure_future(cluster.append(leader, command, 20_000))
+        await cluster.until(
+            lambda: all(engine.match_index(one) > before for one in (witness, second))
+        )
+        links.cut(leader)
+        links.watchers.pop()
+        asked: dict[str, Message] = {}  # D's link is slow just when it asks for votes
+
+        def slow(sender: str, to: str, message: Message) -> bool:
+            if sender != removed or to == lost:
+                return True
+            if isinstance(message, RequestVote):
+                asked.setdefault(to, message)
+            return not asked
+
+        links.watchers.append(slow)
+        for one in (lost, *rest):
+            cluster[one]._election._may_stand = lambda: False  # type: ignore[method-assign]
+        await cluster.until(lambda: cluster.disks[lost].vote == removed)
+        await asyncio.sleep(0.01)
+        cluster.crash(lost)
+        cluster.wipe(lost)
+        links.cut_pair(lost, removed)
+        links.heal_pair(lost, leader)
+        links.watchers.append(
+            lambda sender, to, message: (
+                not ((sender, to) == (lost, leader) and isinstance(message, MembershipNotice))
+            )
+        )
+        await cluster.start(lost)
+        recovery = cluster[lost]._recovery
+        await cluster.until(lambda: recovery._reports.keys() == {leader, *rest})
+        for one in (next_, other, second):
+            links.cut_pair(lost, one)
+        for one in (next_, other):
+            cluster[one].received(removed, asked[one])
+        links.watchers.remove(slow)
+        await cluster.led(removed)
+        await cluster[removed].transfer_leadership(next_, 1_000)
+        await cluster.led(next_)
+        await cluster[next_].remove_member(removed, 1_000)
+        await asyncio.sleep(1)
+        links.heal()
+        await judged(cluster, [leader, lost, *rest], command, appending)
 
     simulate(scenario)
 
