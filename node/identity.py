@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 EXIT_PROMISE_LOST = 70
 
 _CLOCK_MS_MAX = 2**INCARNATION_BITS - 2**32  # lives enough are left behind the last one
+_LIVES_MAX = 64  # a blank node that was added in an earlier one asks all others, as any would
 
 _NO_LINEAGE = "none yet"
 
@@ -126,7 +127,7 @@ class Identity:
             index_term=term,
             forgetful=self._now.forgetful,
             blank=self._now.blank,
-            born=self._now.born,
+            lives=self._now.lives,
             tail=tuple(loaded.entries),
             membership=_membership(self._now.membership),
             heard=_membership(self._now.heard),
@@ -177,7 +178,7 @@ class Identity:
             founded=False,
             forgetful=True,
             blank=True,
-            born=0,  # the next start names its own
+            lives=(),
             term=0,
             vote=None,
             given_up=self._now.lineage,
@@ -254,7 +255,7 @@ class Identity:
         begun = dataclasses.replace(
             known,
             incarnation=incarnation,
-            born=known.born or incarnation,
+            lives=(*known.lives, incarnation)[-_LIVES_MAX:] if known.blank else (),
             boot_id=kernel_boot_id(),
             forgetful=self._doubt is not None,
             clean=False,

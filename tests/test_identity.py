@@ -108,6 +108,20 @@ def test_without_its_whole_log_a_clean_stop_is_not_trusted(tmp_path: Path, harm:
         assert forgetful(identity)
 
 
+def test_a_blank_node_knows_in_which_lives_its_state_file_was_used(tmp_path: Path) -> None:
+    """In one of them it may have been added, and knows since then what it promised."""
+    lives: list[int] = []
+    for _ in range(66):
+        with life(tmp_path) as node:
+            start = node.starting_point(0, 0, damaged=False)
+            lives.append(start.incarnation)
+            assert start.lives == tuple(lives[-64:])
+    with life(tmp_path) as node:
+        node.recovered()
+    with life(tmp_path) as member:
+        assert member.starting_point(0, 0, damaged=False).lives == ()
+
+
 def test_a_node_without_a_state_file_is_blank_until_it_has_recovered(tmp_path: Path) -> None:
     with life(tmp_path) as first:
         assert first.starting_point(0, 0, damaged=False).blank
@@ -322,9 +336,7 @@ class TestQuarantine:
             member.quarantine(self.NEWER)
         with life(tmp_path) as stranger:
             start = stranger.starting_point(0, 0, damaged=False)
-            assert start.blank and start.born == start.incarnation
-        with life(tmp_path) as again:
-            assert again.starting_point(0, 0, damaged=False).born == start.born
+            assert start.blank and start.lives == (start.incarnation,)
 
     def test_until_the_restart_nothing_that_the_old_life_does_takes_it_back(
         self, tmp_path: Path

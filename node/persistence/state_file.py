@@ -60,7 +60,8 @@ class NodeIdentity:
     `tail` is the incarnation whose tail counts (see `tail_files`); 0 if none does. `tail_in` is the
     directory outside of the data directory in which it grew; empty if it did not.
 
-    `born` is the incarnation with which this state file began.
+    `lives` are the incarnations in which this state file was used while it has been blank, the last
+    ones; another one may have been used under this node's id in between.
     """
 
     cluster_id: str
@@ -82,7 +83,7 @@ class NodeIdentity:
     unsaid: Plain | None = None
     tail: int = 0
     tail_in: str = ""
-    born: int = 0
+    lives: tuple[int, ...] = ()
 
 
 class StateFile:
@@ -157,4 +158,5 @@ def _read_copy(path: Path) -> tuple[int, NodeIdentity] | None:
         raise OtherFormat(path, f"has format {body['format']}; this version knows {FORMAT}")
     known = {field.name: body[field.name] for field in fields(NodeIdentity) if field.name in body}
     known["ancestry"] = tuple(known.get("ancestry", ()))
+    known["lives"] = tuple(known.get("lives", ()))
     return body["sequence"], NodeIdentity(**known)

@@ -110,8 +110,8 @@ class StartingPoint:
     `index` and `term` are the cut up to which its state was loaded; `tail` are the log entries
     behind it (index, term, entry), contiguous. `forgetful` says that it may have acknowledged
     entries that it no longer has: it then starts recovering. `blank` says that it may have promised
-    more than `term` and `vote`, which it no longer knows; what it has promised since incarnation
-    `born` it knows (0: that is not known). `membership` and `heard` are what
+    more than `term` and `vote`, which it no longer knows; what it has promised in one of `lives`
+    (incarnations, not all there were) and since it knows. `membership` and `heard` are what
     `Promises.save_membership` kept; None where nothing was, and the founding membership counts. So
     is `unsaid`, which counts only if the state that was loaded is past it.
     """
@@ -126,7 +126,7 @@ class StartingPoint:
     blank: bool = False
     membership: Membership | None = None
     heard: Membership | None = None
-    born: int = 0
+    lives: tuple[int, ...] = ()
     unsaid: Unsaid | None = None
 
 

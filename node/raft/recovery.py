@@ -50,14 +50,14 @@ here; what was only on that disk is gone then, and an operator has to know.) Onl
 cluster of one begins by itself.
 
 That holds, too, for a node which is only being added as far as those know whom it meets first: it
-may have been counted later, and have lost its disk since. It is spared the question only if its
-state file is older than that membership: all since then it knows, and a vote that it gave before it
-was added is counted in no later term than that of the leader who added it, because who is elected
-later knows of its removal. That term, which the membership names, is its own from then on. (A
-leader that was deposed before, and does not know of the removal either, would count what a node of
-no term acknowledges.) And the one that is being added is asked like a voter: it may stand (see
-`election`), and have the vote of the earlier life; and it may be the only one left who knows that
-it is counted (of two, one decided with it, and is the one that asks).
+may have been counted later, and have lost its disk since. It is spared the question only if it was
+this state file that was added, in a life of which it knows: all since then it knows, and a vote
+that it gave before it was added is counted in no later term than that of the leader who added it,
+because who is elected later knows of its removal. That term, which the membership names, is its own
+from then on. (A leader that was deposed before, and does not know of the removal either, would
+count what a node of no term acknowledges.) And the one that is being added is asked like a voter:
+it may stand (see `election`), and have the vote of the earlier life; and it may be the only one
+left who knows that it is counted (of two, one decided with it, and is the one that asks).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Recovery:
         self._next_round = 0.0
         self._asked_under: str | None = None
         self._blank = start.blank
-        self._lives = (start.born, start.incarnation)
+        self._lives = start.lives
         self.was_needed = start.forgetful
         self._told = ""
         self._tell_at = 0.0
@@ -219,10 +219,9 @@ class Recovery:
 
     def _is_new(self) -> bool:
         """Whether this node has kept its state file since it was added, and is not counted yet."""
-        born, current = self._lives
         committed = self._engine.journal.memberships.committed
         added = committed.learner_id == self._settings.node_id
-        return added and 0 < born <= committed.since <= current
+        return added and committed.since in self._lives
 
     def _learn_term(self, term: int) -> None:
         """No promise of an earlier life is of a later term that still counts it."""

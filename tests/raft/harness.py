@@ -130,7 +130,7 @@ class Cluster:
     async def _start(self, node_id: str) -> None:
         disk = self.disks[node_id]
         disk.incarnation += 1
-        disk.born = disk.born or disk.incarnation
+        disk.lives = (*disk.lives, disk.incarnation) if disk.blank else ()
         remembers = disk.clean
         if not disk.clean and disk.kept is not None:
             disk.tail, remembers = disk.kept.behind(disk.cut)
@@ -155,7 +155,7 @@ class Cluster:
                 disk.blank,
                 disk.membership,
                 disk.heard,
-                disk.born,
+                disk.lives,
                 disk.unsaid,
             ),
             state,

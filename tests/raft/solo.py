@@ -40,7 +40,7 @@ class Disk:
     clean: bool = False
     forgetful: bool = True
     blank: bool = True
-    born: int = 0
+    lives: tuple[int, ...] = ()
     tail: tuple[tuple[int, int, bytes], ...] = ()
     membership: Membership | None = None
     heard: Membership | None = None

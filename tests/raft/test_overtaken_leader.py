@@ -16,6 +16,7 @@ import pytest
 from node.errors import ExesdbError
 from node.raft.entries import decode_membership, is_membership
 from node.raft.lineage import Standing
+from node.raft.membership import NOBODY
 from node.raft.messages import Ack, AppendEntries, Gossip, MembershipNotice, Message, RequestVote
 from tests.raft.harness import Cluster
 from tests.raft.solo import Disk
@@ -309,13 +310,20 @@ def test_a_voter_without_its_disk_does_not_judge_old_answers_by_the_members_of_n
     simulate(scenario)
 
 
-async def first_disk_meets(cluster: Cluster, lost: str, met: str, incarnation: int) -> None:
-    """A node's disk is lost, and an older one of it, whose lineage was given up, is quarantined; it
-    starts in this incarnation (the clock's, as in `identity`), and meets one node first.
+def given_up(cluster: Cluster) -> Disk:
+    """A disk whose lineage was given up, and which is quarantined."""
+    first = Disk(7, None, 50, blank=False, standing=Standing("before", (), founded=True))
+    return first.quarantined(cluster.disks["n1"].standing)
+
+
+async def first_disk_meets(
+    cluster: Cluster, lost: str, first: Disk, met: str, incarnation: int
+) -> None:
+    """A node's disk is lost, and its machine is started with an older one, in this incarnation (the
+    clock's, as in `identity`); it meets one node first.
     """
     cluster.crash(lost)
-    first = Disk(7, None, 50, blank=False, born=1, standing=Standing("before", (), founded=True))
-    cluster.disks[lost] = first.quarantined(cluster.disks[lost].standing)
+    cluster.disks[lost] = first
     cluster.disks[lost].incarnation = incarnation
     cluster.links.cut(lost)
     cluster.links.heal_pair(lost, met)
@@ -338,15 +346,20 @@ def test_a_disk_of_a_given_up_lineage_is_not_believed_to_have_promised_nothing()
         await overtaken.replaced_by(successor)  # by the vote of X
         await cluster.append(successor)
         cluster.spares.append(lost)  # whatever the options say: its membership is NOBODY on disk
-        await first_disk_meets(cluster, lost, leader, cluster.disks[lost].incarnation)
+        first, incarnation = given_up(cluster), cluster.disks[lost].incarnation
+        await first_disk_meets(cluster, lost, first, leader, incarnation)
         await overtaken.judged(leader, witness, successor)
 
     simulate(scenario)
 
 
-def test_a_disk_from_before_the_one_that_was_added_does_not_take_itself_for_that() -> None:
-    """Another one was used under its id, was added, and voted; and is lost. The process of the
-    first one stood still all the while, and is quarantined when it meets the newer lineage.
+@pytest.mark.parametrize("started_before", [False, True])
+@pytest.mark.parametrize("first_was", ["quarantined", "never a member"])
+def test_a_disk_from_before_the_one_that_was_added_does_not_take_itself_for_that(
+    first_was: str, started_before: bool
+) -> None:
+    """Another one was used under its id, was added, and voted; and is lost. The first one was a
+    stranger once, or its process stood still all the while.
     """
 
     async def scenario() -> None:
@@ -374,7 +387,11 @@ def test_a_disk_from_before_the_one_that_was_added_does_not_take_itself_for_that
         await overtaken.replaced_by(successor)  # by its vote
         await cluster.append(successor)
         links.watchers.pop()
-        await first_disk_meets(cluster, lost, leader, 200)
+        first = Disk(membership=NOBODY, heard=NOBODY)
+        if first_was == "quarantined":
+            first = given_up(cluster)
+        first.lives = (51,) if started_before else ()
+        await first_disk_meets(cluster, lost, first, leader, 200)
         await overtaken.judged(leader, witness, successor)
 
     simulate(scenario)
