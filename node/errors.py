@@ -367,7 +367,7 @@ class PersistenceTimeout(Unfinished):
 
 
 class PersistenceFailed(ExesdbError):
-    """The disk refused; the data stays in memory and is tried again."""
+    """The disk refused: data stay in memory and are tried again; members stay as they are."""
 
     code = "persistence_failed"
     status = 500

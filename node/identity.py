@@ -212,8 +212,14 @@ class Identity:
         self, committed: Membership, heard: Membership, unsaid: Unsaid | None
     ) -> None:
         """Keep who belongs to the cluster; on disk when this returns."""
-        waiting = None if unsaid is None else [unsaid.at, unsaid.membership.plain()]
-        self._promise(membership=committed.plain(), heard=heard.plain(), unsaid=waiting)
+        self._promise(**_memberships(committed, heard, unsaid))
+
+    def try_membership(
+        self, committed: Membership, heard: Membership, unsaid: Unsaid | None
+    ) -> None:
+        """Keep who is about to belong to the cluster. Raises `OSError`: then nobody must."""
+        if not self._over:
+            self._keep(dataclasses.replace(self._now, **_memberships(committed, heard, unsaid)))
 
     def leave(self, cut: int, behind: Iterable[LogEntry]) -> None:
         """A clean stop: keep the log behind the cut, then the mark. Raises `OSError`.
@@ -318,6 +324,11 @@ def _misfit(tail: LoadedTail, index: int, term: int) -> str | None:
         if at == index and other != term:
             return f"the tail holds entry {index} of term {other}, the disk of term {term}"
     return None
+
+
+def _memberships(committed: Membership, heard: Membership, unsaid: Unsaid | None) -> dict[str, Any]:
+    waiting = None if unsaid is None else [unsaid.at, unsaid.membership.plain()]
+    return {"membership": committed.plain(), "heard": heard.plain(), "unsaid": waiting}
 
 
 def _unsaid(plain: list[Any] | None) -> Unsaid | None:

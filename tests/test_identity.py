@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ def life(path: Path, node_id: str = "n1") -> Iterator[Identity]:
     """One life of a node on a directory; it ends as a crash does, unless it leaves."""
     with DataDirectory(path) as directory:
         yield Identity(directory, node_id, MEMBERS)
+
+
+def no_room(path: Path, _: bytes) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def forgetful(identity: Identity) -> bool:
@@ -169,6 +174,24 @@ def test_a_promise_is_on_disk_when_it_has_been_made(tmp_path: Path) -> None:
         kept = StateFile(directory).load()
         assert kept is not None
         assert (kept.term, kept.vote) == (7, "n3")
+
+
+def test_a_membership_that_need_not_be_kept_ends_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "_exit", pytest.fail)
+    one, two = (Membership(at, (Member("n1", f"a:{at}"),)) for at in (1, 2))
+    with DataDirectory(tmp_path) as directory:
+        identity = Identity(directory, "n1", MEMBERS)
+        identity.try_membership(one, one, None)
+        with monkeypatch.context() as full:
+            full.setattr("node.persistence.state_file.replace_durably", no_room)
+            with pytest.raises(OSError, match="No space left"):
+                identity.try_membership(one, two, None)
+        identity.save(7, "n3")
+    with life(tmp_path) as after:
+        start = after.starting_point(0, 0, damaged=False)
+        assert (start.term, start.membership, start.heard) == (7, one, one)
 
 
 def test_a_promise_that_cannot_be_written_ends_the_process(

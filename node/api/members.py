@@ -28,6 +28,7 @@ from node.errors import (
     NotReady,
     OutcomeUnknown,
     PayloadTooLarge,
+    PersistenceFailed,
     UnsupportedMediaType,
 )
 
@@ -39,7 +40,10 @@ _ADDRESS = re.compile(
     r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]):([0-9]{1,5})"
 ).fullmatch
 _PORT_MAX = 65_535
-_REFUSALS = (MembershipChangeOpen, MemberRecovering, NoLeader, NotReady, OutcomeUnknown)
+_REFUSALS = (
+    *(MembershipChangeOpen, MemberRecovering, NoLeader, NotReady, OutcomeUnknown),
+    PersistenceFailed,
+)
 
 
 class Members:

@@ -118,7 +118,8 @@ class StateFile:
     def save(self, identity: NodeIdentity) -> None:
         """Make `identity` durable in both copies. Blocks for the fsyncs.
 
-        Raises OSError: the caller must act on nothing in `identity`, and best ends the process.
+        Raises OSError: one copy may hold `identity` by then, or none. The caller must act on
+        nothing in it, and best ends the process if it would have had to.
         """
         if self._sequence is None:
             self.load()

@@ -29,7 +29,7 @@ hears from one, says what it knows, and who is told less than it knows says so.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +44,7 @@ from node.errors import (
     NoLeader,
     OutcomeUnknown,
     Overloaded,
+    PersistenceFailed,
     ReadBarrierTimeout,
 )
 from node.raft import entries
@@ -64,6 +65,7 @@ log = logging.getLogger(__name__)
 _TOPIC = "change_members"
 _ADD, _REMOVE = "add", "remove"
 _BEHIND_MAX = 64  # entries; half a second of them at most, and more would delay the first commits
+_STEP_AGAIN_S = 5.0  # where the disk refused
 _MARGIN_S = 0.25  # the leader's own time limit comes first, so that its word arrives
 _ERRORS: dict[str, type[ExesdbError]] = {
     error.code: error
@@ -75,6 +77,7 @@ _ERRORS: dict[str, type[ExesdbError]] = {
         MemberRecovering,
         MembershipChangeOpen,
         NoLeader,
+        PersistenceFailed,
     )
 }
 
@@ -108,6 +111,7 @@ class MembershipChanges:
         self._confirmed = 0  # the newest version that a voter of it has told
         self._reached: Mapping[str, str] = {}
         self._doubted: tuple[Member, str] | None = None
+        self._next_step = 0.0
         requests.serve(_TOPIC, self._serve)
 
     # --- asking ------------------------------------------------------------------------------
@@ -116,7 +120,7 @@ class MembershipChanges:
         """Add a node; the membership in which it is counted, or still learns when time is over.
 
         Raises `InvalidRequest`, `MemberExists`, `MembershipChangeOpen`, `MemberRecovering`,
-        `NoLeader` (nothing has changed), `OutcomeUnknown`.
+        `NoLeader`, `PersistenceFailed` (nothing has changed), `OutcomeUnknown`.
         """
         return await self._change([_ADD, *member], now() + timeout_ms / 1000)
 
@@ -183,6 +187,7 @@ class MembershipChanges:
         if self._log.current.voter_ids == {member_id}:
             raise LastMember("the last member cannot be removed", member=member_id)
         if member_id == self._settings.node_id:
+            self._keep(self._log.check)  # it has to survive the next leader's election
             await self._hand_over.to(None, _left_ms(deadline))
             return await self._change([_REMOVE, member_id, ""], deadline)
         self._check_quiet(member_id, self._log.current.without(member_id))
@@ -238,14 +243,28 @@ class MembershipChanges:
         return {voter.id: voter.raft_address for voter in self._log.current.voters}
 
     def _take_step(self, wanted: Mapping[str, str]) -> None:
-        """Put the next membership on the way to these voters into the log."""
+        """Put the next membership on the way to these voters into the log, kept on disk first.
+
+        Raises `PersistenceFailed`; else the process would end there (see `identity`), and the only
+        voter may be the only one that has everything.
+        """
         step = next(changes(self._log.current, wanted))
         if step.learner_id is not None and step.learner != self._log.current.learner:
             since = self._network.incarnation(step.learner_id)
             step = replace(step, since=since, term=self._engine.term)
+        self._keep(lambda: self._log.prepare(step))
         log.info("membership %d: voters %s, learner %s", step.version,
                  ", ".join(sorted(step.voter_ids)), step.learner_id or "none")  # fmt: skip
         self._engine.append(entries.encode_membership(step))
+
+    @staticmethod
+    def _keep(keep: Callable[[], None]) -> None:
+        try:
+            keep()
+        except OSError as error:
+            raise PersistenceFailed(
+                f"the leader's disk cannot keep who the members are, so none is changed: {error}"
+            ) from error
 
     async def _until(self, holds: Any, deadline: float) -> None:
         """Wait for a commit. Raises `OutcomeUnknown` when time or this reign ends before."""
@@ -390,9 +409,13 @@ class MembershipChanges:
         then = self._log.current.with_learner_promoted()
         verified = engine.match_index(learner.id)
         near = verified > 0 and verified + _BEHIND_MAX >= engine.journal.last_index
-        ready = near and engine.leads_with_own_entry_applied()
+        ready = near and engine.leads_with_own_entry_applied() and now() >= self._next_step
         if ready and learner.id in self._at_hand(then) and then.is_majority(self._at_hand(then)):
-            self._take_step({**self._voters(), learner.id: learner.raft_address})
+            try:
+                self._take_step({**self._voters(), learner.id: learner.raft_address})
+            except PersistenceFailed as error:
+                self._next_step = now() + _STEP_AGAIN_S
+                log.warning("%s is not counted yet: %s", learner.id, error.detail)
 
 
 def _left_ms(deadline: float) -> int:

@@ -94,12 +94,22 @@ class MembershipLog:
             log.critical("entry %d is malformed and changes no membership: %s", index, error)
             return
         self._in_log.append((index, membership))
-        heard = membership if membership.version >= self.heard.version else self.heard
-        unsaid = self.unsaid
-        if unsaid is not None and unsaid.membership.version >= membership.version:
-            unsaid = None  # versions only grow: the log that it stood in was lost
-        self._keep(self.committed, heard, unsaid)
+        self._keep(*self._with(membership))
         self._settle()
+
+    def prepare(self, membership: Membership) -> None:
+        """Keep on disk what this node would put into the log, before it does.
+
+        What is in the log has to be kept, or the process ends. Raises `OSError`: the disk is in no
+        state for that, and nothing must be put there.
+        """
+        known = self._with(membership)
+        self._promises.try_membership(*known)
+        self.committed, self.heard, self.unsaid = known
+
+    def check(self) -> None:
+        """Raise `OSError` if the disk is in no state to keep anything."""
+        self._promises.try_membership(self.committed, self.heard, self.unsaid)
 
     def cut_from(self, index: int) -> None:
         """The log was cut: nothing from `index` on is in it any more."""
@@ -146,6 +156,14 @@ class MembershipLog:
         What goes was committed, and is then known to be, or came to nothing.
         """
         self._drop(lambda at: ends or at <= index)
+
+    def _with(self, membership: Membership) -> tuple[Membership, Membership, Unsaid | None]:
+        """What is known once this stands in the log: committed, heard and unsaid."""
+        heard = membership if membership.version >= self.heard.version else self.heard
+        unsaid = self.unsaid
+        if unsaid is not None and unsaid.membership.version >= membership.version:
+            unsaid = None  # versions only grow: the log that it stood in was lost
+        return self.committed, heard, unsaid
 
     def _drop(self, goes: Callable[[int], bool]) -> None:
         """What stands at these indexes is in the log no more, and will never be in force."""

@@ -15,7 +15,8 @@ LogEntry = tuple[int, int, bytes]
 
 
 class Promises(Protocol):
-    """What must not be forgotten. Each call returns when it is on disk, or ends the process."""
+    """What must not be forgotten. A call returns when it is on disk, or ends the process; one does
+    not."""
 
     def save(self, term: int, vote: str | None) -> None:
         """Make the promise durable before anything is said in that term."""
@@ -28,6 +29,14 @@ class Promises(Protocol):
     ) -> None:
         """Keep the newest membership known to be committed, the newest ever in the log, and one
         that waits for a word; on disk when this returns.
+        """
+
+    def try_membership(
+        self, committed: Membership, heard: Membership, unsaid: Unsaid | None
+    ) -> None:
+        """`save_membership` of what need not be: raises `OSError` where it cannot be kept.
+
+        Nothing must follow from it then, and yet a later life may find it.
         """
 
 

@@ -7,6 +7,7 @@ from tests.mutants.defect import Defect
 _STEPS = "raft/test_membership.py::TestSteps"
 _COUNTS = "raft/test_membership.py::TestWhichCounts"
 _CHANGES = "raft/test_membership_change.py"
+_FULL_DISK = "raft/test_full_disk.py"
 _UNHEARD = "raft/test_unheard_changes.py"
 _OVERTAKEN = "raft/test_overtaken_leader.py"
 _REMNANTS = "raft/test_remnants.py"
@@ -117,6 +118,38 @@ DEFECTS = (
         "            self._promises.save_membership(committed, heard, unsaid)\n",
         "",
         (_COUNTS,),
+    ),
+    Defect(
+        "change-on-a-disk-that-keeps-nothing",
+        "a leader begins no change that its disk does not take",
+        "raft/membership_change.py",
+        "        self._keep(lambda: self._log.prepare(step))\n",
+        "",
+        (_FULL_DISK,),
+    ),
+    Defect(
+        "hand-over-that-ends-the-process",
+        "a leader whose disk takes no promise does not hand over in order to be removed",
+        "raft/membership_change.py",
+        "            self._keep(self._log.check)",
+        "            pass",
+        (_FULL_DISK,),
+    ),
+    Defect(
+        "refused-step-is-tried-at-every-turn",
+        "a step that the disk refused is tried again after a while",
+        "raft/membership_change.py",
+        "                self._next_step = now() + _STEP_AGAIN_S\n",
+        "",
+        (_FULL_DISK,),
+    ),
+    Defect(
+        "refused-membership-ends-the-process",
+        "a membership that is not in the log yet need not be kept",
+        "identity.py",
+        "            self._keep(dataclasses.replace(self._now, **_memberships(",
+        "            self._promise(**(_memberships(",
+        ("test_identity.py",),
     ),
     Defect(
         "removed-node-stands",

@@ -6,6 +6,7 @@ A test gives it single messages and reads its answers from a list. There is no e
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -49,9 +50,11 @@ class Disk:
     aside: list[Disk] = field(default_factory=list)
     kept: FakeTail | None = None
     saves: list[tuple[int, str | None]] = field(default_factory=list)
+    full: bool = False
 
     def save(self, term: int, vote: str | None) -> None:
         """`ports.Promises`: term and vote never go back."""
+        assert not self.full, "the process ends"
         assert term >= self.term, "a term went back"
         assert term > self.term or self.vote in (None, vote), "a second vote in one term"
         self.term, self.vote = term, vote
@@ -84,8 +87,17 @@ class Disk:
         self, committed: Membership, heard: Membership, unsaid: Unsaid | None
     ) -> None:
         """`ports.Promises`: what is committed never goes back."""
+        assert not self.full, "the process ends"
         assert self.membership is None or committed.version >= self.membership.version
         self.membership, self.heard, self.unsaid = committed, heard, unsaid
+
+    def try_membership(
+        self, committed: Membership, heard: Membership, unsaid: Unsaid | None
+    ) -> None:
+        """`ports.Promises`."""
+        if self.full:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        self.save_membership(committed, heard, unsaid)
 
 
 def settings_of(node_id: str, everyone: Sequence[str], **changes: Any) -> RaftSettings:

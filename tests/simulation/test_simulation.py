@@ -39,6 +39,8 @@ SEEDS += [(6, 5), (133, 5)]
 SEEDS += [(1208046, 3)]
 # 1218282: a process ended in the midst of an entry, and the harness let it apply the next one.
 SEEDS += [(1218282, 3)]
+# 1211668: the only voter, on a full disk, was asked to add a member, and ended: it had to keep that.
+SEEDS += [(1211668, 3)]
 # 166: a scenario of the harness needed a leader that had ended meanwhile.
 SEEDS += [(166, 3)]
 # These have found something once: as they were then, before there were consumers.
