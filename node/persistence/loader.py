@@ -39,7 +39,13 @@ from node.persistence.faults import FileFault, OnlyCopyDamaged, StoreDamaged
 from node.persistence.node_file import Cut, NodeFile, StoreEntry
 from node.persistence.schema import connect, fault_of
 from node.persistence.store_file import StoreFile, checksum_of
-from node.persistence.wal import kept_if_damaged, sync_half_a_fold, wal_path, write_wal_again
+from node.persistence.wal import (
+    cut_off_unpublished,
+    kept_if_damaged,
+    sync_half_a_fold,
+    wal_path,
+    write_wal_again,
+)
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +121,9 @@ def _keep_damaged_wals(directory: DataDirectory, kept: list[str]) -> None:
 
     Closing what is looked at folds it, so all of it has to be on the disk before (see `wal`). Where
     another process has it open, it does not, and the one before us may have folded halfway (see
-    `folding`).
+    `folding`). Then a cut, too, may stand in the WAL of `node.db` that does not count, because it
+    was not synced: it would count again once that process is gone, when the stores have been rolled
+    back to the one before it.
     """
     for path in (directory.node_path, *directory.store_files()):
         with _faults_of(path):
@@ -129,6 +137,8 @@ def _keep_damaged_wals(directory: DataDirectory, kept: list[str]) -> None:
             )
             kept.append(str(copy))
         with _faults_of(path):
+            if path == directory.node_path:
+                cut_off_unpublished(path)
             sync_half_a_fold(path)
 
 

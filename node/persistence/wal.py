@@ -34,7 +34,7 @@ import sqlite3
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -131,6 +131,28 @@ def kept_if_damaged(path: Path, keep: Callable[[Path], Path]) -> Path | None:
             return keep(wal_path(path)) if _is_damaged(file, believed) else None
     except (OSError, sqlite3.Error, ValueError):  # the last where SQLite's words are no UTF-8
         return None
+
+
+def cut_off_unpublished(path: Path) -> None:
+    """Have the WAL of the database at `path` end where SQLite believes it does: a commit behind
+    that counts again when nobody has the index any more by which it does not.
+
+    Others may read the database meanwhile, and only they. Raises OSError, sqlite3.Error.
+    """
+    if is_emptied(path) or not (path.exists() and wal_path(path).exists()):
+        return
+    with (
+        suppress(FileNotFoundError),  # no index: by a damaged header this is no database with a WAL
+        _frames_believed(path) as believed,
+        open(wal_path(path), "r+b") as file,
+    ):
+        wal = _open(file)
+        if wal is None:
+            return
+        end = _HEADER.size + believed * (_FRAME.size + wal.page_bytes)
+        if file.seek(0, os.SEEK_END) > end:
+            file.truncate(end)
+            os.fsync(file.fileno())
 
 
 def _size(path: Path) -> int:

@@ -39,7 +39,7 @@ SEEDS += [(6, 5), (133, 5)]
 SEEDS += [(1208046, 3)]
 # 1218282: a process ended in the midst of an entry, and the harness let it apply the next one.
 SEEDS += [(1218282, 3)]
-# 1211668: the only voter, on a full disk, was asked to add a member, and ended: it had to keep that.
+# 1211668: the only voter, on a full disk, ended when asked to add a member: it had to keep that.
 SEEDS += [(1211668, 3)]
 # 166: a scenario of the harness needed a leader that had ended meanwhile.
 SEEDS += [(166, 3)]
