@@ -6,7 +6,7 @@ it. It is *rolling*: each block of events continues the last value, which makes 
 
 `events` runs over the seals of the blocks (see `blocks`); `streams` and `types` over the names.
 `snapshots` and `lives` are no checksums of ours but the digests that the store itself keeps.
-`checkpoints` is the sum of the checksums of their latest rows.
+`checkpoints` and `subscriptions` are the sums of the checksums of their latest rows.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Checksums(NamedTuple):
     snapshots: int = 0
     lives: int = 0
     checkpoints: int = 0
+    subscriptions: int = 0
 
     def with_block(self, seal: int) -> Checksums:
         """Continue over the next block."""

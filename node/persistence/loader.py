@@ -213,6 +213,7 @@ def _fill(store: Store, file: StoreFile, clock: Callable[[], float]) -> Checksum
         snapshots=store.snapshots.digest,
         lives=store.lives.digest,
         checkpoints=checksum_of(checkpoints),
+        subscriptions=file.subscriptions.total,
     )
 
 

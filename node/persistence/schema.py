@@ -23,7 +23,7 @@ from typing import TypeVar
 from node.persistence.faults import FilesUnreadable, OtherFormat, StoreDamaged
 from node.persistence.wal import is_emptied
 
-FORMAT = 4
+FORMAT = 5
 STORE_FILE = 0x45584553  # "EXES"
 NODE_FILE = 0x4558454E  # "EXEN"
 

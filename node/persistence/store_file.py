@@ -134,6 +134,7 @@ class StoreFile:
         contents = self._insert_events(cut, contents)
         contents = self._insert_moves(cut.moves, contents, safe_index)
         self.subscriptions.write(cut.subscriptions, cut.subscription_names, raft_index, safe_index)
+        contents = contents._replace(subscriptions=self.subscriptions.total)
         contents = self._insert_snapshots(cut.snapshots, contents, raft_index, safe_index)
         life_rows.write(self._connection, cut.lives, safe_index)
         contents = contents._replace(lives=cut.lives_digest)
@@ -278,6 +279,8 @@ class StoreFile:
         execute("DELETE FROM checkpoints WHERE raft_index > ?", (raft_index,))
         life_rows.roll_back(self._connection, raft_index)
         self.subscriptions.roll_back(raft_index)
+        if self.subscriptions.total != mark.contents.subscriptions:
+            raise StoreDamaged(self.path, "lacks rows of subscriptions")
         execute("DELETE FROM cuts WHERE raft_index > ?", (raft_index,))
         snapshot_rows.roll_back(self._connection, raft_index)
         execute("COMMIT")

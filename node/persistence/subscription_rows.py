@@ -4,6 +4,10 @@ A row is the whole subscription as of a raft index, written when it changed sinc
 a cycle costs in proportion to the subscriptions that are in use. Like checkpoints, rows are kept
 from the one that the node's cut refers to, so that the file can be rolled back. A row without a
 state says that the subscription was removed; it goes when the cut has passed it.
+
+No row is looked for by the index of the table: a flipped bit there would find another one's. What
+rows there are is read once, from the table, and known from then on; and the mark says what the
+latest of them come to, so that those which a page has lost are missed.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 from node.core.subscription_state import Taken, encode
@@ -19,30 +24,43 @@ from node.persistence.faults import StoreDamaged
 from node.persistence.schema import SUBSCRIPTIONS_TABLE, typed
 
 
+class _Row(NamedTuple):
+    """A row in the file, but for the state."""
+
+    rowid: int
+    raft_index: int
+    removes: bool
+    checksum: int
+
+
 class SubscriptionRows:
-    """The rows of one open file; a file that an earlier version made gets the table here."""
+    """The rows of one open file."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._execute = connection.execute
         self._path = path
         self._execute(SUBSCRIPTIONS_TABLE)
-        self._listed: set[str] = set()
-        self._removed: dict[str, int] = {}
+        self._rows: dict[str, list[_Row]] = {}  # of each name, the latest last
+        self._outlived: set[str] = set()  # names of which rows are yet to be forgotten
+
+    @property
+    def total(self) -> int:
+        """The sum of the checksums of the latest rows, but for those of removals."""
+        latest = (rows[-1] for rows in self._rows.values())
+        return sum(row.checksum for row in latest if not row.removes)
 
     def roll_back(self, raft_index: int) -> None:
         """Remove what was written after a raft index, within the caller's transaction. Raises
         StoreDamaged."""
-        self._execute("DELETE FROM subscriptions WHERE raft_index > ?", (raft_index,))
-        latest = [
-            (typed(self._path, name, str), typed(self._path, index, int), removed)
-            for name, index, removed in self._execute(
-                # As `states` reads them: the index may be damaged, and nothing would be removed.
-                "SELECT name, max(raft_index), state IS NULL FROM subscriptions NOT INDEXED "
-                "GROUP BY name"
-            )
-        ]
-        self._listed = {name for name, _, removed in latest if not removed}
-        self._removed = {name: index for name, index, removed in latest if removed}
+        self._execute("DELETE FROM subscriptions NOT INDEXED WHERE raft_index > ?", (raft_index,))
+        self._rows.clear()
+        self._outlived.clear()
+        for name, *row in self._execute(
+            "SELECT name, rowid, raft_index, state IS NULL, checksum FROM subscriptions"
+            " NOT INDEXED ORDER BY raft_index"
+        ):
+            rowid, index, removes, checksum = (typed(self._path, value, int) for value in row)
+            self._note(typed(self._path, name, str), _Row(rowid, index, bool(removes), checksum))
 
     def write(
         self,
@@ -55,19 +73,11 @@ class SubscriptionRows:
         `raft_index`. What only a cut before `safe_index` needs is deleted."""
         for taken in changed:
             self._insert(taken.name, taken.changed_index, encode(taken))
-            self._removed.pop(taken.name, None)
-            self._forget_older(taken.name, safe_index)
-        for name in self._listed.difference(names):
-            self._insert(name, raft_index, None)
-            self._removed[name] = raft_index
-        for name, removed_at in list(self._removed.items()):
-            if removed_at <= safe_index:
-                self._execute(
-                    "DELETE FROM subscriptions NOT INDEXED WHERE name = ? AND raft_index <= ?",
-                    (name, removed_at),
-                )
-                del self._removed[name]
-        self._listed = set(names)
+        for name in [name for name, rows in self._rows.items() if not rows[-1].removes]:
+            if name not in names:
+                self._insert(name, raft_index, None)
+        for name in list(self._outlived):
+            self._forget_older(name, safe_index)
 
     def states(self) -> Iterator[tuple[str, int, bytes]]:
         """Each subscription's name, the raft index of its last change, and its state."""
@@ -83,17 +93,33 @@ class SubscriptionRows:
                 yield name, raft_index, state
 
     def _insert(self, name: str, raft_index: int, state: bytes | None) -> None:
-        self._execute(
-            "REPLACE INTO subscriptions VALUES (?, ?, ?, ?)",
-            (name, raft_index, state, _checksum(name, raft_index, state)),
+        checksum = _checksum(name, raft_index, state)
+        cursor = self._execute(
+            "REPLACE INTO subscriptions VALUES (?, ?, ?, ?)", (name, raft_index, state, checksum)
         )
+        assert cursor.lastrowid is not None
+        self._note(name, _Row(cursor.lastrowid, raft_index, state is None, checksum))
+
+    def _note(self, name: str, row: _Row) -> None:
+        rows = self._rows.setdefault(name, [])
+        if rows and rows[-1].raft_index == row.raft_index:
+            rows.pop()  # it was replaced
+        rows.append(row)
+        if len(rows) > 1 or row.removes:
+            self._outlived.add(name)
 
     def _forget_older(self, name: str, safe_index: int) -> None:
-        self._execute(
-            "DELETE FROM subscriptions WHERE name = ?1 AND raft_index < (SELECT max(raft_index)"
-            " FROM subscriptions WHERE name = ?1 AND raft_index <= ?2)",
-            (name, safe_index),
-        )
+        rows = self._rows[name]
+        needed = sum(row.raft_index <= safe_index for row in rows) - 1  # the latest of those
+        if needed == len(rows) - 1 and rows[-1].removes:
+            needed += 1
+        for row in rows[: max(0, needed)]:
+            self._execute("DELETE FROM subscriptions WHERE rowid = ?", (row.rowid,))
+        del rows[: max(0, needed)]
+        if len(rows) < 2 and not (rows and rows[-1].removes):
+            self._outlived.discard(name)
+        if not rows:
+            del self._rows[name]
 
 
 def _checksum(name: str, raft_index: int, state: bytes | None) -> int:

@@ -162,8 +162,8 @@ DEFECTS = (
         "rows-of-a-certain-cut-leave-too-soon",
         "I13: what a certain cut still needs stays in the file",
         "persistence/subscription_rows.py",
-        "            self._forget_older(taken.name, safe_index)\n",
-        "            self._forget_older(taken.name, raft_index)\n",
+        "            self._forget_older(name, safe_index)\n",
+        "            self._forget_older(name, raft_index)\n",
         (_DISK,),
     ),
     Defect(

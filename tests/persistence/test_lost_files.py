@@ -21,6 +21,7 @@ import pytest
 from node.errors import PersistenceFailed, PersistenceTimeout
 from node.persistence.directory import DataDirectory
 from node.persistence.faults import FileFault, StoreDamaged
+from node.persistence.schema import FORMAT
 from node.persistence.store_file import StoreFile
 from node.persistence.wal import wal_path
 from node.persistence.worker import Worker
@@ -234,7 +235,7 @@ async def writes_all_of_it_in_the_end(worker: Worker, history: History) -> None:
     "damage",
     [
         "UPDATE sqlite_schema SET sql = replace(sql, 'position', 'positioo') WHERE name = 'cuts'",
-        "PRAGMA user_version = 5",
+        f"PRAGMA user_version = {FORMAT ^ 1}",
         "UPDATE sqlite_schema SET sql = replace(sql, 'source', 'sourcd') WHERE name = 'snapshots'",
         "DROP TABLE cuts",
         "UPDATE cuts SET contents = 'x'",
@@ -263,7 +264,7 @@ async def test_a_store_file_with_a_damaged_schema_is_written_anew(
     "damage",
     [
         "UPDATE sqlite_schema SET sql = replace(sql, 'term', 'tern') WHERE name = 'cut'",
-        "PRAGMA user_version = 5",
+        f"PRAGMA user_version = {FORMAT ^ 1}",
         "UPDATE sqlite_schema SET sql = replace(sql, 'name', 'namd') WHERE name = 'durabilities'",
         "UPDATE cut SET checksum = 1",
     ],
