@@ -261,11 +261,17 @@ class Database:
         if not is_sure:
             write_wal_again(path)
         self._places.note(path)
-        with of_this_version(path, bool(mark)):
-            file = self._files[uid] = StoreFile(path, mark, self._connect)
+        file = self._opened(path, uid, mark)
         if not is_sure:
             fold_wholly(file)
             self._sure.add(uid)
+        elif wal_bytes(path) and fold(file):  # a reader still keeps it; see `folding`
+            file = self._opened(path, uid, mark)
+        return file
+
+    def _opened(self, path: Path, uid: int, mark: int) -> StoreFile:
+        with of_this_version(path, bool(mark)):
+            file = self._files[uid] = StoreFile(path, mark, self._connect)
         return file
 
     def _start_store_over(self, path: Path, uid: int, why: str) -> None:
@@ -384,6 +390,8 @@ class Database:
             node = NodeFile(path, self._connect)
         try:
             self._recognize(node)
+            if self._node_is_sure and wal_bytes(path) and fold(node):
+                node = NodeFile(path, self._connect)
         except BaseException:
             node.close()
             raise
@@ -426,9 +434,7 @@ class Database:
 
 
 def _told(path: Path, error: Exception) -> str:
-    """What to say of a failure. One that neither a file nor a disk explains is a defect of ours,
-    and the log shows where.
-    """
+    """What to say of a failure. If no file or disk explains it, it is ours: the log shows where."""
     if isinstance(error, _FAILURES):
         return f"{path}: {error}"
     log.error("Writing %s failed", path, exc_info=error)

@@ -4,6 +4,10 @@
 that fold cannot be synced, the kernel may call clean what the first one wrote (see `wal`): it may
 never come to the disk, and nothing writes it again. So it is synced at once. The file is closed for
 that, because closing any descriptor of a file gives back all locks that a process has on it.
+
+**What a reader left in a WAL is folded again when the file is opened**, so that the WAL begins
+anew with nothing in it. Else SQLite would write over older frames once the reader is idle, and of
+a frame that is half written over another one nobody can tell that it is not damaged (see `wal`).
 """
 
 from __future__ import annotations

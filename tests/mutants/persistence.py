@@ -235,6 +235,22 @@ DEFECTS = (
         ("persistence/test_hidden_cut.py",),
     ),
     Defect(
+        "frames-are-written-over-older-ones",
+        "A10: who could not load what it had says so, and only who could not",
+        "persistence/database.py",
+        "        elif wal_bytes(path) and fold(file):",
+        "        elif False:",
+        ("persistence/test_torn_frames.py",),
+    ),
+    Defect(
+        "frames-of-the-cut-are-written-over-older-ones",
+        "A10: who could not load what it had says so, and only who could not",
+        "persistence/database.py",
+        "            if self._node_is_sure and wal_bytes(path) and fold(node):\n",
+        "            if False:\n",
+        ("persistence/test_torn_frames.py",),
+    ),
+    Defect(
         "look-at-a-wal-folds-it",
         "A10: who could not load what it had says so, and only who could not",
         "persistence/wal.py",
