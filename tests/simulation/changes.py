@@ -316,7 +316,8 @@ class Changes:
         lost.wipe()
         await asyncio.sleep(self._chance.choice([0.1, 0.5]))
         await self._simulation.operator.remove_by(leader, lost)
-        return not self._simulation.is_member(lost)
+        is_there = self._nodes.get(lost.node_id) is lost  # another removal may have taken it away
+        return is_there and not self._simulation.is_member(lost)
 
     async def _added_beside(self, deposed: Node, leader: Node, lost: Node) -> None:
         """Add it anew: it sees the leader for a moment, then the deposed one, which runs again, and

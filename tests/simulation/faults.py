@@ -267,7 +267,7 @@ class Director:
             return
         node.end("kill")
         node.forgetful = True
-        if node.disk.rot(lambda name: not name.endswith(".new")) is not None:
+        if node.disk.rot(lambda name: not name.endswith((".new", ".spare", ".before"))) is not None:
             self.note("rotten")
             node.damage_expected = True
             self._simulation.chronicle.forgets_votes(node.node_id)

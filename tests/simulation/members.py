@@ -69,7 +69,9 @@ class Operator:
             self._begin(self._add_it(node))
 
     async def add_by(self, asked: Node, node: Node) -> None:
-        """Ask one member, once, to add a node."""
+        """Ask one member, once, to add a node, unless it was taken away meanwhile."""
+        if self._simulation.nodes.get(node.node_id) is not node:
+            return
         self._adding[node.node_id] += 1
         await self._remembered(asked, _adding(node))
         self._adding[node.node_id] -= 1

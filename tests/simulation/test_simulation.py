@@ -41,6 +41,8 @@ SEEDS += [(1208046, 3)]
 SEEDS += [(1218282, 3)]
 # 1211668: the only voter, on a full disk, ended when asked to add a member: it had to keep that.
 SEEDS += [(1211668, 3)]
+# 1290797: a scenario of the harness had a node added that was taken away for good meanwhile.
+SEEDS += [(1290797, 5)]
 # 166: a scenario of the harness needed a leader that had ended meanwhile.
 SEEDS += [(166, 3)]
 # These have found something once: as they were then, before there were consumers.
