@@ -185,7 +185,7 @@ def test_a_membership_that_need_not_be_kept_ends_no_process(
         identity = Identity(directory, "n1", MEMBERS)
         identity.try_membership(one, one, None)
         with monkeypatch.context() as full:
-            full.setattr("node.persistence.state_file.replace_durably", no_room)
+            full.setattr("node.persistence.state_file._replace", no_room)
             with pytest.raises(OSError, match="No space left"):
                 identity.try_membership(one, two, None)
         identity.save(7, "n3")
@@ -202,7 +202,7 @@ def test_a_promise_that_cannot_be_written_ends_the_process(
 
     monkeypatch.setattr(os, "_exit", end)
     with life(tmp_path) as identity:
-        (tmp_path / "state.1.new").mkdir()
+        (tmp_path / "state.1.spare").mkdir()
         with pytest.raises(SystemExit) as ended:
             identity.save(7, "n3")
     assert ended.value.code == EXIT_PROMISE_LOST

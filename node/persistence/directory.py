@@ -1,7 +1,7 @@
 """The data directory: who may use it, and where in it everything stands.
 
     DIR/lock                     held with flock by the process that runs on DIR
-    DIR/state.1, DIR/state.2     the state file, in two copies (`state_file`)
+    DIR/state.1, DIR/state.2     the state file, in two copies (`state_file`), each with its spare
     DIR/tail/LIFE-NUMBER.tail    raft log entries behind the cut (`tail_files`)
     DIR/node.db                  the cut, and the list of stores at the cut (`node_file`)
     DIR/stores/NAME.UID.db       one store (`store_file`)
@@ -135,8 +135,7 @@ class DataDirectory:
         Returns its name; empty if there was nothing to move. Durable when this returns. A crash in
         the middle leaves some files moved and others not; the next call moves those elsewhere.
         """
-        kept = {"lock", *(path.name for path in self.state_paths)}
-        found = [path for path in self.path.iterdir() if _is_data(path, kept)]
+        found = [path for path in self.path.iterdir() if _is_data(path)]
         if not found:
             return ""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._now_s()))
@@ -266,9 +265,9 @@ def replace_durably(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-def _is_data(path: Path, kept: set[str]) -> bool:
+def _is_data(path: Path) -> bool:
     """Whether it belongs to the node's history; an empty directory holds none."""
-    if path.name in kept or path.name.startswith(_QUARANTINED):
+    if path.name == "lock" or path.name.startswith(("state.", _QUARANTINED)):
         return False
     return not path.is_dir() or any(path.iterdir())
 

@@ -10,8 +10,14 @@ which is newer if a crash came between them, and a checksum tells whether a copy
 a damaged one falls back on the other. If both are damaged no one can tell what was promised, and
 the start is refused.
 
-A copy is two lines, readable with `cat`: JSON, and the SHA-256 of the first line. Fields may be
-added, with a default for files that lack them; a change of meaning raises `FORMAT`.
+A copy is two lines, readable with `cat`: JSON, and the SHA-256 of the first line, with blanks up to
+a full `_COPY_BYTES`. Fields may be added, with a default for files that lack them; a change of
+meaning raises `FORMAT`.
+
+**A full disk takes promises.** Data may wait for room, an election may not: the process would have
+to end. So a copy is written over a *spare* of its size, which then takes its place, and the file
+that was there becomes the next spare. Nothing is allocated. (Not where a file system copies on
+write, or has no hard links.)
 """
 
 from __future__ import annotations
@@ -19,16 +25,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from node.persistence.directory import DataDirectory, replace_durably
+from node.persistence.directory import DataDirectory, naming, sync_directory
 from node.persistence.faults import FilesUnreadable, OtherFormat, StateFileDamaged
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3
+_SPARE, _BEFORE = ".spare", ".before"
+_COPY_BYTES = 8 * 1024  # of which sixty members, twice, take most; it may be a multiple
 _BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 Plain = list[Any]  # a membership in terms of JSON
@@ -126,7 +136,7 @@ class StateFile:
         sequence = (self._sequence or 0) + 1
         content = _encode(sequence, identity)
         for path in self._paths:
-            replace_durably(path, content)
+            _replace(path, content)
         self._sequence = sequence
 
 
@@ -141,7 +151,30 @@ def kernel_boot_id() -> str:
 def _encode(sequence: int, identity: NodeIdentity) -> bytes:
     body = {"format": FORMAT, "sequence": sequence, **asdict(identity)}
     line = json.dumps(body, ensure_ascii=False).encode()
-    return line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
+    content = line + b"\n" + hashlib.sha256(line).hexdigest().encode()
+    return content + b" " * (-(len(content) + 1) % _COPY_BYTES) + b"\n"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put `content` at `path`: afterwards the whole of it is there, and before, the old one.
+
+    The order is that of `replace_durably`. Raises OSError, which names the file.
+    """
+    spare, before = (path.with_name(path.name + suffix) for suffix in (_SPARE, _BEFORE))
+    if spare.exists() and path.exists() and spare.samefile(path):
+        spare.unlink()  # a loss of power came in the midst of the last save
+    with naming(spare), open(spare, "r+b" if spare.exists() else "wb") as file:
+        file.write(content)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+    with suppress(OSError):  # the first one has none before it
+        before.unlink(missing_ok=True)
+        os.link(path, before)
+    spare.rename(path)
+    with suppress(OSError):
+        before.rename(spare)
+    sync_directory(path.parent)
 
 
 def _read_copy(path: Path) -> tuple[int, NodeIdentity] | None:
@@ -151,7 +184,7 @@ def _read_copy(path: Path) -> tuple[int, NodeIdentity] | None:
     except OSError as error:
         raise FilesUnreadable(path, f"cannot be read: {error}") from error
     line, _, checksum = content.partition(b"\n")
-    if checksum != hashlib.sha256(line).hexdigest().encode() + b"\n":
+    if checksum.rstrip() != hashlib.sha256(line).hexdigest().encode():
         log.error("%s is damaged; the other copy has to do, and the next promise repairs it", path)
         return None
     body = json.loads(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ class Disk:
         if self._frozen:
             self._frozen = False
             _run("fsfreeze", "-u", self.path)
+
+    def fill(self) -> None:
+        """Take all the room there is."""
+        with (self.path / "ballast").open("ab", buffering=0) as file:
+            for size in (1 << 20, 4096, 1):
+                with suppress(OSError):
+                    while True:
+                        file.write(bytes(size))
 
     def repair(self) -> None:
         """What an operator does while the node is down."""

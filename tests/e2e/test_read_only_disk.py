@@ -90,6 +90,26 @@ async def test_a_node_that_cannot_write_a_promise_ends_and_the_others_go_on(
     assert len(await cluster.clients["n3"].events(min_position=1)) == 1
 
 
+async def test_a_node_on_a_full_disk_keeps_its_promises_and_takes_part_in_elections(
+    disk: Disk, cluster: Cluster
+) -> None:
+    old = await led_by_another(cluster)
+    await cluster.any.flush()
+    disk.fill()
+    other = next(one for one in ("n1", "n2") if one != old)
+    for leader in ("n3", old, "n3"):
+        disk.fill()
+        answer = await cluster.clients[old].request("POST", "/v1/cluster/leader", {"to": leader})
+        assert answer.status == 200, answer
+        await cluster.clients[old].append_until_taken("s", f"{leader} leads")
+    await cluster.supervisor[other].kill()
+    await cluster.clients[old].append_until_taken("s", "with n3 only")
+    await cluster.supervisor[old].kill()
+    await cluster.supervisor[old].start()
+    await cluster.clients["n3"].append_until_taken("s", "after an election")
+    assert cluster.supervisor["n3"].running
+
+
 async def test_a_node_does_not_start_on_files_that_it_cannot_write_and_says_which(
     disk: Disk, cluster: Cluster
 ) -> None:

@@ -662,6 +662,22 @@ DEFECTS = (
         ("persistence/test_directory.py::test_the_lock_is_given_back_when_it_is_closed",),
     ),
     Defect(
+        "promises-need-room",
+        "a full disk takes promises",
+        "persistence/state_file.py",
+        "        before.rename(spare)\n",
+        "        pass\n",
+        ("persistence/test_state_file.py", "persistence/test_disk_full.py"),
+    ),
+    Defect(
+        "copy-of-the-state-file-is-written-over",
+        "promise before word: a copy of the state file is whole at any time",
+        "persistence/state_file.py",
+        "        spare.unlink()",
+        "        pass",
+        ("persistence/test_state_file.py",),
+    ),
+    Defect(
         "older-copy-of-the-state-file",
         "boot: of two whole copies of the state file the newer one counts",
         "persistence/state_file.py",

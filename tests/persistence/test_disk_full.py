@@ -11,6 +11,7 @@ import pytest
 
 from node.errors import PersistenceFailed
 from node.persistence.directory import DataDirectory
+from node.persistence.state_file import NodeIdentity, StateFile
 from tests.persistence.histories import History, contents
 from tests.persistence.workers import flush, reloaded, settings, store_status, until, working
 
@@ -77,6 +78,19 @@ async def test_on_a_full_disk_appends_go_on_and_all_is_persisted_once_there_is_r
             await until(lambda: worker.persisted_index == history.index)
             assert store_status(worker, "alpha")["last_error"] is None
         assert reloaded(directory) == contents(history.state)
+
+
+def test_a_full_disk_takes_promises(small_disk: SmallDisk) -> None:
+    """An election cannot wait for room: who cannot keep its vote has to end."""
+    with DataDirectory(small_disk.path / "data") as directory:
+        for term in range(1, 100):
+            if term > 2:
+                small_disk.fill()
+            StateFile(directory).save(
+                NodeIdentity("cluster", "n1", 3, term, "n2", "boot", False, "lineage")
+            )
+            found = StateFile(directory).load()
+            assert found is not None and found.term == term
 
 
 async def test_a_process_that_ends_on_a_full_disk_comes_back_at_the_cut(

@@ -38,7 +38,7 @@ def test_each_copy_alone_holds_the_last_promise(
     file.save(IDENTITY)
     file.save(NEWER)
     path = directory.state_paths[damaged]
-    whole = path.read_bytes()
+    whole = path.read_bytes().rstrip()
     for at in range(len(whole)):
         for replaced in (b"", bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :]):
             caplog.clear()
@@ -61,7 +61,7 @@ def test_after_a_crash_between_the_copies_the_newer_one_counts(directory: DataDi
 def test_two_damaged_copies_are_an_error_that_names_them(directory: DataDirectory) -> None:
     StateFile(directory).save(IDENTITY)
     for path in directory.state_paths:
-        path.write_bytes(path.read_bytes()[:-5])
+        path.write_bytes(path.read_bytes().rstrip()[:-5])
     with pytest.raises(StateFileDamaged) as caught:
         StateFile(directory).load()
     for path in directory.state_paths:
@@ -96,9 +96,43 @@ def test_a_save_that_fails_leaves_what_was_there(
     def refuse(_: Path, __: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("node.persistence.state_file.replace_durably", refuse)
+    monkeypatch.setattr("node.persistence.state_file._replace", refuse)
     with pytest.raises(OSError, match="No space"):
         file.save(NEWER)
+    assert StateFile(directory).load() == IDENTITY
+
+
+def test_a_save_needs_no_room_after_the_second_one(directory: DataDirectory) -> None:
+    file = StateFile(directory)
+    inodes: set[int] = set()
+    for term in range(7, 12):
+        file.save(dataclasses.replace(IDENTITY, term=term))
+        found = {path.stat().st_ino for path in directory.path.glob("state.*")}
+        assert term < 8 or len(found) == 4
+        assert term < 9 or found == inodes, "each file is used again"
+        inodes = found
+        assert len({path.stat().st_size for path in directory.path.glob("state.*")}) == 1
+
+
+@pytest.mark.parametrize("left", ["state.1.spare", "state.1.before"])
+def test_what_a_save_that_was_cut_short_left_is_never_written_over(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """A loss of power may leave any of the names of a copy."""
+    file = StateFile(directory)
+    file.save(IDENTITY)
+    path = directory.state_paths[0]
+    (directory.path / left).unlink(missing_ok=True)
+    os.link(path, directory.path / left)
+
+    def power_is_lost(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as lost:
+        lost.setattr("node.persistence.state_file.os.fsync", power_is_lost)
+        with pytest.raises(OSError, match="Input/output"):
+            file.save(NEWER)
+    directory.state_paths[1].unlink()
     assert StateFile(directory).load() == IDENTITY
 
 
@@ -111,7 +145,7 @@ def test_a_disk_without_room_is_told_with_the_name_of_the_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("node.persistence.directory.os.fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*/state\.1\.new'"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*/state\.1\.spare'"):
         StateFile(directory).save(IDENTITY)
 
 
