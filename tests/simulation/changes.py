@@ -31,7 +31,7 @@ class Carried(NamedTuple):
 
 class Changes:
     """The scenarios of one run. They happen where `Simulation.endangered_changes` says so, and
-    where `overtaken_leaders` and `former_voters` do.
+    where `overtaken_leaders`, `former_voters` and `sole_voters` do.
     """
 
     def __init__(self, simulation: Simulation, director: Director, chance: random.Random) -> None:
@@ -57,6 +57,8 @@ class Changes:
             kinds.append(self._overtaken_leader)
         if simulation.former_voters:
             kinds.append(self._former_voter)
+        if simulation.sole_voters:
+            kinds.append(self._sole_voter)
         return kinds * max(1, others // 3)
 
     # --- a change that is struck -------------------------------------------------------------
@@ -343,6 +345,46 @@ class Changes:
             links.heal_pair(lost.node_id, chance.choice(followers))
             await asyncio.sleep(1.0)
         self._unsaid = None
+
+    # --- the only voter, on a full disk ------------------------------------------------------
+
+    async def _sole_voter(self) -> None:
+        """All voters but one are removed. That one takes appends, and is asked for changes of the
+        members, while its disk is full. What it acknowledges then is in one memory only.
+        """
+        director, chance, operator = self._director, self._chance, self._simulation.operator
+        if not await director.all_well():
+            return
+        node = await self._left_alone()
+        if node is None:
+            return
+        director.note("sole voters")
+        node.disk.faults.full = True
+        for _ in range(chance.choice([1, 2, 3])):
+            await asyncio.sleep(chance.uniform(0.0, 0.5))
+            await chance.choice([operator.add, operator.add, operator.change])()
+        await asyncio.sleep(chance.uniform(0.0, 1.0))
+        if chance.random() < 0.5:
+            node.disk.faults.mend()
+        if director.may_end([node], "kill") and chance.random() < 0.5:
+            await director.end_and_start(node, "kill")
+
+    async def _left_alone(self) -> Node | None:
+        """Remove one after the other; who is left, if it is only one."""
+        simulation = self._simulation
+        for _ in range(12):
+            newest = simulation.chronicle.membership
+            leader = self._nodes.get(simulation.leader() or "")
+            if leader is None or leader.life is None:
+                return None
+            if newest.learner is None and newest.voter_ids == {leader.node_id}:
+                return leader
+            others = sorted(newest.voter_ids - {leader.node_id})
+            gone = self._nodes.get(newest.learner_id or self._chance.choice(others))
+            if gone is not None:
+                await simulation.operator.remove_by(leader, gone)
+            await asyncio.sleep(0.05)
+        return None
 
     # --- the moment --------------------------------------------------------------------------
 

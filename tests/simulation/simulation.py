@@ -123,6 +123,7 @@ class Simulation:
         self.endangered_changes = self._drawn("endangered changes", 0.1)
         self.overtaken_leaders = size > 2 and self._drawn("overtaken leaders", 0.1)
         self.shrinks = self._drawn("few voters", 0.5)
+        self.sole_voters = self.shrinks and size > 1 and self._drawn("a sole voter", 0.2)
         self.forgets_in_another_lineage = self._drawn("in another lineage", 0.5)
         if self.rescue.due:
             self.profile, self.report.profile = "minority", "override"

@@ -53,6 +53,7 @@ AS_THEN: dict[str, object] = {
     "endangered_changes": False,
     "overtaken_leaders": False,
     "former_voters": False,
+    "sole_voters": False,
     "forgets_in_another_lineage": False,
 }
 KEPT = [(1036, 3), (1156, 3), (100013, 5), (100348, 3), (100586, 3), (100762, 3)]
