@@ -228,7 +228,7 @@ class Conversation:
             if type(request) is Append or type(request) is AppendMany:
                 await self._append(request, plain)
             elif type(request) is Read:
-                self._start(request_id, self._read(request))
+                self._start(request_id, partial(self._read, request))
             elif type(request) is Ack or type(request) is Nack:
                 self._settle(request)
             elif type(request) is Subscribe:
@@ -279,7 +279,8 @@ class Conversation:
         if type(outcome) is Appended:
             answer = prepared.answer(request_id, outcome, index)
             if prepared.durable:
-                self._start(request_id, self._on_disk(answer, index, prepared.timeout_ms))
+                timeout_ms = prepared.timeout_ms
+                self._start(request_id, partial(self._on_disk, answer, index, timeout_ms))
             else:
                 self._say_encoded(answer)
         elif isinstance(outcome, ExesdbError):
@@ -304,12 +305,12 @@ class Conversation:
     def _subscribe(self, request: Subscribe) -> None:
         self._admit(request.id)
         followed = _Followed()
-        self._begin_following(request.id, followed, self._follow(request, followed))
+        self._begin_following(request.id, followed, partial(self._follow, request, followed))
 
     def _consume(self, request: Consume) -> None:
         self._admit(request.id)
         source = self._shared.consumption(self._store, request, self._socket, self._send)
-        self._begin_following(request.id, _Followed(source), self._shared.follow(source))
+        self._begin_following(request.id, _Followed(source), partial(self._shared.follow, source))
 
     def _admit(self, request_id: int) -> None:
         limit = self._shared.limits.socket_feeds_max
@@ -319,11 +320,12 @@ class Conversation:
             raise Overloaded(f"{limit} subscriptions on this connection", limit="socket_feeds_max")
 
     def _begin_following(
-        self, request_id: int, followed: _Followed, work: Coroutine[Any, Any, None]
+        self, request_id: int, followed: _Followed, work: Callable[[], Awaitable[None]]
     ) -> None:
         self._feeds[request_id] = followed
-        work = self._answered(request_id, work)
-        followed.task = self._run(work, partial(self._followed, request_id, followed))
+        followed.task = self._run(
+            self._answered(request_id, work), partial(self._followed, request_id, followed)
+        )
 
     async def _follow(self, request: Subscribe, followed: _Followed) -> None:
         feed = followed.source = await self._shared.feed(self._store, request, self._send)
@@ -380,7 +382,7 @@ class Conversation:
 
     # --- what is under way ---------------------------------------------------------------------
 
-    def _start(self, request_id: int, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, request_id: int, work: Callable[[], Awaitable[None]]) -> None:
         """Have a task do what a request asks for; it counts as under way until it is done."""
         self._under_way += 1
         self._run(self._answered(request_id, work), lambda _: self._is_done())
@@ -394,9 +396,9 @@ class Conversation:
         task.add_done_callback(ended)
         return task
 
-    async def _answered(self, request_id: int, work: Coroutine[Any, Any, None]) -> None:
+    async def _answered(self, request_id: int, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()  # not before: a task that is cancelled at once does nothing
         except ExesdbError as error:
             self._refuse(request_id, error)
         except ConnectionError:

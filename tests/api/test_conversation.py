@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -539,6 +540,14 @@ async def test_a_client_that_leaves_takes_its_subscriptions_and_reads_with_it(no
         await eventually(lambda: node.api._talks._following.followers == 0)
         await eventually(lambda: not node.api._talks.conversations)
     assert not node.api.arrivals._waiting
+
+
+async def test_a_client_that_asks_and_leaves_at_once_leaves_nothing_behind(node: Node):
+    """Its requests end before they have begun; a coroutine that nobody awaits is a warning."""
+    async with talking(node) as client:
+        await client.send(*(["read", number, "s", {}] for number in range(3)))
+    await eventually(lambda: not node.api._talks.conversations)
+    gc.collect()
 
 
 async def test_the_last_words_of_a_node_that_stops():
