@@ -364,10 +364,10 @@ class Changes:
             await asyncio.sleep(chance.uniform(0.0, 0.5))
             await chance.choice([operator.add, operator.add, operator.change])()
         await asyncio.sleep(chance.uniform(0.0, 1.0))
-        if chance.random() < 0.5:
-            node.disk.faults.mend()
         if director.may_end([node], "kill") and chance.random() < 0.5:
             await director.end_and_start(node, "kill")
+        node.disk.faults.mend()
+        director.uncalm()  # what came meanwhile is on no disk yet
 
     async def _left_alone(self) -> Node | None:
         """Remove one after the other; who is left, if it is only one."""
