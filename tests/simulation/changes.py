@@ -350,7 +350,8 @@ class Changes:
 
     async def _sole_voter(self) -> None:
         """All voters but one are removed. That one takes appends, and is asked for changes of the
-        members, while its disk is full. What it acknowledges then is in one memory only.
+        members, while its disk is full, or takes nothing. What it acknowledges then is in one
+        memory only.
         """
         director, chance, operator = self._director, self._chance, self._simulation.operator
         if not await director.all_well():
@@ -359,7 +360,8 @@ class Changes:
         if node is None:
             return
         director.note("sole voters")
-        node.disk.faults.full = True
+        node.disk.faults.full = chance.random() < 0.5
+        node.disk.faults.failing = 0.0 if node.disk.faults.full else 1.0
         for _ in range(chance.choice([1, 2, 3])):
             await asyncio.sleep(chance.uniform(0.0, 0.5))
             await chance.choice([operator.add, operator.add, operator.change])()

@@ -72,9 +72,10 @@ class Disk:
 
     def fsync(self, descriptor: int, path: Path) -> None:
         """Before the system's own fsync. Raises OSError where the disk fails."""
-        self.writes()
-        self._sync_point()
         status = os.fstat(descriptor)
+        if self._fails(needs_room=self._has_grown(status)):
+            raise _os_error(self.faults.full)
+        self._sync_point()
         if stat.S_ISDIR(status.st_mode):
             if path.is_relative_to(self.path):
                 self._sync_names(path)
@@ -84,7 +85,7 @@ class Disk:
     def writes(self) -> None:
         """Before something is written. Raises OSError where the disk fails."""
         if self._fails():
-            raise OSError(errno.ENOSPC if self.faults.full else errno.EIO, "simulated")
+            raise _os_error(self.faults.full)
 
     def execute(self, connection: WatchedConnection, sql: str, run: Callable[[], Any]) -> Any:
         """Carry out a statement, or fail, or die before, in or after it."""
@@ -245,9 +246,16 @@ class Disk:
 
     # --- faults ------------------------------------------------------------------------------
 
-    def _fails(self) -> bool:
+    def _fails(self, needs_room: bool = True) -> bool:
         faults = self.faults
-        return faults.full or (faults.failing > 0 and self._chance.random() < faults.failing)
+        by_chance = faults.failing > 0 and self._chance.random() < faults.failing
+        return by_chance or (faults.full and needs_room)
+
+    def _has_grown(self, status: os.stat_result) -> bool:
+        """Whether what is synced takes more room than it had. Names have theirs."""
+        known = self._synced.get(status.st_ino, 0)
+        room = known if isinstance(known, int) else len(known)
+        return stat.S_ISREG(status.st_mode) and status.st_size > room
 
     def _sync_point(self) -> None:
         if self._counts_down():
@@ -303,6 +311,10 @@ def _pairs(before: Path, after: Path) -> Iterator[tuple[Path, Path]]:
             target = after / directory.relative_to(before)
             target.mkdir(exist_ok=True)
             yield directory, target
+
+
+def _os_error(full: bool) -> OSError:
+    return OSError(errno.ENOSPC if full else errno.EIO, "simulated")
 
 
 def _sqlite_error(full: bool) -> sqlite3.OperationalError:

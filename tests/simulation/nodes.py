@@ -115,7 +115,7 @@ class Life:
         """The node ended its process itself."""
         if self.alive:
             faults = self.disk.faults
-            if code != EXIT_PROMISE_LOST or not (faults.full or faults.failing):
+            if code != EXIT_PROMISE_LOST or not faults.failing:  # a full disk takes promises
                 self.node.fail(f"{self} ends its process with {code}")
             self.node.end("kill")
         raise Died
@@ -258,10 +258,13 @@ class Node:
 
     @property
     def lacks_memory(self) -> bool:
-        """Whether the node may not know all that it has acknowledged."""
-        if self.life is None or not self.life.serving:
+        """Whether the node may not know all that it has acknowledged, or may end by itself, and
+        then would not.
+        """
+        life = self.life
+        if life is None or not life.serving:
             return self.forgetful
-        return self.life.replica.recovering
+        return life.replica.recovering or (self.disk.faults.failing > 0 and not life.tail_whole)
 
     def forgets(self, how: str) -> bool:
         """Whether the node would lack memory if it ended so now."""

@@ -43,6 +43,11 @@ SEEDS += [(1218282, 3)]
 SEEDS += [(1211668, 3)]
 # 1290797: a scenario of the harness had a node added that was taken away for good meanwhile.
 SEEDS += [(1290797, 5)]
+# 1300036: a full disk took no vote, and what was there in memory only ended with the process, when
+# another node had just lost its disk.
+SEEDS += [(1300036, 3)]
+# 1310130: the rule of what may be lost with all power took a full disk for one that was written.
+SEEDS += [(1310130, 3)]
 # 166: a scenario of the harness needed a leader that had ended meanwhile.
 SEEDS += [(166, 3)]
 # These have found something once: as they were then, before there were consumers.
