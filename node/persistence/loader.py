@@ -121,9 +121,10 @@ def _keep_damaged_wals(directory: DataDirectory, kept: list[str]) -> None:
 
     Closing what is looked at folds it, so all of it has to be on the disk before (see `wal`). Where
     another process has it open, it does not, and the one before us may have folded halfway (see
-    `folding`). Then a cut, too, may stand in the WAL of `node.db` that does not count, because it
-    was not synced: it would count again once that process is gone, when the stores have been rolled
-    back to the one before it.
+    `folding`). Then a commit, too, may stand in a WAL that does not count, because it was not
+    synced. A cut would count again once that process is gone, when the stores have been rolled back
+    to the one before it; and what a store is rolled back with would be written over a part of such
+    a commit, of which the rest then looks like damage.
     """
     for path in (directory.node_path, *directory.store_files()):
         with _faults_of(path):
@@ -137,8 +138,7 @@ def _keep_damaged_wals(directory: DataDirectory, kept: list[str]) -> None:
             )
             kept.append(str(copy))
         with _faults_of(path):
-            if path == directory.node_path:
-                cut_off_unpublished(path)
+            cut_off_unpublished(path)
             sync_half_a_fold(path)
 
 

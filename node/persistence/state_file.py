@@ -161,8 +161,7 @@ def _replace(path: Path, content: bytes) -> None:
     The order is that of `replace_durably`. Raises OSError, which names the file.
     """
     spare, before = (path.with_name(path.name + suffix) for suffix in (_SPARE, _BEFORE))
-    if spare.exists() and path.exists() and spare.samefile(path):
-        spare.unlink()  # a loss of power came in the midst of the last save
+    _look_after(spare, before, path)
     with naming(spare), open(spare, "r+b" if spare.exists() else "wb") as file:
         file.write(content)
         file.truncate()
@@ -175,6 +174,14 @@ def _replace(path: Path, content: bytes) -> None:
     with suppress(OSError):
         before.rename(spare)
     sync_directory(path.parent)
+
+
+def _look_after(spare: Path, before: Path, path: Path) -> None:
+    """The last save may have ended midway: a spare is what was there before, and never the copy."""
+    if spare.exists() and path.exists() and spare.samefile(path):
+        spare.unlink()
+    if not spare.exists() and before.exists() and not before.samefile(path):
+        before.rename(spare)
 
 
 def _read_copy(path: Path) -> tuple[int, NodeIdentity] | None:

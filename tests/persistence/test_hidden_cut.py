@@ -1,7 +1,8 @@
-"""A cut that was written and not synced, while another process had `node.db` open.
+"""What was written and not synced while another process had the file open.
 
-The next process does not see it, by the index that the reader has, and rolls its stores back to the
-cut before. It must never see it again.
+The next process does not see it, by the index that the reader has. It rolls its stores back to the
+cut that it sees, and must never see the other one again; nor a part of a commit of a store, the
+rest of which it has written over.
 """
 
 from __future__ import annotations
@@ -62,3 +63,41 @@ def test_a_cut_that_a_reader_hid_from_a_start_does_not_come_back(
         loaded = load_state(directory)
     assert (loaded.lost, loaded.set_aside) == (False, [])
     assert loaded.cut_index >= int((tmp_path / "root" / "persisted").read_text())
+
+
+STORE_IS_AHEAD_AND_NOT_SYNCED = """
+async def is_read(directory, worker, history):
+    path = await written(directory, worker, history)
+    history.create("beta")
+    history.append("beta")
+    await flush(worker, history)
+    await worker._in_thread(int)  # what follows that cycle is over
+    (root / "persisted").write_text(str(history.index))
+    begins_to_be_read(path)
+    history.append("alpha")
+    history.append("beta")
+    failing.write_text("beta")  # the cut stays where it is, and alpha is ahead of it
+    await fails(worker, history)
+    failing.unlink()
+    for number in range(30):
+        history.append("alpha", f"s{number}", count=100, size=300)
+    failing.write_text("=" + path.name + "-wal")  # as if killed within the fsync of its COMMIT
+    await fails(worker, history)
+
+carry_out(is_read)
+"""
+
+ENDS_BEFORE_ITS_FIRST_CYCLE = """
+with DataDirectory(root / "data") as directory:
+    loaded = load_state(directory)
+    assert not loaded.lost and not loaded.set_aside, loaded
+    assert loaded.cut_index == int((root / "persisted").read_text())
+    os._exit(0)
+"""
+
+
+def test_a_commit_of_a_store_that_a_reader_hid_is_no_damage_after_a_roll_back(
+    tmp_path: Path,
+) -> None:
+    programs = [STORE_IS_AHEAD_AND_NOT_SYNCED] + [ENDS_BEFORE_ITS_FIRST_CYCLE] * 2
+    carried_out_beside_a_reader(tmp_path, *programs)

@@ -114,6 +114,20 @@ def test_a_save_needs_no_room_after_the_second_one(directory: DataDirectory) -> 
         assert len({path.stat().st_size for path in directory.path.glob("state.*")}) == 1
 
 
+def test_a_save_that_was_cut_short_leaves_the_spare_of_the_next_one(
+    directory: DataDirectory,
+) -> None:
+    file = StateFile(directory)
+    for term in (7, 8, 9):
+        file.save(dataclasses.replace(IDENTITY, term=term))
+    spare = directory.path / "state.1.spare"
+    inode = spare.stat().st_ino
+    spare.rename(directory.path / "state.1.before")  # a kill came before the last rename
+    file.save(NEWER)
+    assert directory.state_paths[0].stat().st_ino == inode
+    assert StateFile(directory).load() == NEWER
+
+
 @pytest.mark.parametrize("left", ["state.1.spare", "state.1.before"])
 def test_what_a_save_that_was_cut_short_left_is_never_written_over(
     directory: DataDirectory, monkeypatch: pytest.MonkeyPatch, left: str
