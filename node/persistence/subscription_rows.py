@@ -41,7 +41,7 @@ class SubscriptionRows:
         self._path = path
         self._execute(SUBSCRIPTIONS_TABLE)
         self._rows: dict[str, list[_Row]] = {}  # of each name, the latest last
-        self._outlived: set[str] = set()  # names of which rows are yet to be forgotten
+        self._outlived: dict[str, None] = {}  # names, in order, of which rows are to be forgotten
 
     @property
     def total(self) -> int:
@@ -106,7 +106,7 @@ class SubscriptionRows:
             rows.pop()  # it was replaced
         rows.append(row)
         if len(rows) > 1 or row.removes:
-            self._outlived.add(name)
+            self._outlived[name] = None
 
     def _forget_older(self, name: str, safe_index: int) -> None:
         rows = self._rows[name]
@@ -117,7 +117,7 @@ class SubscriptionRows:
             self._execute("DELETE FROM subscriptions WHERE rowid = ?", (row.rowid,))
         del rows[: max(0, needed)]
         if len(rows) < 2 and not (rows and rows[-1].removes):
-            self._outlived.discard(name)
+            self._outlived.pop(name, None)
         if not rows:
             del self._rows[name]
 
