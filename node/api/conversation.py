@@ -279,8 +279,7 @@ class Conversation:
         if type(outcome) is Appended:
             answer = prepared.answer(request_id, outcome, index)
             if prepared.durable:
-                timeout_ms = prepared.timeout_ms
-                self._start(request_id, partial(self._on_disk, answer, index, timeout_ms))
+                self._start(request_id, partial(self._on_disk, answer, index, prepared))
             else:
                 self._say_encoded(answer)
         elif isinstance(outcome, ExesdbError):
@@ -291,8 +290,8 @@ class Conversation:
         else:
             self._refuse(request_id, refused(outcome, prepared.checks))
 
-    async def _on_disk(self, answer: bytes, index: int, timeout_ms: int) -> None:
-        await self._shared.on_disk(index, timeout_ms)
+    async def _on_disk(self, answer: bytes, index: int, of: Prepared | PreparedMany) -> None:
+        await self._shared.on_disk(index, of.timeout_ms)
         self._say_encoded(answer)
 
     # --- reading -------------------------------------------------------------------------------
@@ -323,9 +322,8 @@ class Conversation:
         self, request_id: int, followed: _Followed, work: Callable[[], Awaitable[None]]
     ) -> None:
         self._feeds[request_id] = followed
-        followed.task = self._run(
-            self._answered(request_id, work), partial(self._followed, request_id, followed)
-        )
+        answered = self._answered(request_id, work)
+        followed.task = self._run(answered, partial(self._followed, request_id, followed))
 
     async def _follow(self, request: Subscribe, followed: _Followed) -> None:
         feed = followed.source = await self._shared.feed(self._store, request, self._send)
