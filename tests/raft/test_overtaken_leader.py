@@ -7,9 +7,7 @@ later one since, and cut it off; of the members that there are now they may be a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
@@ -29,16 +27,16 @@ FALLBACKS_MS = [1_000, 60_000]  # the default; and one that stands for a leader 
 
 
 class Overtaken:
-    """A leader, and an append that one other node has acknowledged: fewer than a majority."""
+    """A leader, and an append that its witnesses have acknowledged: fewer than a majority."""
 
-    def __init__(self, cluster: Cluster, leader: str, witness: str) -> None:
-        self.leader, self.witness = leader, witness
-        self.others = [one for one in cluster.replicas if one not in (leader, witness)]
+    def __init__(self, cluster: Cluster, leader: str, *witnesses: str) -> None:
+        self.leader, self.witnesses = leader, witnesses
+        self.others = [one for one in cluster.replicas if one not in (leader, *witnesses)]
         self._cluster = cluster
         self._command = cluster.command()
 
     async def half_replicated(self) -> None:
-        """Append through the leader, and let only the witness hear of it."""
+        """Append through the leader, and let only the witnesses hear of it."""
 
         def passes(sender: str, to: str, message: Message) -> bool:
             entries = isinstance(message, AppendEntries)
@@ -48,14 +46,14 @@ class Overtaken:
         cluster.links.watchers.append(passes)
         before = engine.journal.last_index
         self._appending = asyncio.ensure_future(cluster.append(self.leader, self._command, 20_000))
-        await cluster.until(lambda: engine.match_index(self.witness) > before)
+        await cluster.until(lambda: all(engine.match_index(one) > before for one in self.witnesses))
 
     async def replaced_by(self, successor: str) -> None:
         """Cut the leader off, and let this one lead next."""
         cluster = self._cluster
         cluster.links.cut(self.leader)
         cluster.links.watchers.pop()
-        rest = [one for one in (self.witness, *self.others) if one != successor]
+        rest = [one for one in (*self.witnesses, *self.others) if one != successor]
         for one in rest:
             cluster[one]._election._may_stand = lambda: False  # type: ignore[method-assign]
         await cluster.led(successor)
@@ -63,23 +61,16 @@ class Overtaken:
             del cluster[one]._election._may_stand
 
     async def judged(self, *members: str) -> None:
-        """As `judged` does, the append of this leader."""
-        await judged(self._cluster, members, self._command, self._appending)
-
-
-async def judged(
-    cluster: Cluster, members: Sequence[str], command: bytes, appending: asyncio.Future[Any]
-) -> None:
-    """All of these hold the append, or nobody does and nobody was told that it is stored."""
-    assert not cluster.chronicle.violations, "two histories"
-    await settled(cluster, *members)
-    held = [cluster.holds(one, command) for one in members]
-    assert len({*held}) == 1, "two histories"
-    appending.cancel()
-    with suppress(ExesdbError, asyncio.CancelledError):
-        await appending
-        assert all(held), "an acknowledged append is lost"
-    cluster.check()
+        """All of these hold the append, or nobody does and nobody was told that it is stored."""
+        assert not self._cluster.chronicle.violations, "two histories"
+        await settled(self._cluster, *members)
+        held = [self._cluster.holds(one, self._command) for one in members]
+        assert len({*held}) == 1, "two histories"
+        self._appending.cancel()
+        with suppress(ExesdbError, asyncio.CancelledError):
+            await self._appending
+            assert all(held), "an acknowledged append is lost"
+        self._cluster.check()
 
 
 @pytest.mark.parametrize("fallback_ms", FALLBACKS_MS)
@@ -254,18 +245,8 @@ def test_a_voter_without_its_disk_does_not_judge_old_answers_by_the_members_of_n
         leader = await ready(cluster)
         lost, removed, next_, other, witness, second = cluster.followers()
         rest = [next_, other, witness, second]
-        engine = cluster[leader]._engine
-
-        def reaches_two(sender: str, to: str, message: Message) -> bool:
-            entries = isinstance(message, AppendEntries)
-            return not (sender == leader and to not in (witness, second) and entries)
-
-        links.watchers.append(reaches_two)
-        command, before = cluster.command(), engine.journal.last_index
-        appending = asyncio.ensure_future(cluster.append(leader, command, 20_000))
-        await cluster.until(
-            lambda: all(engine.match_index(one) > before for one in (witness, second))
-        )
+        overtaken = Overtaken(cluster, leader, witness, second)
+        await overtaken.half_replicated()
         links.cut(leader)
         links.watchers.pop()
         asked: dict[str, Message] = {}  # D's link is slow just when it asks for votes
@@ -305,7 +286,7 @@ def test_a_voter_without_its_disk_does_not_judge_old_answers_by_the_members_of_n
         await cluster[next_].remove_member(removed, 1_000)
         await asyncio.sleep(1)
         links.heal()
-        await judged(cluster, [leader, lost, *rest], command, appending)
+        await overtaken.judged(leader, lost, *rest)
 
     simulate(scenario)
 
