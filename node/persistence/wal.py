@@ -105,7 +105,7 @@ def sync_half_a_fold(path: Path) -> None:
     This process must not have it open: its locks would be given back. Raises OSError, and
     StoreDamaged where the disk refuses: the kernel then calls clean what may be on no disk.
     """
-    if not (path.exists() and wal_path(path).exists()):
+    if not _has_wal(path):
         return
     with open(path, "rb") as file:
         try:
@@ -123,7 +123,7 @@ def kept_if_damaged(path: Path, keep: Callable[[Path], Path]) -> Path | None:
     say why.
     """
     try:
-        if is_emptied(path) or not (path.exists() and wal_path(path).exists()):
+        if is_emptied(path) or not _has_wal(path):
             return None
         # In this order: until the connection has read, the last one of another process may fold the
         # WAL and remove it as it closes.
@@ -139,7 +139,7 @@ def cut_off_unpublished(path: Path) -> None:
 
     Others may read the database meanwhile, and only they. Raises OSError, sqlite3.Error.
     """
-    if is_emptied(path) or not (path.exists() and wal_path(path).exists()):
+    if is_emptied(path) or not _has_wal(path):
         return
     with (
         suppress(FileNotFoundError),  # no index: by a damaged header this is no database with a WAL
@@ -153,6 +153,11 @@ def cut_off_unpublished(path: Path) -> None:
         if file.seek(0, os.SEEK_END) > end:
             file.truncate(end)
             os.fsync(file.fileno())
+
+
+def _has_wal(path: Path) -> bool:
+    """Whether there is a database, and a WAL beside it."""
+    return path.exists() and wal_path(path).exists()
 
 
 def _size(path: Path) -> int:

@@ -278,8 +278,8 @@ DEFECTS = (
         "wal-of-an-emptied-database-is-looked-at",
         "damaged files are renamed, never deleted, and their WAL with them",
         "persistence/wal.py",
-        "        if is_emptied(path) or not (path.exists()",
-        "        if not (path.exists()",
+        "        if is_emptied(path) or not _has_wal(path):\n            return None\n",
+        "        if not _has_wal(path):\n            return None\n",
         (f"{_LOADER}::test_the_wal_beside_an_emptied_database_is_kept",),
     ),
     Defect(
@@ -367,8 +367,8 @@ DEFECTS = (
         "wal-without-its-database-is-looked-at",
         "damaged files are renamed, never deleted, and their WAL with them",
         "persistence/wal.py",
-        "(path.exists() and wal_path(path).exists()):\n            return None\n",
-        "wal_path(path).exists():\n            return None\n",
+        "    return path.exists() and wal_path(path).exists()\n",
+        "    return wal_path(path).exists()\n",
         (f"{_LOADER}::test_a_wal_that_was_parted_from_its_database_is_kept",),
     ),
     Defect(
