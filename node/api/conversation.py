@@ -290,8 +290,8 @@ class Conversation:
         else:
             self._refuse(request_id, refused(outcome, prepared.checks))
 
-    async def _on_disk(self, answer: bytes, index: int, of: Prepared | PreparedMany) -> None:
-        await self._shared.on_disk(index, of.timeout_ms)
+    async def _on_disk(self, answer: bytes, index: int, prepared: Prepared | PreparedMany) -> None:
+        await self._shared.on_disk(index, prepared.timeout_ms)
         self._say_encoded(answer)
 
     # --- reading -------------------------------------------------------------------------------

@@ -41,7 +41,11 @@ _ADDRESS = re.compile(
 ).fullmatch
 _PORT_MAX = 65_535
 _REFUSALS = (
-    *(MembershipChangeOpen, MemberRecovering, NoLeader, NotReady, OutcomeUnknown),
+    MembershipChangeOpen,
+    MemberRecovering,
+    NoLeader,
+    NotReady,
+    OutcomeUnknown,
     PersistenceFailed,
 )
 

@@ -15,8 +15,9 @@ LogEntry = tuple[int, int, bytes]
 
 
 class Promises(Protocol):
-    """What must not be forgotten. A call returns when it is on disk, or ends the process; one does
-    not."""
+    """What must not be forgotten. Each call but `try_membership` returns when it is on disk, or
+    ends the process.
+    """
 
     def save(self, term: int, vote: str | None) -> None:
         """Make the promise durable before anything is said in that term."""
